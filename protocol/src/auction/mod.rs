@@ -1,0 +1,406 @@
+//! Which node runs a replica: announcement, bid, award (Contract Net, Smith 1980), immediate or cancel.
+//!
+//! **States of an auction.** *Asking* (until everybody asked has answered, or a deadline) → *Awarding* (each replica
+//! has been promised to one bidder, whose verdict is awaited) → ended, each replica placed or without a taker.
+//!
+//! **Who writes.** The auctioneer chooses the epoch and the winner; the winner alone publishes the placement, after
+//! pricing again under its own reservations. A bid reserves nothing.
+//!
+//! **If either side dies between two messages.** Before the award: nothing happened. After the award, before the
+//! verdict: the auctioneer asks what became of it ([`Message::AwardQuery`]), three times; a bidder that never saw the
+//! award answers so and refuses it from then on. If it stays silent the replica is awarded to the next bidder with the
+//! next epoch: should the silent one run it after all, the catalog shows both and the lower epoch stops itself. If the
+//! auctioneer dies, the custodian finds what is missing (see [`crate::custody`]).
+//!
+//! **Bounds.** [`MAX_AUCTIONS`] auctions at a time; a record keeps [`MAX_QUOTES`] quotes and as many refusals, the rest
+//! counted.
+//!
+//! Differs from Contract Net: bids carry a price for each further replica, so many replicas are one auction; a timeout
+//! is not a refusal.
+
+mod record;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use record::{Basis, Cause, MAX_QUOTES, Quote, Record, Refusal};
+
+use crate::catalog::Fact;
+use crate::id::{NodeId, WorkloadId};
+use crate::message::Message;
+use crate::time::{Instant, UnixMillis};
+use crate::workload::PlacementId;
+
+/// Everybody is asked in a mesh of up to this many nodes; in a larger one a sample.
+pub const ASK_ALL: usize = 16;
+/// The least sample.
+pub const SAMPLE: usize = 10;
+/// With at least one bid, latecomers are not waited for longer than this.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// With none, not longer than this.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// Until the auctioneer asks what became of an award.
+const VERDICT: Duration = Duration::from_millis(500);
+/// How often it asks before it gives the replica to another.
+const QUERIES: u32 = 3;
+/// Auctions one node holds at a time; more wait with the custodian.
+pub const MAX_AUCTIONS: usize = 256;
+/// What a second replica on one node costs more, in milliseconds: replicas are there to survive a node.
+const CROWDING: u32 = 50;
+
+/// What is to be placed.
+#[derive(Clone, Debug)]
+pub struct Lot {
+    /// Of which workload.
+    pub workload: WorkloadId,
+    /// As its submitter signed it.
+    pub signed: Arc<Fact>,
+    /// Replicas, each with the epoch it is placed with.
+    pub replicas: Vec<(u32, u64)>,
+    /// Why now.
+    pub cause: Cause,
+    /// Nodes that run replicas of it already.
+    pub crowded: BTreeSet<NodeId>,
+}
+
+/// How an auction ended for one workload.
+#[derive(Clone, Debug)]
+pub enum Ended {
+    /// A bidder accepted.
+    Placed {
+        /// What.
+        placement: PlacementId,
+        /// Where.
+        node: NodeId,
+        /// How it came to that.
+        record: Arc<Record>,
+    },
+    /// Nobody would take these replicas.
+    NoTaker {
+        /// Of which workload.
+        workload: WorkloadId,
+        /// Why, node by node.
+        record: Record,
+    },
+}
+
+#[derive(Debug)]
+enum Need {
+    /// To be awarded, with this epoch.
+    Open(u64),
+    /// Promised; a verdict is awaited.
+    Awarded { epoch: u64, to: NodeId, next: Instant, queries: u32 },
+}
+
+#[derive(Debug)]
+struct Auction {
+    lot: Lot,
+    opened: Instant,
+    at: UnixMillis,
+    members: u32,
+    asked: BTreeSet<NodeId>,
+    /// Candidates not asked yet, for widening.
+    reserve: Vec<NodeId>,
+    waiting: BTreeSet<NodeId>,
+    asking_until: Option<Instant>,
+    needs: BTreeMap<u32, Need>,
+    bids: BTreeMap<NodeId, (Vec<u32>, Basis)>,
+    won: BTreeMap<u32, NodeId>,
+    refusals: BTreeMap<NodeId, Refusal>,
+}
+
+/// All auctions this node holds.
+#[derive(Debug, Default)]
+pub struct Auctioneer {
+    next: u64,
+    auctions: BTreeMap<u64, Auction>,
+    ended: Vec<Ended>,
+}
+
+/// What the auctioneer needs of the world for one step.
+pub struct Context<'a> {
+    /// The monotonic clock.
+    pub now: Instant,
+    /// This node.
+    pub me: NodeId,
+    /// Messages to send.
+    pub out: &'a mut Vec<(NodeId, Message)>,
+}
+
+impl Auctioneer {
+    /// Whether a replica of `workload` is being auctioned here.
+    pub fn holds(&self, workload: &WorkloadId, replica: u32) -> bool {
+        self.auctions
+            .values()
+            .any(|auction| auction.lot.workload == *workload && auction.needs.contains_key(&replica))
+    }
+
+    /// Whether there is room for another auction.
+    pub fn has_room(&self) -> bool {
+        self.auctions.len() < MAX_AUCTIONS
+    }
+
+    /// Begins one. `candidates` are asked in their order: the first `ask` now, the others when those do not suffice.
+    pub fn open(&mut self, lot: Lot, mut candidates: Vec<NodeId>, ask: usize, at: UnixMillis, cx: &mut Context<'_>) {
+        self.next += 1;
+        let reserve = candidates.split_off(ask.min(candidates.len()));
+        let mut auction = Auction {
+            needs: lot.replicas.iter().map(|(replica, epoch)| (*replica, Need::Open(*epoch))).collect(),
+            lot,
+            opened: cx.now,
+            at,
+            members: (candidates.len() + reserve.len()) as u32,
+            asked: BTreeSet::new(),
+            reserve,
+            waiting: BTreeSet::new(),
+            asking_until: None,
+            bids: BTreeMap::new(),
+            won: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+        };
+        auction.ask(self.next, candidates, cx);
+        self.auctions.insert(self.next, auction);
+        self.advance(self.next, cx);
+    }
+
+    /// Takes one of this machine's messages.
+    pub fn handle(&mut self, from: NodeId, message: Message, cx: &mut Context<'_>) {
+        match message {
+            Message::Bid { auction: id, mut prices, basis } => {
+                let Some(auction) = self.auctions.get_mut(&id) else { return };
+                if auction.waiting.remove(&from) {
+                    prices.truncate(auction.needs.len());
+                    auction.bids.insert(from, (prices, basis));
+                }
+                self.advance(id, cx);
+            }
+            Message::Refusal { auction: id, refusal } => {
+                let Some(auction) = self.auctions.get_mut(&id) else { return };
+                if auction.waiting.remove(&from) {
+                    auction.refusals.insert(from, refusal);
+                }
+                self.advance(id, cx);
+            }
+            Message::Verdict { placement, refusal } => self.verdict(from, placement, refusal, cx),
+            _ => {}
+        }
+    }
+
+    /// A member is gone: nothing more is expected of it.
+    pub fn peer_down(&mut self, node: &NodeId, cx: &mut Context<'_>) {
+        let ids: Vec<u64> = self.auctions.keys().copied().collect();
+        for id in ids {
+            let Some(auction) = self.auctions.get_mut(&id) else { continue };
+            auction.waiting.remove(node);
+            auction.bids.remove(node);
+            for need in auction.needs.values_mut() {
+                if let Need::Awarded { epoch, to, .. } = need
+                    && to == node
+                {
+                    *need = Need::Open(*epoch + 1);
+                }
+            }
+            self.advance(id, cx);
+        }
+    }
+
+    /// The workload is not wanted any more.
+    pub fn forget(&mut self, workload: &WorkloadId) {
+        self.auctions.retain(|_, auction| auction.lot.workload != *workload);
+    }
+
+    /// The time at which [`Auctioneer::handle_timeout`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.auctions.values().filter_map(Auction::next_timeout).min()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, cx: &mut Context<'_>) {
+        let due = |auction: &Auction| auction.next_timeout().is_some_and(|at| at <= cx.now);
+        let ids: Vec<u64> = self.auctions.iter().filter(|(_, auction)| due(auction)).map(|(id, _)| *id).collect();
+        for id in ids {
+            let Some(auction) = self.auctions.get_mut(&id) else { continue };
+            auction.verdicts_due(cx);
+            self.advance(id, cx);
+        }
+    }
+
+    /// How auctions ended since this was last asked.
+    pub fn take_ended(&mut self) -> Vec<Ended> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// What must hold after every step.
+    pub fn invariants(&self) {
+        assert!(self.auctions.len() <= MAX_AUCTIONS);
+        for auction in self.auctions.values() {
+            assert!(!auction.needs.is_empty(), "an auction without needs has ended");
+            assert!(auction.waiting.is_subset(&auction.asked));
+            assert!(auction.next_timeout().is_some(), "an open auction always ends by itself");
+        }
+    }
+
+    fn verdict(&mut self, from: NodeId, placement: PlacementId, refusal: Option<Refusal>, cx: &mut Context<'_>) {
+        let concerns = |auction: &Auction| {
+            auction.lot.workload == placement.workload
+                && matches!(auction.needs.get(&placement.replica),
+                    Some(Need::Awarded { epoch, to, .. }) if *epoch == placement.epoch && *to == from)
+        };
+        let Some((&id, auction)) = self.auctions.iter_mut().find(|(_, auction)| concerns(auction)) else { return };
+        match refusal {
+            None => {
+                auction.needs.remove(&placement.replica);
+                auction.won.insert(placement.replica, from);
+                let record = Arc::new(auction.record(cx));
+                self.ended.push(Ended::Placed { placement, node: from, record });
+            }
+            Some(refusal) => {
+                // It reserved nothing, so the same epoch may go to another; its other prices are stale too.
+                auction.bids.remove(&from);
+                // A bidder that knows a later epoch than the auctioneer did says so.
+                let epoch = match &refusal {
+                    Refusal::Superseded { epoch } => placement.epoch.max(epoch + 1),
+                    _ => placement.epoch,
+                };
+                auction.refusals.insert(from, refusal);
+                auction.needs.insert(placement.replica, Need::Open(epoch));
+            }
+        }
+        self.advance(id, cx);
+    }
+
+    fn advance(&mut self, id: u64, cx: &mut Context<'_>) {
+        let Some(auction) = self.auctions.get_mut(&id) else { return };
+        if auction.waiting.is_empty() {
+            auction.asking_until = None;
+        }
+        if let Some(until) = auction.asking_until {
+            let impatient = !auction.bids.is_empty() && cx.now >= auction.opened + PATIENCE;
+            if cx.now < until && !impatient {
+                return;
+            }
+            for late in std::mem::take(&mut auction.waiting) {
+                auction.refusals.insert(late, Refusal::NoAnswer);
+            }
+            auction.asking_until = None;
+        }
+        auction.award(cx);
+        let open = auction.needs.values().any(|need| matches!(need, Need::Open(_)));
+        if open && !auction.reserve.is_empty() {
+            // Nobody left to award to: ask more, twice as many as so far.
+            let more = auction.reserve.len().min(auction.asked.len().max(SAMPLE));
+            let more = auction.reserve.drain(..more).collect();
+            auction.ask(id, more, cx);
+            return;
+        }
+        if open && auction.needs.values().all(|need| matches!(need, Need::Open(_))) {
+            let record = auction.record(cx);
+            self.ended.push(Ended::NoTaker { workload: auction.lot.workload, record });
+            self.auctions.remove(&id);
+        } else if auction.needs.is_empty() {
+            self.auctions.remove(&id);
+        }
+    }
+}
+
+impl Auction {
+    fn ask(&mut self, id: u64, nodes: Vec<NodeId>, cx: &mut Context<'_>) {
+        self.asking_until = Some(cx.now + DEADLINE);
+        let replicas = self.needs.len() as u32;
+        for node in nodes {
+            self.asked.insert(node);
+            self.waiting.insert(node);
+            let workload = Arc::clone(&self.lot.signed);
+            cx.out.push((node, Message::Announcement { auction: id, workload, replicas }));
+        }
+    }
+
+    /// Promises every open replica to the cheapest bidder that is left.
+    fn award(&mut self, cx: &mut Context<'_>) {
+        let mut promised: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for node in self.won.values() {
+            *promised.entry(*node).or_default() += 1;
+        }
+        for need in self.needs.values() {
+            if let Need::Awarded { to, .. } = need {
+                *promised.entry(*to).or_default() += 1;
+            }
+        }
+        let mut awards = Vec::new();
+        for (replica, need) in &mut self.needs {
+            let Need::Open(epoch) = *need else { continue };
+            let price = |(node, (prices, _)): (&NodeId, &(Vec<u32>, Basis))| {
+                let taken = promised.get(node).copied().unwrap_or(0);
+                let crowd = taken as u32 + u32::from(self.lot.crowded.contains(node));
+                let price = prices.get(taken)?.saturating_add(crowd.saturating_mul(CROWDING));
+                Some((price, *node))
+            };
+            let Some((_, node)) = self.bids.iter().filter_map(price).min() else { break };
+            *promised.entry(node).or_default() += 1;
+            *need = Need::Awarded { epoch, to: node, next: cx.now + VERDICT, queries: 0 };
+            awards.push((PlacementId { workload: self.lot.workload, replica: *replica, epoch }, node));
+        }
+        if awards.is_empty() {
+            return;
+        }
+        let record = Arc::new(self.record(cx));
+        for (placement, node) in awards {
+            let (workload, record) = (Arc::clone(&self.lot.signed), Arc::clone(&record));
+            cx.out.push((node, Message::Award { placement, workload, record }));
+        }
+    }
+
+    fn verdicts_due(&mut self, cx: &mut Context<'_>) {
+        for (replica, need) in &mut self.needs {
+            let Need::Awarded { epoch, to, next, queries } = need else { continue };
+            if *next > cx.now {
+                continue;
+            }
+            if *queries < QUERIES {
+                *queries += 1;
+                *next = cx.now + VERDICT;
+                let placement = PlacementId { workload: self.lot.workload, replica: *replica, epoch: *epoch };
+                cx.out.push((*to, Message::AwardQuery { placement }));
+            } else {
+                self.bids.remove(to);
+                self.refusals.insert(*to, Refusal::NoAnswer);
+                *need = Need::Open(*epoch + 1);
+            }
+        }
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        let verdicts = self.needs.values().filter_map(|need| match need {
+            Need::Awarded { next, .. } => Some(*next),
+            Need::Open(_) => None,
+        });
+        let asking = self.asking_until.map(|until| {
+            let patience = self.opened + PATIENCE;
+            if self.bids.is_empty() { until } else { until.min(patience) }
+        });
+        verdicts.chain(asking).min()
+    }
+
+    fn record(&self, cx: &Context<'_>) -> Record {
+        let winners = self.needs.iter().filter_map(|(replica, need)| match need {
+            Need::Awarded { to, .. } => Some((*to, *replica)),
+            Need::Open(_) => None,
+        });
+        let winners: Vec<(NodeId, u32)> =
+            winners.chain(self.won.iter().map(|(replica, node)| (*node, *replica))).collect();
+        let won = |node: &NodeId| winners.iter().filter(|(to, _)| to == node).map(|(_, replica)| *replica).collect();
+        let quotes = self.bids.iter().filter_map(|(node, (prices, basis))| {
+            Some(Quote { node: *node, price: *prices.first()?, basis: basis.clone(), won: won(node) })
+        });
+        Record::new(
+            cx.me,
+            self.at,
+            self.lot.cause,
+            (self.members, self.asked.len() as u32),
+            cx.now.since(self.opened),
+            quotes.collect(),
+            self.refusals.iter().map(|(node, refusal)| (*node, refusal.clone())).collect(),
+        )
+    }
+}

@@ -1,0 +1,203 @@
+//! What is remembered of an auction, so that `moyai why` can show every quote and every refusal on any node, also
+//! after the auctioneer is gone: it travels with the award and stays with the placement.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::NodeId;
+use crate::time::UnixMillis;
+
+/// The most quotes, and the most refusals, that a record keeps one by one.
+pub const MAX_QUOTES: usize = 16;
+
+/// Why a node would not run a replica.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Not enough memory is free.
+    Memory {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes not reserved by others.
+        free: u64,
+    },
+    /// Not enough processor time is free.
+    Cpu {
+        /// Thousandths of a core asked for.
+        asked: u64,
+        /// Thousandths not reserved by others.
+        free: u64,
+    },
+    /// A label is missing or different.
+    Label {
+        /// Its name.
+        name: String,
+        /// What was asked for.
+        value: String,
+    },
+    /// The node does not know a feature that the workload needs.
+    Requires(String),
+    /// Its signature or role is not good here.
+    Unauthorised(String),
+    /// It may not run more placements.
+    Full,
+    /// It knows this replica with a later epoch.
+    Superseded {
+        /// The epoch it knows.
+        epoch: u64,
+    },
+    /// It did not see the award and takes it no more.
+    NotSeen,
+    /// The workload is removed, or wants fewer replicas by now.
+    Unwanted,
+    /// It did not answer in time.
+    NoAnswer,
+    /// This replica failed on it a moment ago.
+    FailedHere,
+    /// It has not got the image, and knows no live node that has.
+    NoImage,
+}
+
+impl Refusal {
+    /// The reason without its amounts, by which refusals are counted.
+    pub fn kind(&self) -> String {
+        match self {
+            Refusal::Memory { .. } => "memory".to_owned(),
+            Refusal::Cpu { .. } => "cpus".to_owned(),
+            Refusal::Label { name, value } => format!("no label {name}={value}"),
+            Refusal::Requires(feature) => format!("does not know {feature}"),
+            Refusal::Unauthorised(_) => "signature or role".to_owned(),
+            Refusal::Full => "too many placements".to_owned(),
+            Refusal::Superseded { .. } => "later epoch known".to_owned(),
+            Refusal::NotSeen => "award not seen in time".to_owned(),
+            Refusal::Unwanted => "not wanted any more".to_owned(),
+            Refusal::NoAnswer => "no answer".to_owned(),
+            Refusal::NoImage => "no live node has the image".to_owned(),
+            Refusal::FailedHere => "failed there a moment ago".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: &u64| bytes >> 20;
+        match self {
+            Refusal::Memory { asked, free } => {
+                write!(f, "memory (asked {} MiB, {} MiB free)", mib(asked), mib(free))
+            }
+            Refusal::Cpu { asked, free } => {
+                write!(f, "cpus (asked {}, {} free)", Milli(*asked), Milli(*free))
+            }
+            Refusal::Unauthorised(reason) => write!(f, "signature or role: {reason}"),
+            Refusal::Superseded { epoch } => write!(f, "epoch {epoch} is known there"),
+            other => f.write_str(&other.kind()),
+        }
+    }
+}
+
+struct Milli(u64);
+
+impl fmt::Display for Milli {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{}.{:03}", self.0 / 1000, self.0 % 1000);
+        f.write_str(text.trim_end_matches('0').trim_end_matches('.'))
+    }
+}
+
+/// What a price is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Basis {
+    /// Bytes of the image that are not on the node.
+    pub missing: u64,
+    /// Bytes of the image in all.
+    pub size: u64,
+    /// Bytes a second that the node expects to fetch them with.
+    pub bandwidth: u64,
+    /// Containers being started there.
+    pub starting: u32,
+    /// Share of its processors that is reserved, 0–100.
+    pub reserved: u8,
+    /// Share of time that some task waited for a processor, 0–100.
+    pub pressure: u8,
+}
+
+/// One bid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quote {
+    /// Whose.
+    pub node: NodeId,
+    /// Expected milliseconds for the first replica it was offered.
+    pub price: u32,
+    /// What it is made of.
+    pub basis: Basis,
+    /// Replicas it was given.
+    pub won: Vec<u32>,
+}
+
+/// Why an auction was held.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// Somebody asked for it.
+    Submitted,
+    /// The node that ran it went down.
+    NodeDown(NodeId),
+    /// It was lost or failed where it ran.
+    Lost(NodeId),
+    /// Nobody runs it, for another reason: the first auction found no taker, or more replicas are wanted.
+    Missing,
+}
+
+/// An auction in retrospect.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Who held it.
+    pub auctioneer: NodeId,
+    /// When it was opened, in milliseconds since 1970.
+    pub at: UnixMillis,
+    /// Why.
+    pub cause: Cause,
+    /// How many nodes could have been asked.
+    pub members: u32,
+    /// How many were.
+    pub asked: u32,
+    /// Milliseconds from opening to this record.
+    pub took: u32,
+    /// The cheapest bids, in order; winners first of all.
+    pub quotes: Vec<Quote>,
+    /// Bids beyond those kept.
+    pub more_quotes: u32,
+    /// Some refusals, each with its amounts.
+    pub refusals: Vec<(NodeId, Refusal)>,
+    /// All refusals by kind.
+    pub refused: Vec<(String, u32)>,
+}
+
+impl Record {
+    pub(crate) fn new(
+        auctioneer: NodeId,
+        at: UnixMillis,
+        cause: Cause,
+        (members, asked): (u32, u32),
+        took: Duration,
+        mut quotes: Vec<Quote>,
+        mut refusals: Vec<(NodeId, Refusal)>,
+    ) -> Record {
+        quotes.sort_by_key(|quote| (quote.won.is_empty(), quote.price, quote.node));
+        let more_quotes = quotes.len().saturating_sub(MAX_QUOTES) as u32;
+        quotes.truncate(MAX_QUOTES);
+        let mut refused: Vec<(String, u32)> = Vec::new();
+        for (_, refusal) in &refusals {
+            let kind = refusal.kind();
+            match refused.iter_mut().find(|(known, _)| *known == kind) {
+                Some((_, count)) => *count += 1,
+                None => refused.push((kind, 1)),
+            }
+        }
+        refused.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        refused.truncate(MAX_QUOTES);
+        refusals.truncate(MAX_QUOTES);
+        let took = took.as_millis() as u32;
+        Record { auctioneer, at, cause, members, asked, took, quotes, more_quotes, refusals, refused }
+    }
+}

@@ -1,0 +1,292 @@
+//! Facts: what one author says about one thing, stamped and signed.
+//!
+//! | key | author | body |
+//! |---|---|---|
+//! | `Node` | the node | capacity, labels, addresses, images, certificates |
+//! | `Placement` | the node that runs it | epoch and state of one replica |
+//! | `Pending` | the auctioneer that found no taker | the reasons, counted |
+//! | `Workload` | any member that may submit | the submitter's signed specification, how many replicas are wanted now |
+//!
+//! `Gone` in place of a body is a tombstone. A workload's tombstone is a [`WorkloadFact`] that is `removed`, because
+//! it must show that its author may say so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+use serde::{Deserialize, Serialize};
+
+use super::hlc::Hlc;
+use crate::auction::Record;
+use crate::codec;
+use crate::id::{ChunkId, ImageId, KeyHash, MeshId, NodeId, Signature, WorkloadId};
+use crate::reference::Reference;
+use crate::trust::{Chain, Role, node_of, sign, verify};
+use crate::worker::PlacementState;
+use crate::workload::{Resources, SignedSpec, Spec};
+
+const DOMAIN: &str = "moyai fact v1";
+/// The most bytes a fact's content may have.
+pub const MAX_FACT: usize = 96 * 1024;
+/// The most images one node tells of; those loaded last.
+pub const MAX_IMAGES: usize = 256;
+
+/// What a fact is about.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Key {
+    /// A node's report of itself.
+    Node(NodeId),
+    /// One replica on one node.
+    Placement(NodeId, WorkloadId, u32),
+    /// An auctioneer's failure to place a workload.
+    Pending(NodeId, WorkloadId),
+    /// A workload.
+    Workload(WorkloadId),
+}
+
+impl Key {
+    /// Where this stands in the order of reconciliation.
+    pub fn hash(&self) -> KeyHash {
+        let hash = blake3::hash(&codec::encode(self));
+        KeyHash(hash.as_bytes()[..16].try_into().expect("half a hash"))
+    }
+
+    /// The only node that may write this, where there is one.
+    pub fn owner(&self) -> Option<NodeId> {
+        match self {
+            Key::Node(node) | Key::Placement(node, ..) | Key::Pending(node, _) => Some(*node),
+            Key::Workload(_) => None,
+        }
+    }
+}
+
+/// What an author says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Body {
+    /// Of [`Key::Node`].
+    Node(NodeFact),
+    /// Of [`Key::Placement`].
+    Placement(PlacementFact),
+    /// Of [`Key::Pending`].
+    Pending(Record),
+    /// Of [`Key::Workload`].
+    Workload(WorkloadFact),
+    /// Of the first three, when it no longer holds.
+    Gone,
+}
+
+/// A node's report of itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeFact {
+    /// What people call it.
+    pub name: String,
+    /// Release of its software.
+    pub version: String,
+    /// All it can give.
+    pub capacity: Resources,
+    /// What constraints are matched against.
+    pub labels: BTreeMap<String, String>,
+    /// Where its data plane listens.
+    pub data: Vec<String>,
+    /// Images that are complete here, and names given to them here.
+    pub images: Vec<ImageHeld>,
+    /// Images that are on their way here, and can be fetched from here in part.
+    pub fetching: Vec<ChunkId>,
+    /// Its certificates.
+    pub chain: Option<Chain>,
+}
+
+/// An image on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageHeld {
+    /// What it is called; of two images with one name, the one loaded last has it.
+    pub reference: Reference,
+    /// SHA-256 of its config.
+    pub id: ImageId,
+    /// The chunk that lists its parts.
+    pub root: ChunkId,
+    /// Bytes of all its chunks.
+    pub size: u64,
+    /// When the name was given.
+    pub named: Hlc,
+}
+
+/// One replica, as the node that runs it sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlacementFact {
+    /// The fencing token.
+    pub epoch: u64,
+    /// How far it is.
+    pub state: PlacementState,
+    /// Why, where the state alone does not say.
+    pub detail: String,
+    /// Starts after the first.
+    pub restarts: u32,
+    /// The workload's generation it was awarded under.
+    pub generation: u64,
+    /// When this node accepted it, in milliseconds since 1970.
+    pub accepted: u64,
+    /// When its container started last, in milliseconds since 1970; 0 is not yet.
+    pub started: u64,
+    /// The auction that brought it here.
+    pub record: Arc<Record>,
+}
+
+/// A workload, as the mesh wants it now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadFact {
+    /// What was asked for, verbatim.
+    pub spec: SignedSpec,
+    /// Counts changes to `replicas`.
+    pub generation: u64,
+    /// The generation in which it was last started from nothing: replicas that ended in an earlier one are wanted anew.
+    pub revived: u64,
+    /// How many are wanted now.
+    pub replicas: u32,
+    /// Whether it is to be forgotten.
+    pub removed: bool,
+    /// The certificates of this fact's author.
+    pub author: Chain,
+}
+
+/// A fact as it travels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fact {
+    /// About what.
+    pub key: Key,
+    /// When it was said.
+    pub version: Hlc,
+    /// Who says it.
+    pub author: NodeId,
+    /// The encoded [`Body`], verbatim, so that it can be passed on by nodes that know fewer fields.
+    pub content: Vec<u8>,
+    /// The author's signature over all of that.
+    pub signature: Signature,
+}
+
+/// Why a fact is not believed. Nothing was changed; its author, or whoever changed it on the way, is at fault.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FactError {
+    /// Larger than facts are.
+    #[error("a fact of {len} bytes, {MAX_FACT} is the most")]
+    TooLarge {
+        /// How large.
+        len: usize,
+    },
+    /// Written by somebody who may not write it.
+    #[error("node {} wrote a fact that is node {}'s to write", author.short(), owner.short())]
+    NotOwner {
+        /// Who wrote.
+        author: NodeId,
+        /// Whose it is.
+        owner: NodeId,
+    },
+    /// The signature is not the author's.
+    #[error("a fact that its author {} did not sign", author.short())]
+    Forged {
+        /// The alleged author.
+        author: NodeId,
+    },
+    /// The content is not what the key says.
+    #[error("a fact whose content does not fit its key: {reason}")]
+    Malformed {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A workload, or a change to one, by somebody who may not.
+    #[error("a workload by somebody who may not submit: {reason}")]
+    Unauthorised {
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// What a believed fact says, with a workload's specification already opened.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// A node's report.
+    Node(NodeFact),
+    /// A replica.
+    Placement(PlacementFact),
+    /// Nobody took it.
+    Pending(Record),
+    /// A workload.
+    Workload {
+        /// How many are wanted, and whether at all.
+        fact: WorkloadFact,
+        /// What is asked for.
+        spec: Arc<Spec>,
+        /// Who asked.
+        submitter: NodeId,
+    },
+    /// A tombstone.
+    Gone,
+}
+
+impl Fact {
+    /// A fact by the owner of `key_pair`.
+    pub fn sign(key: Key, version: Hlc, body: &Body, key_pair: &SigningKey) -> Fact {
+        let author = node_of(key_pair);
+        let content = codec::encode(body);
+        let signature = sign(key_pair, DOMAIN, &signed_bytes(&key, version, &author, &content));
+        Fact { key, version, author, content, signature }
+    }
+
+    /// What it says, after every check that makes it worth believing.
+    pub fn open(&self, mesh: &MeshId) -> Result<Said, FactError> {
+        if self.content.len() > MAX_FACT {
+            return Err(FactError::TooLarge { len: self.content.len() });
+        }
+        if let Some(owner) = self.key.owner().filter(|owner| *owner != self.author) {
+            return Err(FactError::NotOwner { author: self.author, owner });
+        }
+        let signed = signed_bytes(&self.key, self.version, &self.author, &self.content);
+        if !verify(&self.author, DOMAIN, &signed, &self.signature) {
+            return Err(FactError::Forged { author: self.author });
+        }
+        let body: Body =
+            codec::decode(&self.content).map_err(|error| FactError::Malformed { reason: error.to_string() })?;
+        match (self.key, body) {
+            (Key::Node(_), Body::Node(fact)) => self.open_node(fact, mesh),
+            (Key::Placement(..), Body::Placement(fact)) => Ok(Said::Placement(fact)),
+            (Key::Pending(..), Body::Pending(record)) => Ok(Said::Pending(record)),
+            (Key::Workload(id), Body::Workload(fact)) => self.open_workload(id, fact, mesh),
+            (Key::Node(_) | Key::Placement(..) | Key::Pending(..), Body::Gone) => Ok(Said::Gone),
+            (key, _) => Err(FactError::Malformed { reason: format!("{key:?} with another kind of content") }),
+        }
+    }
+
+    fn open_node(&self, fact: NodeFact, mesh: &MeshId) -> Result<Said, FactError> {
+        if let Some(chain) = &fact.chain {
+            chain
+                .verify_shown_by(&self.author, mesh, self.version.time().as_secs())
+                .map_err(|error| FactError::Unauthorised { reason: error.to_string() })?;
+        }
+        if fact.images.len() > MAX_IMAGES || fact.fetching.len() > MAX_IMAGES {
+            return Err(FactError::Malformed { reason: format!("more than {MAX_IMAGES} images") });
+        }
+        Ok(Said::Node(fact))
+    }
+
+    fn open_workload(&self, id: WorkloadId, fact: WorkloadFact, mesh: &MeshId) -> Result<Said, FactError> {
+        let unauthorised = |reason: String| FactError::Unauthorised { reason };
+        let author = fact
+            .author
+            .verify_shown_by(&self.author, mesh, self.version.time().as_secs())
+            .map_err(|error| unauthorised(error.to_string()))?;
+        if author.role < Role::Submitter {
+            return Err(unauthorised(format!("node {} is a {}", author.node.short(), author.role)));
+        }
+        let (spec, submitter) = fact.spec.open(mesh).map_err(|error| unauthorised(error.to_string()))?;
+        if spec.id != id {
+            return Err(FactError::Malformed { reason: format!("workload {} under the key of another", spec.id) });
+        }
+        Ok(Said::Workload { fact, spec: Arc::new(spec), submitter: submitter.node })
+    }
+}
+
+fn signed_bytes(key: &Key, version: Hlc, author: &NodeId, content: &[u8]) -> Vec<u8> {
+    let mut bytes = codec::encode(&(key, version, author));
+    bytes.extend_from_slice(content);
+    bytes
+}

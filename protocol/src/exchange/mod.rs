@@ -1,0 +1,425 @@
+//! How an image's chunks get here: from several providers at once, each chunk checked, and passed on while the rest is
+//! still coming.
+//!
+//! **States of a download.** *Surveying* (the store says which pieces of the next list are missing) → *Fetching* (in
+//! batches, from whoever has them) → *Surveying* again: first the image's root, then the lists it names, then the
+//! contents those name → complete, or failed for want of a provider or of room.
+//!
+//! **Who writes.** Only this node changes what it has. Providers say what they have by bitfield; a bitfield is a hint,
+//! and the hash of each chunk decides.
+//!
+//! **If a provider dies or lies.** A batch that fails goes back among the missing pieces; a provider that cannot be
+//! reached rests for [`REST`]; one that sends a wrong chunk is not asked again in this download.
+//!
+//! **Which piece.** A run of neighbours (a disk reads them together) that begins at a random missing piece at first,
+//! and at one of the rarest later on, so that nodes receiving the same image soon have something to give one another
+//! (BitTorrent, Cohen 2003; Kraken found random good enough). At the end, what is in flight too long is asked for a
+//! second time elsewhere.
+//!
+//! **Bounds.** [`MAX_DOWNLOADS`] downloads, [`MAX_BATCHES`] batches in flight for each, [`PER_PROVIDER`] of them with
+//! one provider, a batch of at most [`BATCH_BYTES`] and [`BATCH_PIECES`] pieces.
+
+mod bitfield;
+mod picker;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+pub use bitfield::Bitfield;
+
+use crate::contract::{FetchFault, Fetched, Piece, Survey};
+use crate::id::{ChunkId, NodeId};
+use crate::message::Message;
+use crate::time::Instant;
+
+/// Images received at one time; more wait until one is complete.
+pub const MAX_DOWNLOADS: usize = 16;
+/// Batches in flight for one image.
+pub const MAX_BATCHES: usize = 8;
+/// Of those, with one provider: while one is written the next is on its way.
+pub const PER_PROVIDER: usize = 2;
+/// The most bytes in a batch.
+pub const BATCH_BYTES: u64 = 1 << 20;
+/// The most pieces in a batch.
+pub const BATCH_PIECES: usize = 512;
+/// How long a provider that could not be reached is left alone.
+const REST: Duration = Duration::from_secs(3);
+/// Between two looks at who has what.
+const LOOK: Duration = Duration::from_millis(500);
+/// In flight for longer than this at the end, a batch is asked for elsewhere too.
+const ENDGAME: Duration = Duration::from_millis(500);
+/// Without any piece for this long, a download has failed.
+const GIVE_UP: Duration = Duration::from_secs(60);
+/// The most pieces of one image: a bitfield over them fills half a message.
+const MAX_PIECES: usize = 1 << 22;
+
+/// What the exchange wants done.
+#[derive(Debug)]
+pub enum Action {
+    /// Ask the store what is missing.
+    Survey(ChunkId),
+    /// Get this batch.
+    Fetch {
+        /// Of which image.
+        root: ChunkId,
+        /// Comes back with the result.
+        batch: u64,
+        /// From whom.
+        provider: NodeId,
+        /// Which pieces.
+        pieces: Vec<Piece>,
+    },
+    /// Send this.
+    Send(NodeId, Message),
+    /// Everything is here.
+    Complete(ChunkId),
+    /// It cannot be had.
+    Failed(ChunkId, String),
+    /// A batch of so many bytes took so long.
+    Measured(u64, Duration),
+}
+
+#[derive(Debug, Default)]
+struct Provider {
+    complete: bool,
+    has: Bitfield,
+    /// It sent a wrong chunk.
+    banned: bool,
+    rest_until: Instant,
+}
+
+#[derive(Debug)]
+struct Batch {
+    provider: NodeId,
+    pieces: Vec<u32>,
+    asked: Instant,
+    doubled: bool,
+}
+
+/// One image on its way here.
+#[derive(Debug)]
+pub struct Download {
+    surveying: bool,
+    contents: bool,
+    pieces: Vec<Piece>,
+    index: BTreeMap<ChunkId, u32>,
+    have: Bitfield,
+    in_flight: Bitfield,
+    providers: BTreeMap<NodeId, Provider>,
+    batches: BTreeMap<u64, Batch>,
+    last_progress: Instant,
+    next_look: Instant,
+    received: u64,
+    last_fault: Option<String>,
+}
+
+/// All images on their way here.
+#[derive(Debug, Default)]
+pub struct Exchange {
+    downloads: BTreeMap<ChunkId, Download>,
+    waiting: Vec<ChunkId>,
+    next_batch: u64,
+    actions: Vec<Action>,
+}
+
+impl Exchange {
+    /// Begins to fetch an image, unless it is on its way already.
+    pub fn want(&mut self, root: ChunkId, now: Instant) {
+        if self.downloads.contains_key(&root) || self.waiting.contains(&root) {
+            return;
+        }
+        if self.downloads.len() >= MAX_DOWNLOADS {
+            self.waiting.push(root);
+            return;
+        }
+        self.downloads.insert(root, Download::new(now));
+        self.actions.push(Action::Survey(root));
+    }
+
+    /// Images on their way, with what is known of their pieces.
+    pub fn downloads(&self) -> impl Iterator<Item = (&ChunkId, &Download)> {
+        self.downloads.iter()
+    }
+
+    /// Who may have an image: all of it, or some.
+    pub fn set_providers(&mut self, root: &ChunkId, providers: &[(NodeId, bool)], now: Instant, rng: &mut Rng) {
+        let Some(download) = self.downloads.get_mut(root) else { return };
+        download.providers.retain(|node, provider| provider.banned || providers.iter().any(|(other, _)| other == node));
+        for (node, complete) in providers {
+            let provider = download.providers.entry(*node).or_default();
+            provider.complete |= complete;
+        }
+        self.pump(*root, now, rng);
+    }
+
+    /// What this node can give of an image that is still coming.
+    pub fn bitfield(&self, root: &ChunkId) -> Option<&Bitfield> {
+        self.downloads.get(root).filter(|download| download.contents).map(|download| &download.have)
+    }
+
+    /// A provider says what it has.
+    pub fn bitfield_from(&mut self, from: NodeId, root: &ChunkId, bits: Vec<u8>, complete: bool, now: Instant, rng: &mut Rng) {
+        let Some(download) = self.downloads.get_mut(root) else { return };
+        let pieces = download.pieces.len();
+        if let Some(provider) = download.providers.get_mut(&from) {
+            provider.complete |= complete;
+            if download.contents {
+                provider.has = Bitfield::from_bytes(bits, pieces);
+            }
+            self.pump(*root, now, rng);
+        }
+    }
+
+    /// The store's answer to [`Action::Survey`].
+    pub fn surveyed(&mut self, root: ChunkId, result: Result<Survey, String>, now: Instant, rng: &mut Rng) {
+        let Some(download) = self.downloads.get_mut(&root) else { return };
+        match result {
+            Ok(survey) if survey.complete => {
+                self.finish(root, now);
+                self.actions.push(Action::Complete(root));
+            }
+            Ok(survey) if survey.pieces.len() > MAX_PIECES => {
+                self.fail(root, format!("the image has {} pieces, {MAX_PIECES} is the most", survey.pieces.len()), now);
+            }
+            Ok(survey) => {
+                download.take(survey);
+                download.next_look = now;
+                self.pump(root, now, rng);
+            }
+            Err(reason) => self.fail(root, reason, now),
+        }
+    }
+
+    /// The end of a batch.
+    pub fn fetched(&mut self, root: ChunkId, batch: u64, result: Fetched, now: Instant, rng: &mut Rng) {
+        let Some(download) = self.downloads.get_mut(&root) else { return };
+        let Some(Batch { provider, pieces, .. }) = download.batches.remove(&batch) else { return };
+        for chunk in &result.got {
+            if let Some(at) = download.index.get(chunk) {
+                download.have.set(*at as usize);
+            }
+        }
+        if !result.got.is_empty() {
+            download.last_progress = now;
+            download.received += result.bytes;
+            self.actions.push(Action::Measured(result.bytes, result.elapsed));
+        }
+        for at in pieces {
+            let elsewhere = download.batches.values().any(|batch| batch.pieces.contains(&at));
+            if !elsewhere {
+                download.in_flight.clear(at as usize);
+            }
+        }
+        if let Some(fault) = result.fault {
+            download.last_fault = Some(describe(&fault, &provider));
+            match (fault, download.providers.get_mut(&provider)) {
+                (FetchFault::Storage(reason), _) => return self.fail(root, reason, now),
+                (FetchFault::WrongChunk(_), Some(provider)) => provider.banned = true,
+                (FetchFault::Missing(chunk), Some(provider)) => {
+                    provider.complete = false;
+                    if let Some(at) = download.index.get(&chunk) {
+                        provider.has.clear(*at as usize);
+                    }
+                    provider.rest_until = now + LOOK;
+                }
+                (FetchFault::Unreachable(_), Some(provider)) => provider.rest_until = now + REST,
+                (_, None) => {}
+            }
+        }
+        if download.have.is_full(download.pieces.len()) && !download.surveying {
+            download.surveying = true;
+            self.actions.push(Action::Survey(root));
+            return;
+        }
+        self.pump(root, now, rng);
+    }
+
+    /// The time at which [`Exchange::handle_timeout`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.downloads.values().map(|download| download.next_look).min()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant, rng: &mut Rng) {
+        let due: Vec<ChunkId> = self
+            .downloads
+            .iter()
+            .filter(|(_, download)| download.next_look <= now)
+            .map(|(root, _)| *root)
+            .collect();
+        for root in due {
+            let Some(download) = self.downloads.get_mut(&root) else { continue };
+            download.next_look = now + LOOK;
+            if !download.surveying && download.batches.is_empty() && now.since(download.last_progress) >= GIVE_UP {
+                let reason = download.last_fault.clone().unwrap_or_else(|| "no live node has it".to_owned());
+                self.fail(root, format!("nothing of the image came for {} s: {reason}", GIVE_UP.as_secs()), now);
+                continue;
+            }
+            if download.contents {
+                let incomplete = download.providers.iter().filter(|(_, provider)| !provider.complete);
+                for (node, _) in incomplete {
+                    self.actions.push(Action::Send(*node, Message::BitfieldRequest { root }));
+                }
+            }
+            self.pump(root, now, rng);
+        }
+    }
+
+    /// What the caller must carry out now.
+    pub fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// What must hold after every step.
+    pub fn invariants(&self) {
+        assert!(self.downloads.len() <= MAX_DOWNLOADS);
+        for download in self.downloads.values() {
+            assert!(download.batches.len() <= MAX_BATCHES + PER_PROVIDER);
+            assert_eq!(download.index.len(), download.pieces.len(), "pieces of one list are distinct");
+            for batch in download.batches.values() {
+                assert!(batch.pieces.iter().all(|at| download.in_flight.has(*at as usize)));
+            }
+        }
+    }
+
+    fn pump(&mut self, root: ChunkId, now: Instant, rng: &mut Rng) {
+        let Some(download) = self.downloads.get_mut(&root) else { return };
+        if download.surveying {
+            return;
+        }
+        let mut providers: Vec<NodeId> = download.providers.keys().copied().collect();
+        rng.shuffle(&mut providers);
+        // One batch for each provider in turn, so that none gets all the work.
+        for _ in 0..PER_PROVIDER {
+            for node in &providers {
+                let provider = &download.providers[node];
+                let busy = download.batches.values().filter(|batch| batch.provider == *node).count();
+                let idle = busy < PER_PROVIDER && !provider.banned && provider.rest_until <= now;
+                if !idle || download.batches.len() >= MAX_BATCHES {
+                    continue;
+                }
+                let mut pieces = download.pick(provider, rng);
+                if pieces.is_empty() && busy == 0 {
+                    pieces = download.endgame(node, now);
+                }
+                if pieces.is_empty() {
+                    continue;
+                }
+                for at in &pieces {
+                    download.in_flight.set(*at as usize);
+                }
+                self.next_batch += 1;
+                let wanted = pieces.iter().map(|at| download.pieces[*at as usize]).collect();
+                let batch = Batch { provider: *node, pieces, asked: now, doubled: false };
+                download.batches.insert(self.next_batch, batch);
+                self.actions.push(Action::Fetch { root, batch: self.next_batch, provider: *node, pieces: wanted });
+            }
+        }
+    }
+
+    fn fail(&mut self, root: ChunkId, reason: String, now: Instant) {
+        self.finish(root, now);
+        self.actions.push(Action::Failed(root, reason));
+    }
+
+    fn finish(&mut self, root: ChunkId, now: Instant) {
+        self.downloads.remove(&root);
+        if !self.waiting.is_empty() {
+            let next = self.waiting.remove(0);
+            self.want(next, now);
+        }
+    }
+}
+
+impl Download {
+    fn new(now: Instant) -> Self {
+        Download {
+            surveying: true,
+            contents: false,
+            pieces: Vec::new(),
+            index: BTreeMap::new(),
+            have: Bitfield::default(),
+            in_flight: Bitfield::default(),
+            providers: BTreeMap::new(),
+            batches: BTreeMap::new(),
+            last_progress: now,
+            next_look: now + LOOK,
+            received: 0,
+            last_fault: None,
+        }
+    }
+
+    /// Bytes here and bytes in all, of the stage it is in.
+    pub fn progress(&self) -> (u64, u64) {
+        let total = self.pieces.iter().map(|piece| u64::from(piece.len)).sum();
+        let here = self.pieces.iter().enumerate().filter(|(at, _)| self.have.has(*at));
+        (here.map(|(_, piece)| u64::from(piece.len)).sum(), total)
+    }
+
+    /// Bytes that came from other nodes.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    fn take(&mut self, survey: Survey) {
+        self.surveying = false;
+        self.contents = survey.contents;
+        self.pieces = Vec::with_capacity(survey.pieces.len());
+        self.index.clear();
+        self.have = Bitfield::default();
+        self.in_flight = Bitfield::default();
+        self.batches.clear();
+        for (piece, present) in survey.pieces.into_iter().zip(survey.present) {
+            let at = self.pieces.len() as u32;
+            // A list that names one chunk twice would make two nodes count differently.
+            if self.index.try_insert_new(piece.chunk, at) {
+                self.pieces.push(piece);
+                if present {
+                    self.have.set(at as usize);
+                }
+            }
+        }
+    }
+
+    /// What is still in flight elsewhere for too long, to be asked of `node` as well.
+    fn endgame(&mut self, node: &NodeId, now: Instant) -> Vec<u32> {
+        let provider = &self.providers[node];
+        let (contents, complete) = (self.contents, provider.complete);
+        let slow = self.batches.values_mut().find(|batch| {
+            batch.provider != *node && !batch.doubled && now.since(batch.asked) >= ENDGAME
+        });
+        let Some(batch) = slow else { return Vec::new() };
+        let can = |at: &&u32| !contents || complete || provider.has.has(**at as usize);
+        let missing = batch.pieces.iter().filter(|at| !self.have.has(**at as usize));
+        let pieces: Vec<u32> = missing.filter(can).copied().collect();
+        batch.doubled = !pieces.is_empty();
+        pieces
+    }
+}
+
+trait InsertNew {
+    /// Inserts only what is not there; whether it did.
+    fn try_insert_new(&mut self, key: ChunkId, value: u32) -> bool;
+}
+
+impl InsertNew for BTreeMap<ChunkId, u32> {
+    fn try_insert_new(&mut self, key: ChunkId, value: u32) -> bool {
+        let mut new = false;
+        self.entry(key).or_insert_with(|| {
+            new = true;
+            value
+        });
+        new
+    }
+}
+
+fn describe(fault: &FetchFault, provider: &NodeId) -> String {
+    match fault {
+        FetchFault::Unreachable(reason) => format!("node {}: {reason}", provider.short()),
+        FetchFault::WrongChunk(chunk) => format!("node {} sent wrong bytes for chunk {}", provider.short(), chunk.short()),
+        FetchFault::Missing(chunk) => format!("node {} has no chunk {}", provider.short(), chunk.short()),
+        FetchFault::Storage(reason) => reason.clone(),
+    }
+}

@@ -1,0 +1,104 @@
+//! One member as another sees it, and the rule by which news about it replaces what is known.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::NodeId;
+use crate::time::Instant;
+
+/// The most addresses kept and passed on for one member.
+pub const MAX_ADDRESSES: usize = 8;
+const MAX_ADDRESS_LEN: usize = 128;
+
+/// What is believed of a member.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It answers.
+    Alive,
+    /// Somebody's probe failed; it may still refute.
+    Suspect,
+    /// Nobody has heard of it in time.
+    Down,
+    /// It said that it goes.
+    Left,
+}
+
+impl State {
+    /// Whether work placed there counts as running.
+    pub fn is_live(self) -> bool {
+        matches!(self, State::Alive | State::Suspect)
+    }
+}
+
+/// News about one member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// About whom.
+    pub node: NodeId,
+    /// Which of its own statements this builds on.
+    pub incarnation: u64,
+    /// When it started, in milliseconds since 1970; 0 is not known.
+    pub boot: u64,
+    /// What is said.
+    pub state: State,
+    /// Where it is reached.
+    pub addresses: Vec<String>,
+}
+
+impl Update {
+    /// Cut to what one member may take up.
+    pub(super) fn bounded(mut self) -> Self {
+        self.addresses.retain(|address| address.len() <= MAX_ADDRESS_LEN);
+        self.addresses.truncate(MAX_ADDRESSES);
+        self
+    }
+
+    /// SWIM's order: a later incarnation wins; within one, the worse news does.
+    pub(super) fn overrides(&self, member: &Member) -> bool {
+        (self.incarnation, self.state) > (member.incarnation, member.state)
+    }
+}
+
+/// What this node knows of another.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The last of its own statements that was heard of.
+    pub incarnation: u64,
+    /// When it started, in milliseconds since 1970; 0 is not known.
+    pub boot: u64,
+    /// What is believed.
+    pub state: State,
+    /// Where it is reached.
+    pub addresses: Vec<String>,
+    /// Since when `state` is believed.
+    pub changed: Instant,
+    /// When it last answered a probe of this node.
+    pub last_heard: Instant,
+}
+
+impl Member {
+    pub(super) fn new(update: Update, now: Instant) -> Self {
+        let Update { incarnation, boot, state, addresses, .. } = update;
+        Member { incarnation, boot, state, addresses, changed: now, last_heard: now }
+    }
+
+    pub(super) fn take(&mut self, update: Update, now: Instant) {
+        if update.state != self.state {
+            self.changed = now;
+        }
+        self.incarnation = update.incarnation;
+        self.state = update.state;
+        if update.boot != 0 {
+            self.boot = update.boot;
+        }
+        // Who accuses need not know addresses; only the member's own word replaces them.
+        if !update.addresses.is_empty() {
+            self.addresses = update.addresses;
+        }
+    }
+
+    pub(super) fn update(&self, node: NodeId) -> Update {
+        let (incarnation, boot, state) = (self.incarnation, self.boot, self.state);
+        Update { node, incarnation, boot, state, addresses: self.addresses.clone() }
+    }
+}

@@ -1,0 +1,152 @@
+//! What nodes say to one another.
+//!
+//! A variant never changes its shape once shipped and new ones come at the end; see [`crate::codec`]. Every list in a
+//! message is bounded by its sender and cut by its receiver.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::auction::{Basis, Record, Refusal};
+use crate::catalog::{Fact, Range};
+use crate::id::{ChunkId, KeyHash, NodeId};
+use crate::membership::Update;
+use crate::trust::Chain;
+use crate::workload::PlacementId;
+
+/// One message between two nodes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Message {
+    /// Are you there? (SWIM)
+    Ping {
+        /// Comes back in the answer.
+        seq: u64,
+        /// Who is meant: a ping for an earlier owner of an address is not answered.
+        target: NodeId,
+        /// Gossip on board.
+        updates: Vec<Update>,
+    },
+    /// I am here.
+    Ack {
+        /// Of the ping.
+        seq: u64,
+        /// Gossip on board.
+        updates: Vec<Update>,
+    },
+    /// Please ping somebody for me. (SWIM)
+    PingReq {
+        /// Comes back in the answer.
+        seq: u64,
+        /// Whom.
+        target: NodeId,
+        /// Gossip on board.
+        updates: Vec<Update>,
+    },
+    /// I am here, but the one you asked about has not answered me. (Lifeguard)
+    Nack {
+        /// Of the ping request.
+        seq: u64,
+    },
+    /// All members I know.
+    MembersPush {
+        /// Them.
+        updates: Vec<Update>,
+        /// Whether the receiver is to answer with its own.
+        answer: bool,
+    },
+    /// Facts that are new to the sender.
+    Facts {
+        /// Them.
+        facts: Vec<Arc<Fact>>,
+    },
+    /// Do we know the same? Ranges of key hashes that together cover everything.
+    Reconcile {
+        /// In order; each begins where the one before it ended.
+        ranges: Vec<Range>,
+    },
+    /// Send me these.
+    Want {
+        /// By key hash.
+        keys: Vec<KeyHash>,
+    },
+    /// A fact of yours was stamped too far in the future.
+    ClockOff {
+        /// How far ahead of the sender's clock, in milliseconds.
+        ahead: i64,
+    },
+    /// Who would run replicas of this? (Contract Net)
+    Announcement {
+        /// The auctioneer's number.
+        auction: u64,
+        /// The workload, as its submitter signed it.
+        workload: Arc<Fact>,
+        /// How many replicas are to be placed.
+        replicas: u32,
+    },
+    /// I would, for these prices.
+    Bid {
+        /// Of the announcement.
+        auction: u64,
+        /// For the first, second, … further replica, in expected milliseconds.
+        prices: Vec<u32>,
+        /// What the first price is made of.
+        basis: Basis,
+    },
+    /// I would not.
+    Refusal {
+        /// Of the announcement.
+        auction: u64,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// It is yours, now or never.
+    Award {
+        /// What.
+        placement: PlacementId,
+        /// The workload, as its submitter signed it.
+        workload: Arc<Fact>,
+        /// How it came to that.
+        record: Arc<Record>,
+    },
+    /// What came of an award.
+    Verdict {
+        /// Of which award.
+        placement: PlacementId,
+        /// `None` is: accepted.
+        refusal: Option<Refusal>,
+    },
+    /// What became of this award? One that was never seen is refused from now on.
+    AwardQuery {
+        /// Of which award.
+        placement: PlacementId,
+    },
+    /// Which chunks of this image do you have?
+    BitfieldRequest {
+        /// The image's root chunk.
+        root: ChunkId,
+    },
+    /// These.
+    Bitfield {
+        /// The image's root chunk.
+        root: ChunkId,
+        /// One bit per piece of the image's contents, in order, low bit first; empty with `complete`.
+        bits: Vec<u8>,
+        /// All of them.
+        complete: bool,
+    },
+    /// My certificate ends soon: please sign another of the same role.
+    Renew {
+        /// The old one, still valid.
+        chain: Chain,
+    },
+    /// Here it is.
+    Renewed {
+        /// The new one.
+        chain: Chain,
+    },
+    /// I am going; this is not a failure.
+    Leave {
+        /// The leaver's own word.
+        update: Update,
+    },
+}

@@ -1,0 +1,289 @@
+//! What this node says, learns and passes on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{FACTS_BYTES, Node};
+use crate::catalog::{self, Body, Fact, ImageHeld, Key, NodeFact, NotTaken, Said, Taken, fact::MAX_IMAGES, reconcile};
+use crate::codec;
+use crate::contract::{Event, RecordKey};
+use crate::custody;
+use crate::id::{ChunkId, KeyHash, NodeId, WorkloadId};
+use crate::message::Message;
+use crate::time::Instant;
+use crate::worker::PlacementState;
+
+impl Node {
+    /// Says something: stamps, signs, keeps and pushes it.
+    pub(super) fn publish(&mut self, key: Key, body: &Body, now: Instant) {
+        let wall = self.wall_at(now);
+        let fact = Arc::new(Fact::sign(key, self.clock.stamp(wall), body, &self.key));
+        match self.catalog.offer(Arc::clone(&fact), wall) {
+            Ok(_) => {}
+            // Its own clock ran ahead and was set back; the stamp is still after everything seen, and peers that
+            // refuse it say so.
+            Err(error) => {
+                self.dropped.facts += 1;
+                return self.tell(Event::Dropped { from: self.me, reason: error.to_string() });
+            }
+        }
+        self.took(&fact, None, now);
+    }
+
+    /// Takes up a fact that a peer sent.
+    pub(super) fn learn(&mut self, from: NodeId, fact: Arc<Fact>, now: Instant) {
+        let wall = self.wall_at(now);
+        match self.catalog.offer(Arc::clone(&fact), wall) {
+            Ok(Taken::Known) => {}
+            Ok(Taken::New) => {
+                self.clock.observe(fact.version);
+                self.took(&fact, Some(from), now);
+            }
+            Err(error) => {
+                self.dropped.facts += 1;
+                if let NotTaken::Future { ahead } = error {
+                    self.sends.push((from, Message::ClockOff { ahead }));
+                }
+                self.tell(Event::Dropped { from, reason: error.to_string() });
+            }
+        }
+    }
+
+    /// A fact is new here: write it down, pass it on, and draw the consequences.
+    fn took(&mut self, fact: &Arc<Fact>, from: Option<NodeId>, now: Instant) {
+        self.records.insert(RecordKey::Fact(fact.key), Some(codec::encode(&**fact)));
+        self.push(fact, from);
+        self.tell(Event::Changed(fact.key));
+        if from.is_some() && fact.key.owner() == Some(self.me) {
+            return self.hear_own(fact.key, now);
+        }
+        match fact.key {
+            Key::Node(_) => {
+                self.custody.hope();
+                self.refresh_providers(now);
+            }
+            Key::Placement(_, workload, replica) => {
+                self.settle_conflict(workload, replica, now);
+                self.drop_own_pending(workload, now);
+                self.custody.touch(workload);
+                let ended = match self.said(&fact.key) {
+                    Some(Said::Placement(placement)) => !placement.state.is_active(),
+                    _ => true,
+                };
+                if ended {
+                    self.custody.hope();
+                }
+            }
+            Key::Workload(workload) => {
+                self.check_wanted(workload, now);
+                self.custody.touch(workload);
+            }
+            Key::Pending(..) => {}
+        }
+    }
+
+    fn push(&mut self, fact: &Arc<Fact>, from: Option<NodeId>) {
+        let mut live: Vec<NodeId> = self.membership.live().filter(|node| Some(*node) != from).collect();
+        if live.len() >= catalog::PUSH_ALL {
+            self.rng.shuffle(&mut live);
+            live.truncate(catalog::FANOUT);
+        } else if from.is_some() {
+            // Its author has pushed it to everybody.
+            return;
+        }
+        for to in live {
+            self.pushes.entry(to).or_default().push(Arc::clone(fact));
+        }
+    }
+
+    /// The mesh remembers something of this node that this life did not say: what was on its disk is lost.
+    fn hear_own(&mut self, key: Key, now: Instant) {
+        match key {
+            Key::Node(_) => self.publish_node(now),
+            Key::Placement(_, workload, replica) => self.publish_placement(workload, replica, now),
+            Key::Pending(_, workload) => {
+                if matches!(self.said(&Key::Pending(self.me, workload)), Some(Said::Pending(_))) {
+                    self.publish(key, &Body::Gone, now);
+                }
+            }
+            Key::Workload(_) => {}
+        }
+    }
+
+    pub(super) fn publish_node(&mut self, now: Instant) {
+        let mut images = self.images.clone();
+        images.sort_by_key(|image| std::cmp::Reverse(image.named));
+        images.truncate(MAX_IMAGES);
+        let fact = NodeFact {
+            name: self.name.clone(),
+            version: self.version.clone(),
+            capacity: self.worker.capacity(),
+            labels: self.labels.clone(),
+            data: self.data.clone(),
+            images,
+            fetching: self.exchange.downloads().map(|(root, _)| *root).collect(),
+            chain: Some(self.chain.clone()),
+        };
+        let same = self.catalog.node(&self.me) == Some(&fact);
+        if !same {
+            self.publish(Key::Node(self.me), &Body::Node(fact), now);
+        }
+    }
+
+    pub(super) fn publish_placement(&mut self, workload: WorkloadId, replica: u32, now: Instant) {
+        let body = match self.worker.placement(&workload, replica) {
+            Some(held) => Body::Placement(held.fact.clone()),
+            None => Body::Gone,
+        };
+        self.publish(Key::Placement(self.me, workload, replica), &body, now);
+    }
+
+    fn drop_own_pending(&mut self, workload: WorkloadId, now: Instant) {
+        let key = Key::Pending(self.me, workload);
+        let placed = match self.catalog.workload(&workload) {
+            Some(wanted) => custody::missing(&wanted, &self.catalog, |node| self.membership.is_live(node)).is_empty(),
+            None => true,
+        };
+        if placed && matches!(self.said(&key), Some(Said::Pending(_))) {
+            self.publish(key, &Body::Gone, now);
+        }
+    }
+
+    /// Makes what runs here follow what is wanted.
+    pub(super) fn check_wanted(&mut self, workload: WorkloadId, now: Instant) {
+        let (replicas, removed) = match self.said(&Key::Workload(workload)) {
+            Some(Said::Workload { fact, .. }) => (fact.replicas, fact.removed),
+            _ => return,
+        };
+        self.worker.want(&workload, replicas, removed, now);
+        if replicas == 0 || removed {
+            self.auctioneer.forget(&workload);
+            self.drop_own_pending(workload, now);
+        }
+    }
+
+    /// If this node and another live one both run a replica, the rule of [`custody::keeps`] decides.
+    pub(super) fn settle_conflict(&mut self, workload: WorkloadId, replica: u32, now: Instant) {
+        let Some(mine) = self.worker.placement(&workload, replica) else { return };
+        let mine = (mine.fact.epoch, self.me);
+        let rival = self
+            .catalog
+            .placements_of(&workload)
+            .filter(|other| other.replica == replica && other.node != self.me)
+            .filter(|other| self.membership.is_live(&other.node))
+            .filter(|other| other.fact.state.is_active() || matches!(other.fact.state, PlacementState::Exited(_)))
+            .map(|other| (other.fact.epoch, other.node))
+            .find(|other| !custody::keeps(mine, *other));
+        if let Some((epoch, node)) = rival {
+            self.worker.superseded(workload, replica, node, epoch, now);
+        }
+    }
+
+    pub(super) fn reconcile_with(&mut self, node: NodeId) {
+        let ranges = reconcile::open(self.catalog.index());
+        self.sends.push((node, Message::Reconcile { ranges }));
+    }
+
+    pub(super) fn send_facts(&mut self, to: NodeId, keys: &[KeyHash]) {
+        let mut bytes = 0;
+        let mut facts = Vec::new();
+        for fact in keys.iter().filter_map(|key| self.catalog.by_hash(key)) {
+            bytes += fact.content.len() + 160;
+            // What does not fit one message is found again by the next reconciliation.
+            if bytes > FACTS_BYTES && !facts.is_empty() {
+                break;
+            }
+            facts.push(Arc::clone(fact));
+        }
+        if !facts.is_empty() {
+            self.sends.push((to, Message::Facts { facts }));
+        }
+    }
+
+    // Images.
+
+    pub(super) fn has_image(&self, root: &ChunkId) -> bool {
+        self.images.iter().any(|image| image.root == *root)
+    }
+
+    /// An image is here, under this name; the name leaves what had it before.
+    pub(super) fn image_here(&mut self, image: ImageHeld, now: Instant) {
+        let root = image.root;
+        let known = |other: &ImageHeld| other.reference == image.reference && other.root == image.root;
+        self.images.retain(|other| !known(other));
+        self.images.push(image);
+        self.worker.image_here(&root);
+        self.publish_node(now);
+        self.tell(Event::ImageComplete { root });
+    }
+
+    /// An image has come completely: take it up under every name that the mesh has for it.
+    pub(super) fn image_complete(&mut self, root: ChunkId, now: Instant) {
+        let mut names: BTreeMap<_, ImageHeld> = BTreeMap::new();
+        let known = self.catalog.nodes().flat_map(|(_, fact)| &fact.images).filter(|image| image.root == root);
+        for image in known {
+            names.insert(image.reference.clone(), image.clone());
+        }
+        let pins = self.worker.placements().map(|(_, held)| &held.spec.image).filter(|pin| pin.root == root);
+        for pin in pins {
+            names.entry(pin.reference.clone()).or_insert_with(|| ImageHeld {
+                reference: pin.reference.clone(),
+                id: pin.id,
+                root,
+                size: pin.size,
+                named: catalog::Hlc::default(),
+            });
+        }
+        for image in names.into_values() {
+            self.image_here(image, now);
+        }
+    }
+
+    /// Keeps each image on enough nodes: one that exists only where it was loaded would die with that node, and with
+    /// it every chance to run its workloads elsewhere. The first nodes by rendezvous hash fetch it.
+    pub(super) fn spread_images(&mut self, now: Instant) {
+        let mut holders: BTreeMap<ChunkId, Vec<NodeId>> = BTreeMap::new();
+        for (node, fact) in self.catalog.nodes().filter(|(node, _)| self.membership.is_live(node)) {
+            for root in fact.images.iter().map(|image| image.root).chain(fact.fetching.iter().copied()) {
+                let nodes = holders.entry(root).or_default();
+                if !nodes.contains(&node) {
+                    nodes.push(node);
+                }
+            }
+        }
+        for (root, nodes) in holders {
+            if nodes.len() >= self.image_copies || nodes.contains(&self.me) {
+                continue;
+            }
+            let key = WorkloadId(root.0[..16].try_into().expect("half an id"));
+            let mut others: Vec<NodeId> = self.membership.live().filter(|node| !nodes.contains(node)).collect();
+            others.push(self.me);
+            others.sort_by_key(|node| std::cmp::Reverse(custody::rank(&key, node)));
+            others.truncate(self.image_copies - nodes.len());
+            if others.contains(&self.me) {
+                self.exchange.want(root, now);
+                self.publish_node(now);
+            }
+        }
+    }
+
+    /// Tells the exchange who has what now.
+    pub(super) fn refresh_providers(&mut self, now: Instant) {
+        let wanted: Vec<ChunkId> = self.exchange.downloads().map(|(root, _)| *root).collect();
+        for root in wanted {
+            let providers = self.providers(&root);
+            self.exchange.set_providers(&root, &providers, now, &mut self.rng);
+        }
+    }
+
+    /// Live nodes other than this that have an image, and whether all of it.
+    pub(super) fn providers(&self, root: &ChunkId) -> Vec<(NodeId, bool)> {
+        let reports = self.catalog.nodes().filter(|(node, _)| *node != self.me && self.membership.is_live(node));
+        reports
+            .filter_map(|(node, fact)| {
+                let complete = fact.images.iter().any(|image| image.root == *root);
+                (complete || fact.fetching.contains(root)).then_some((node, complete))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,702 @@
+//! One node of a mesh: the machines composed behind the driver contract.
+//!
+//! Each input is given to the machine it concerns; what the machines then want of one another is carried out until
+//! nothing is left ([`Node::settle`]), and what they want of the world is in the output queue. A message from a node to
+//! itself never leaves: it is handled in the same step.
+
+mod facts;
+mod placing;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use fastrand::Rng;
+
+use crate::auction::{self, Auctioneer};
+use crate::catalog::{self, Catalog, Clock, Fact, ImageHeld, Key, Said, reconcile};
+use crate::codec;
+use crate::contract::{
+    Command, CommandId, Completion, Effect, EffectId, Event, Input, Outcome, Output, RecordKey, Refused, Reply,
+};
+use crate::custody::Custody;
+use crate::exchange::{self, Exchange};
+use crate::id::{ChunkId, MeshId, NodeId};
+use crate::membership::{self, Change, Membership, State, jitter};
+use crate::message::Message;
+use crate::time::{Instant, UnixMillis};
+use crate::trust::{Chain, Role, node_of};
+use crate::worker::Worker;
+use crate::workload::PlacementId;
+
+/// After a start, and after the process was frozen, custody waits so long for the others to be heard: a node that has
+/// just begun to listen would think everybody dead and run everything itself.
+pub const WARM_UP: Duration = Duration::from_secs(6);
+/// A process that did nothing for this long was stopped or starved, and its timers say nothing about others.
+const FROZEN: Duration = Duration::from_secs(5);
+/// Between two looks at this node's own certificate.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(30);
+/// Between two looks for tombstones to forget.
+const EXPIRY: Duration = Duration::from_secs(3600);
+/// How long a certificate signed here is good for, in seconds.
+pub const CERTIFICATE_LIFE: u64 = 30 * 24 * 3600;
+/// The most bytes of facts in one message.
+const FACTS_BYTES: usize = 256 * 1024;
+
+/// What a node begins with.
+#[derive(Debug)]
+pub struct Config {
+    /// Its identity.
+    pub key: SigningKey,
+    /// Its mesh.
+    pub mesh: MeshId,
+    /// Its certificates.
+    pub chain: Chain,
+    /// What people call it.
+    pub name: String,
+    /// Release of its software.
+    pub version: String,
+    /// What constraints are matched against.
+    pub labels: BTreeMap<String, String>,
+    /// The wall clock at `now`.
+    pub wall: UnixMillis,
+    /// What an earlier life wrote down.
+    pub restored: Restored,
+    /// Images that are complete here.
+    pub images: BTreeSet<ChunkId>,
+    /// On how many nodes an image is kept, when there are as many.
+    pub image_copies: usize,
+}
+
+/// What an earlier life wrote down by [`Effect::Persist`].
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// Facts of the catalog.
+    pub facts: Vec<Fact>,
+    /// Members, and where they were seen last.
+    pub members: Vec<(NodeId, Vec<String>)>,
+}
+
+/// Whose effect it is.
+#[derive(Debug)]
+enum Owner {
+    Placement(PlacementId),
+    Survey(ChunkId),
+    Batch(ChunkId, u64),
+    Persist(Vec<(CommandId, Reply)>),
+}
+
+/// Messages that were not taken, by reason; never fatal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Not decoded: malformed, oversized, or of a newer release.
+    pub undecoded: u64,
+    /// Facts not believed.
+    pub facts: u64,
+}
+
+/// One node of a mesh.
+#[derive(Debug)]
+pub struct Node {
+    me: NodeId,
+    key: SigningKey,
+    mesh: MeshId,
+    chain: Chain,
+    name: String,
+    version: String,
+    labels: BTreeMap<String, String>,
+    data: Vec<String>,
+    image_copies: usize,
+    images: Vec<ImageHeld>,
+
+    rng: Rng,
+    wall: (Instant, UnixMillis),
+    clock: Clock,
+    last_active: Instant,
+    custody_from: Instant,
+    next_reconcile: Instant,
+    next_certificate_check: Instant,
+    next_expiry: Instant,
+
+    membership: Membership,
+    catalog: Catalog,
+    auctioneer: Auctioneer,
+    worker: Worker,
+    custody: Custody,
+    exchange: Exchange,
+    dropped: Dropped,
+
+    outputs: VecDeque<Output>,
+    /// Messages the machines want sent, before those to this node itself are taken out.
+    sends: Vec<(NodeId, Message)>,
+    pushes: BTreeMap<NodeId, Vec<Arc<Fact>>>,
+    records: BTreeMap<RecordKey, Option<Vec<u8>>>,
+    /// Commands to be answered once what is in `records` is written down.
+    unwritten: Vec<(CommandId, Reply)>,
+    next_effect: u64,
+    effects: BTreeMap<EffectId, Owner>,
+}
+
+impl Node {
+    /// A node that begins, or begins again. All its randomness comes from `seed`.
+    pub fn new(config: Config, seed: u64, now: Instant) -> Self {
+        let me = node_of(&config.key);
+        let mut node = Node {
+            me,
+            mesh: config.mesh,
+            chain: config.chain,
+            name: config.name,
+            version: config.version,
+            labels: config.labels.clone(),
+            data: Vec::new(),
+            image_copies: config.image_copies,
+            images: Vec::new(),
+            rng: Rng::with_seed(seed),
+            wall: (now, config.wall),
+            clock: Clock::default(),
+            last_active: now,
+            custody_from: now + WARM_UP,
+            next_reconcile: now + catalog::RECONCILE,
+            next_certificate_check: now,
+            next_expiry: now + EXPIRY,
+            membership: Membership::new(me, config.wall.0, now),
+            catalog: Catalog::new(config.mesh),
+            auctioneer: Auctioneer::default(),
+            worker: Worker::new(config.labels),
+            custody: Custody::default(),
+            exchange: Exchange::default(),
+            dropped: Dropped::default(),
+            outputs: VecDeque::new(),
+            sends: Vec::new(),
+            pushes: BTreeMap::new(),
+            records: BTreeMap::new(),
+            unwritten: Vec::new(),
+            next_effect: 0,
+            effects: BTreeMap::new(),
+            key: config.key,
+        };
+        node.restore(config.restored, &config.images, now);
+        node.settle(now);
+        node
+    }
+
+    /// Something happened.
+    pub fn handle(&mut self, now: Instant, input: Input) {
+        self.thaw(now);
+        match input {
+            Input::Message { from, bytes } => match codec::decode_message::<Message>(&bytes) {
+                Ok(message) => self.receive(from, message, now),
+                Err(error) => {
+                    self.dropped.undecoded += 1;
+                    self.tell(Event::Dropped { from, reason: error.to_string() });
+                }
+            },
+            Input::Command { id, command } => self.command(id, command, now),
+            Input::Completion(completion) => self.complete(completion, now),
+        }
+        self.settle(now);
+    }
+
+    /// The time that [`Node::poll_timeout`] named has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.thaw(now);
+        self.with_membership(now, |membership, cx| membership.handle_timeout(cx));
+        self.with_auctioneer(now, |auctioneer, cx| auctioneer.handle_timeout(cx));
+        self.worker.handle_timeout(now);
+        self.exchange.handle_timeout(now, &mut self.rng);
+        self.custody.handle_timeout(now);
+        if now >= self.next_reconcile {
+            self.next_reconcile = now + jitter(catalog::RECONCILE, &mut self.rng);
+            let live: Vec<NodeId> = self.membership.live().collect();
+            if !live.is_empty() {
+                let to = live[self.rng.usize(..live.len())];
+                self.reconcile_with(to);
+            }
+            self.spread_images(now);
+        }
+        if now >= self.next_certificate_check {
+            self.next_certificate_check = now + CERTIFICATE_CHECK;
+            self.renew_certificate(now);
+        }
+        if now >= self.next_expiry {
+            self.next_expiry = now + EXPIRY;
+            for key in self.catalog.expire(self.wall_at(now)) {
+                self.records.insert(RecordKey::Fact(key), None);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// What is to be done next; asked until there is nothing.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Node::handle_timeout`] is to be called, at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let regular = [
+            self.next_reconcile,
+            self.next_certificate_check,
+            self.next_expiry,
+            self.membership.poll_timeout(),
+        ];
+        let warm = (self.last_active < self.custody_from).then_some(self.custody_from);
+        let machines = [
+            self.auctioneer.poll_timeout(),
+            self.worker.poll_timeout(),
+            self.exchange.poll_timeout(),
+            self.custody.poll_timeout(),
+            warm,
+        ];
+        regular.into_iter().chain(machines.into_iter().flatten()).min()
+    }
+
+    /// Who this is.
+    pub fn id(&self) -> NodeId {
+        self.me
+    }
+
+    /// The members, as this node sees them.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// What this node knows.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// What this node runs.
+    pub fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    /// What is on its way here.
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// This node's certificates.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// Images that are complete here.
+    pub fn images(&self) -> &[ImageHeld] {
+        &self.images
+    }
+
+    /// What was not taken, counted.
+    pub fn dropped(&self) -> &Dropped {
+        &self.dropped
+    }
+
+    /// The wall clock at `now`.
+    pub fn wall_at(&self, now: Instant) -> UnixMillis {
+        self.wall.1.after(now.since(self.wall.0))
+    }
+
+    /// What must hold after every step.
+    pub fn invariants(&self) {
+        self.membership.invariants();
+        self.catalog.invariants();
+        self.auctioneer.invariants();
+        self.worker.invariants();
+        self.exchange.invariants();
+        assert!(self.sends.is_empty() && self.pushes.is_empty() && self.records.is_empty(), "a step is whole");
+    }
+
+    /// What this node would do with its own old state. Members count as down until they answer.
+    fn restore(&mut self, restored: Restored, images: &BTreeSet<ChunkId>, now: Instant) {
+        let wall = self.wall_at(now);
+        for (node, addresses) in restored.members {
+            self.membership.restore(node, addresses, now);
+        }
+        let newest = restored.facts.iter().map(|fact| fact.version).max().unwrap_or_default();
+        // Away for longer than a tombstone lives: what was deleted meanwhile would come back with these.
+        let stale = wall.0.saturating_sub(newest.time().0) > catalog::TOMBSTONE.as_millis() as u64;
+        for fact in restored.facts {
+            let own = fact.key.owner() == Some(self.me);
+            if stale && !own {
+                self.records.insert(RecordKey::Fact(fact.key), None);
+                continue;
+            }
+            self.clock.observe(fact.version);
+            // Judged by their own time, not by today's: facts do not expire with their author's certificate.
+            if self.catalog.offer(Arc::new(fact), wall).is_err() {
+                self.dropped.facts += 1;
+            }
+        }
+        if let Some(own) = self.catalog.node(&self.me) {
+            self.images = own.images.iter().filter(|image| images.contains(&image.root)).cloned().collect();
+        }
+        self.take_up_placements();
+        for (workload, _) in self.worker.placements().map(|(key, _)| *key).collect::<Vec<_>>() {
+            self.check_wanted(workload, now);
+        }
+        let workloads: Vec<_> = self.catalog.workloads().map(|workload| workload.spec.id).collect();
+        for workload in workloads {
+            self.custody.touch(workload);
+        }
+        self.publish_node(now);
+    }
+
+    /// A process that was stopped and woken knows nothing of the time between.
+    fn thaw(&mut self, now: Instant) {
+        if now.since(self.last_active) > FROZEN {
+            self.custody_from = now + WARM_UP;
+            self.membership.thaw(now);
+        }
+        self.last_active = now;
+    }
+
+    fn receive(&mut self, from: NodeId, message: Message, now: Instant) {
+        match message {
+            Message::Ping { .. }
+            | Message::Ack { .. }
+            | Message::PingReq { .. }
+            | Message::Nack { .. }
+            | Message::MembersPush { .. }
+            | Message::Leave { .. } => self.with_membership(now, |membership, cx| membership.handle(from, message, cx)),
+
+            Message::Facts { facts } => {
+                for fact in facts {
+                    self.learn(from, fact, now);
+                }
+            }
+            Message::Reconcile { ranges } => {
+                let found = reconcile::compare(self.catalog.index(), ranges);
+                self.send_facts(from, &found.offer);
+                if !found.want.is_empty() {
+                    let keys = found.want.into_iter().take(4096).collect();
+                    self.sends.push((from, Message::Want { keys }));
+                }
+                if !found.ranges.is_empty() {
+                    self.sends.push((from, Message::Reconcile { ranges: found.ranges }));
+                }
+            }
+            Message::Want { keys } => self.send_facts(from, &keys),
+            Message::ClockOff { ahead } => self.tell(Event::ClockOff { by: from, ahead }),
+
+            Message::Announcement { auction, workload, replicas } => {
+                self.announced(from, auction, workload, replicas, now);
+            }
+            Message::Award { placement, workload, record } => self.awarded(from, placement, workload, record, now),
+            Message::AwardQuery { placement } => {
+                let refusal = self.worker.query(placement).err();
+                self.sends.push((from, Message::Verdict { placement, refusal }));
+            }
+            Message::Bid { .. } | Message::Refusal { .. } | Message::Verdict { .. } => {
+                self.with_auctioneer(now, |auctioneer, cx| auctioneer.handle(from, message, cx));
+            }
+
+            Message::BitfieldRequest { root } => {
+                let complete = self.has_image(&root);
+                let bits = self.exchange.bitfield(&root).map(|bits| bits.as_bytes().to_vec()).unwrap_or_default();
+                self.sends.push((from, Message::Bitfield { root, bits, complete }));
+            }
+            Message::Bitfield { root, bits, complete } => {
+                self.exchange.bitfield_from(from, &root, bits, complete, now, &mut self.rng);
+            }
+
+            Message::Renew { chain } => self.renew_for(from, &chain, now),
+            Message::Renewed { chain } => self.renewed(chain, now),
+        }
+    }
+
+    fn command(&mut self, id: CommandId, command: Command, now: Instant) {
+        let result = match command {
+            Command::WallClock(wall) => {
+                self.wall = (now, wall);
+                Ok(Reply::Done)
+            }
+            Command::Admitted { membership, address } => {
+                self.with_membership(now, |members, cx| members.meet(membership.node, address, cx));
+                self.reconcile_with(membership.node);
+                Ok(Reply::Done)
+            }
+            Command::Listening { addresses, data } => {
+                self.membership.set_addresses(addresses);
+                self.data = data;
+                self.publish_node(now);
+                Ok(Reply::Done)
+            }
+            Command::Certified(chain) => {
+                self.chain = chain;
+                self.publish_node(now);
+                Ok(Reply::Done)
+            }
+            Command::Load { capacity, pressure } => {
+                let changed = self.worker.capacity() != capacity;
+                self.worker.set_load(capacity, pressure);
+                if changed {
+                    self.publish_node(now);
+                }
+                Ok(Reply::Done)
+            }
+            Command::ImageAdded(mut image) => {
+                image.named = self.clock.stamp(self.wall_at(now));
+                self.image_here(image, now);
+                Ok(Reply::Done)
+            }
+            Command::Submit(spec) => self.submit(*spec, now),
+            Command::Scale { workload, replicas } => self.scale(workload, replicas, now),
+            Command::Remove { workload } => self.remove(workload, now),
+            Command::Leave => {
+                self.with_membership(now, |membership, cx| membership.leave(cx));
+                Ok(Reply::Done)
+            }
+        };
+        match result {
+            // Accepted means written down: the answer waits for the disk.
+            Ok(reply) if !self.records.is_empty() => self.unwritten.push((id, reply)),
+            result => self.tell(Event::Reply { id, result }),
+        }
+    }
+
+    fn complete(&mut self, Completion { id, outcome }: Completion, now: Instant) {
+        let Some(owner) = self.effects.remove(&id) else { return };
+        match (owner, outcome) {
+            (Owner::Persist(replies), _) => {
+                for (id, reply) in replies {
+                    self.tell(Event::Reply { id, result: Ok(reply) });
+                }
+            }
+            (Owner::Placement(placement), outcome) => {
+                let wall = self.wall_at(now);
+                self.worker.ended(placement, outcome, now, wall);
+            }
+            (Owner::Survey(root), Outcome::Surveyed(result)) => {
+                self.exchange.surveyed(root, result, now, &mut self.rng);
+            }
+            (Owner::Batch(root, batch), Outcome::Fetched(result)) => {
+                self.exchange.fetched(root, batch, result, now, &mut self.rng);
+            }
+            (owner, outcome) => panic!("the driver ended {owner:?} with {outcome:?}"),
+        }
+    }
+
+    /// Carries out what the machines want of one another, until nothing is left.
+    fn settle(&mut self, now: Instant) {
+        loop {
+            let changes = self.membership.take_changes();
+            let actions = self.worker.take_actions();
+            let ended = self.auctioneer.take_ended();
+            let transfers = self.exchange.take_actions();
+            let dirty = if now >= self.custody_from { self.custody.take_dirty() } else { BTreeSet::new() };
+            let sends = std::mem::take(&mut self.sends);
+            if changes.is_empty()
+                && actions.is_empty()
+                && ended.is_empty()
+                && transfers.is_empty()
+                && dirty.is_empty()
+                && sends.is_empty()
+            {
+                break;
+            }
+            for change in changes {
+                self.member_changed(change, now);
+            }
+            for action in actions {
+                self.act(action, now);
+            }
+            for end in ended {
+                self.auction_ended(end, now);
+            }
+            for transfer in transfers {
+                self.transfer(transfer, now);
+            }
+            for workload in dirty {
+                self.look_after(workload, now);
+            }
+            for (to, message) in sends {
+                if to == self.me {
+                    self.receive(self.me, message, now);
+                } else {
+                    self.outputs.push_back(Output::Transmit { to, bytes: codec::encode_message(&message) });
+                }
+            }
+        }
+        self.flush();
+    }
+
+    /// Sends the facts that are to be pushed, and has written down what changed.
+    fn flush(&mut self) {
+        for (to, facts) in std::mem::take(&mut self.pushes) {
+            for facts in split(facts) {
+                let bytes = codec::encode_message(&Message::Facts { facts });
+                self.outputs.push_back(Output::Transmit { to, bytes });
+            }
+        }
+        if !self.records.is_empty() {
+            let records = std::mem::take(&mut self.records).into_iter().collect();
+            let replies = std::mem::take(&mut self.unwritten);
+            self.effect(Effect::Persist(records), Owner::Persist(replies));
+        }
+    }
+
+    fn effect(&mut self, effect: Effect, owner: Owner) {
+        self.next_effect += 1;
+        let id = EffectId(self.next_effect);
+        self.effects.insert(id, owner);
+        self.outputs.push_back(Output::Effect { id, effect });
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn with_membership(&mut self, now: Instant, step: impl FnOnce(&mut Membership, &mut membership::Context<'_>)) {
+        let mut cx = membership::Context { now, rng: &mut self.rng, out: &mut self.sends };
+        step(&mut self.membership, &mut cx);
+    }
+
+    fn with_auctioneer(&mut self, now: Instant, step: impl FnOnce(&mut Auctioneer, &mut auction::Context<'_>)) {
+        let mut cx = auction::Context { now, me: self.me, out: &mut self.sends };
+        step(&mut self.auctioneer, &mut cx);
+    }
+
+    fn member_changed(&mut self, change: Change, now: Instant) {
+        match change {
+            Change::Addresses(node) => {
+                let Some(member) = self.membership.member(&node) else { return };
+                let addresses = member.addresses.clone();
+                self.records.insert(RecordKey::Member(node), Some(codec::encode(&addresses)));
+                self.tell(Event::Addresses { node, addresses });
+            }
+            Change::State(node, state) => {
+                self.tell(Event::Member { node, state });
+                let placements: Vec<_> = self
+                    .catalog
+                    .placements()
+                    .filter(|placement| placement.node == node)
+                    .map(|placement| (placement.workload, placement.replica))
+                    .collect();
+                for (workload, _) in &placements {
+                    self.custody.touch(*workload);
+                }
+                match state {
+                    State::Alive => {
+                        for (workload, replica) in placements {
+                            self.settle_conflict(workload, replica, now);
+                        }
+                        self.custody.hope();
+                        self.reconcile_with(node);
+                    }
+                    State::Down | State::Left => {
+                        self.with_auctioneer(now, |auctioneer, cx| auctioneer.peer_down(&node, cx));
+                        self.touch_all();
+                    }
+                    State::Suspect => {}
+                }
+                self.refresh_providers(now);
+            }
+            Change::Cloned { other_boot } => self.tell(Event::Cloned { other_boot }),
+        }
+    }
+
+    /// Another member is first custodian now of what the lost one looked after.
+    fn touch_all(&mut self) {
+        let workloads: Vec<_> = self.catalog.workloads().map(|workload| workload.spec.id).collect();
+        for workload in workloads {
+            self.custody.touch(workload);
+        }
+    }
+
+    fn transfer(&mut self, action: exchange::Action, now: Instant) {
+        match action {
+            exchange::Action::Survey(root) => {
+                self.effect(Effect::Survey { root }, Owner::Survey(root));
+                self.refresh_providers(now);
+            }
+            exchange::Action::Fetch { root, batch, provider, pieces } => {
+                self.effect(Effect::Fetch { provider, pieces }, Owner::Batch(root, batch));
+            }
+            exchange::Action::Send(to, message) => self.sends.push((to, message)),
+            exchange::Action::Measured(bytes, elapsed) => self.worker.measured_bandwidth(bytes, elapsed),
+            exchange::Action::Complete(root) => self.image_complete(root, now),
+            exchange::Action::Failed(root, reason) => {
+                self.worker.image_failed(&root, &reason, now);
+                self.publish_node(now);
+            }
+        }
+    }
+
+    fn renew_certificate(&mut self, now: Instant) {
+        let Some(leaf) = self.chain.leaf() else { return };
+        let wall = self.wall_at(now).as_secs();
+        let two_thirds = leaf.not_before + (leaf.not_after.saturating_sub(leaf.not_before)) / 3 * 2;
+        if wall < two_thirds {
+            return;
+        }
+        let is_admin = |node: &NodeId| {
+            let chain = self.catalog.node(node).and_then(|fact| fact.chain.as_ref());
+            chain.and_then(Chain::leaf).is_some_and(|leaf| leaf.role == Role::Admin)
+        };
+        let admins: Vec<NodeId> = self.membership.live().filter(is_admin).collect();
+        if !admins.is_empty() {
+            let to = admins[self.rng.usize(..admins.len())];
+            self.sends.push((to, Message::Renew { chain: self.chain.clone() }));
+        }
+    }
+
+    fn renew_for(&mut self, from: NodeId, chain: &Chain, now: Instant) {
+        let wall = self.wall_at(now).as_secs();
+        let am_admin = self.chain.verify(&self.mesh, wall).is_ok_and(|member| member.role == Role::Admin);
+        match chain.verify_shown_by(&from, &self.mesh, wall) {
+            Ok(member) if am_admin => {
+                let serial = self.rng.u64(..);
+                let chain = self.chain.issue(&self.key, from, member.role, wall, CERTIFICATE_LIFE, serial);
+                self.sends.push((from, Message::Renewed { chain }));
+            }
+            Ok(_) => {}
+            Err(error) => self.tell(Event::Dropped { from, reason: error.to_string() }),
+        }
+    }
+
+    fn renewed(&mut self, chain: Chain, now: Instant) {
+        let wall = self.wall_at(now).as_secs();
+        let Ok(member) = chain.verify_shown_by(&self.me, &self.mesh, wall) else { return };
+        let longer = self.chain.leaf().is_none_or(|old| member.not_after > old.not_after && member.role == old.role);
+        if longer {
+            self.chain = chain.clone();
+            self.tell(Event::Renewed(chain));
+            self.publish_node(now);
+        }
+    }
+
+    fn refuse_unless_submitter(&self, now: Instant) -> Result<(), Refused> {
+        let wall = self.wall_at(now).as_secs();
+        let member =
+            self.chain.verify(&self.mesh, wall).map_err(|error| Refused::Certificate(error.to_string()))?;
+        if member.role < Role::Submitter {
+            return Err(Refused::Role { role: member.role });
+        }
+        Ok(())
+    }
+
+    fn said(&self, key: &Key) -> Option<&Said> {
+        self.catalog.get(key).map(|entry| &entry.said)
+    }
+}
+
+/// Facts in groups that fit a message.
+fn split(facts: Vec<Arc<Fact>>) -> Vec<Vec<Arc<Fact>>> {
+    let mut groups = Vec::new();
+    let (mut group, mut bytes) = (Vec::new(), 0);
+    for fact in facts {
+        bytes += fact.content.len() + 160;
+        if bytes > FACTS_BYTES && !group.is_empty() {
+            groups.push(std::mem::take(&mut group));
+            bytes = fact.content.len() + 160;
+        }
+        group.push(fact);
+    }
+    if !group.is_empty() {
+        groups.push(group);
+    }
+    groups
+}

@@ -1,0 +1,267 @@
+//! What this node does about workloads: as the node a user talks to, as bidder, as auctioneer and as custodian.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{Node, Owner};
+use crate::auction::{self, ASK_ALL, Cause, Ended, Lot, Record, Refusal, SAMPLE};
+use crate::catalog::{Body, Fact, Key, Said, Workload, WorkloadFact};
+use crate::contract::{Effect, Event, Refused, Reply};
+use crate::custody::{self, Missing};
+use crate::id::{NodeId, WorkloadId};
+use crate::membership::State;
+use crate::message::Message;
+use crate::time::Instant;
+use crate::worker::Action;
+use crate::workload::{PlacementId, SignedSpec, Spec};
+
+impl Node {
+    // As the node a user talks to.
+
+    /// Writes a workload down and places it at once, without waiting for its custodian.
+    pub(super) fn submit(&mut self, mut spec: Spec, now: Instant) -> Result<Reply, Refused> {
+        self.refuse_unless_submitter(now)?;
+        if let Some(taken) = self.catalog.workloads().find(|other| other.spec.name == spec.name) {
+            return Err(Refused::NameTaken { name: spec.name, by: taken.spec.id });
+        }
+        let id = WorkloadId(self.rng.u128(..).to_be_bytes());
+        spec.id = id;
+        let wall = self.wall_at(now).as_secs();
+        let replicas = spec.replicas;
+        let spec = SignedSpec::sign(&spec, &self.key, self.chain.clone(), wall)
+            .map_err(|error| Refused::Spec(error.to_string()))?;
+        let author = self.chain.clone();
+        let fact = WorkloadFact { spec, generation: 0, revived: 0, replicas, removed: false, author };
+        self.publish(Key::Workload(id), &Body::Workload(fact), now);
+        self.auction_now(id, now);
+        Ok(Reply::Submitted(id))
+    }
+
+    pub(super) fn scale(&mut self, workload: WorkloadId, replicas: u32, now: Instant) -> Result<Reply, Refused> {
+        self.change(workload, now, |fact| {
+            fact.generation += 1;
+            if fact.replicas == 0 && replicas > 0 {
+                fact.revived = fact.generation;
+            }
+            fact.replicas = replicas.min(crate::workload::MAX_REPLICAS);
+        })?;
+        self.auction_now(workload, now);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn remove(&mut self, workload: WorkloadId, now: Instant) -> Result<Reply, Refused> {
+        self.change(workload, now, |fact| {
+            fact.generation += 1;
+            fact.replicas = 0;
+            fact.removed = true;
+        })?;
+        Ok(Reply::Done)
+    }
+
+    fn change(
+        &mut self,
+        workload: WorkloadId,
+        now: Instant,
+        edit: impl FnOnce(&mut WorkloadFact),
+    ) -> Result<(), Refused> {
+        self.refuse_unless_submitter(now)?;
+        let known = self.catalog.workload(&workload).ok_or(Refused::NoWorkload(workload))?;
+        let mut fact = known.fact.clone();
+        fact.author = self.chain.clone();
+        edit(&mut fact);
+        self.publish(Key::Workload(workload), &Body::Workload(fact), now);
+        Ok(())
+    }
+
+    /// Whoever was asked holds the first auction: its custodian would only learn of it later.
+    fn auction_now(&mut self, workload: WorkloadId, now: Instant) {
+        let Some(wanted) = self.catalog.workload(&workload) else { return };
+        let missing = self.missing(&wanted);
+        if !missing.is_empty() && self.auctioneer.has_room() {
+            self.hold_auction(workload, missing, now);
+        }
+    }
+
+    // As bidder.
+
+    pub(super) fn announced(&mut self, from: NodeId, auction: u64, workload: Arc<Fact>, replicas: u32, now: Instant) {
+        let answer = self.take_workload(from, &workload, now).and_then(|(spec, _)| {
+            let missing = if self.has_image(&spec.image.root) {
+                0
+            } else if self.providers(&spec.image.root).is_empty() {
+                return Err(Refusal::NoImage);
+            } else {
+                spec.image.size
+            };
+            self.worker.bid(&spec, replicas, missing, now)
+        });
+        let message = match answer {
+            Ok((prices, basis)) => Message::Bid { auction, prices, basis },
+            Err(refusal) => Message::Refusal { auction, refusal },
+        };
+        self.sends.push((from, message));
+    }
+
+    pub(super) fn awarded(
+        &mut self,
+        from: NodeId,
+        placement: PlacementId,
+        workload: Arc<Fact>,
+        record: Arc<Record>,
+        now: Instant,
+    ) {
+        let wall = self.wall_at(now);
+        let verdict = self.take_workload(from, &workload, now).and_then(|(spec, fact)| {
+            if spec.id != placement.workload || placement.replica >= fact.replicas {
+                return Err(Refusal::Unwanted);
+            }
+            let elsewhere = self.catalog.placements_of(&spec.id).filter(|other| {
+                other.replica == placement.replica
+                    && other.node != self.me
+                    && other.fact.state.is_active()
+                    && self.membership.is_live(&other.node)
+            });
+            if let Some(epoch) = elsewhere.map(|other| other.fact.epoch).max().filter(|epoch| *epoch >= placement.epoch) {
+                return Err(Refusal::Superseded { epoch });
+            }
+            let here = self.has_image(&spec.image.root);
+            self.worker.award(placement, &spec, record, fact.generation, here, (now, wall))
+        });
+        self.sends.push((from, Message::Verdict { placement, refusal: verdict.err() }));
+    }
+
+    /// The workload as this node knows it after having been shown `workload`: an announcement may be ahead of gossip,
+    /// or behind it.
+    fn take_workload(
+        &mut self,
+        from: NodeId,
+        workload: &Arc<Fact>,
+        now: Instant,
+    ) -> Result<(Arc<Spec>, WorkloadFact), Refusal> {
+        let Key::Workload(id) = workload.key else {
+            return Err(Refusal::Unauthorised("this is no workload".to_owned()));
+        };
+        if from != self.me {
+            if let Err(error) = workload.open(&self.mesh) {
+                return Err(Refusal::Unauthorised(error.to_string()));
+            }
+            self.learn(from, Arc::clone(workload), now);
+        }
+        match self.catalog.workload(&id) {
+            Some(known) => Ok((Arc::clone(known.spec), known.fact.clone())),
+            None => Err(Refusal::Unwanted),
+        }
+    }
+
+    /// Carries out what the worker wants.
+    pub(super) fn act(&mut self, action: Action, now: Instant) {
+        match action {
+            Action::Effect(placement, effect) => self.effect(effect, Owner::Placement(placement)),
+            Action::Publish(workload, replica) | Action::Retract(workload, replica) => {
+                self.publish_placement(workload, replica, now);
+            }
+            Action::Fetch(root) => {
+                self.exchange.want(root, now);
+                self.publish_node(now);
+            }
+        }
+    }
+
+    /// The placements that this node's earlier life published.
+    pub(super) fn take_up_placements(&mut self) {
+        let own: Vec<_> = self
+            .catalog
+            .placements()
+            .filter(|placement| placement.node == self.me)
+            .map(|placement| (placement.workload, placement.replica, placement.fact.clone()))
+            .collect();
+        for (workload, replica, fact) in own {
+            // Also of a removed workload: its container is still to be stopped.
+            let Some(Said::Workload { spec, .. }) = self.said(&Key::Workload(workload)) else {
+                let placement = PlacementId { workload, replica, epoch: fact.epoch };
+                self.effect(Effect::Remove { placement }, Owner::Placement(placement));
+                continue;
+            };
+            let spec = Arc::clone(spec);
+            self.worker.restore(workload, replica, spec, fact);
+        }
+    }
+
+    // As auctioneer.
+
+    fn hold_auction(&mut self, workload: WorkloadId, missing: Vec<Missing>, now: Instant) {
+        let Some(wanted) = self.catalog.workload(&workload) else { return };
+        let signed = Arc::clone(wanted.signed);
+        let spec = Arc::clone(wanted.spec);
+        let cause = missing.iter().map(|replica| replica.cause).next().unwrap_or(Cause::Missing);
+        let crowded: BTreeSet<NodeId> = self
+            .catalog
+            .placements_of(&workload)
+            .filter(|placement| placement.fact.state.is_active() && self.membership.is_live(&placement.node))
+            .map(|placement| placement.node)
+            .collect();
+        let replicas: Vec<(u32, u64)> = missing.iter().map(|replica| (replica.replica, replica.epoch)).collect();
+        let (candidates, ask) = self.candidates(&spec, replicas.len());
+        let lot = Lot { workload, signed, replicas, cause, crowded };
+        let at = self.wall_at(now);
+        self.with_auctioneer(now, |auctioneer, cx| auctioneer.open(lot, candidates, ask, at, cx));
+    }
+
+    /// Whom to ask, in which order, and how many at first.
+    fn candidates(&mut self, spec: &Spec, replicas: usize) -> (Vec<NodeId>, usize) {
+        let alive = self.membership.members().filter(|(_, member)| member.state == State::Alive);
+        let mut nodes: Vec<NodeId> = alive.map(|(node, _)| *node).collect();
+        nodes.push(self.me);
+        if nodes.len() <= ASK_ALL {
+            let all = nodes.len();
+            return (nodes, all);
+        }
+        let suits = |node: &NodeId| {
+            self.catalog.node(node).is_none_or(|fact| {
+                fact.capacity.fits(&Default::default(), &spec.resources)
+                    && spec.on.iter().all(|(name, value)| fact.labels.get(name) == Some(value))
+            })
+        };
+        nodes.retain(suits);
+        self.rng.shuffle(&mut nodes);
+        (nodes, SAMPLE.max(2 * replicas))
+    }
+
+    pub(super) fn auction_ended(&mut self, end: auction::Ended, now: Instant) {
+        match end {
+            Ended::Placed { placement, node, record } => {
+                self.tell(Event::Placed { placement, node, record });
+            }
+            Ended::NoTaker { workload, record } => {
+                self.custody.no_taker(workload, now);
+                if self.catalog.workload(&workload).is_some() {
+                    self.publish(Key::Pending(self.me, workload), &Body::Pending(record.clone()), now);
+                }
+                self.tell(Event::Pending { workload, record: Arc::new(record) });
+            }
+        }
+    }
+
+    // As custodian.
+
+    fn missing(&self, wanted: &Workload<'_>) -> Vec<Missing> {
+        let mut missing = custody::missing(wanted, &self.catalog, |node| self.membership.is_live(node));
+        missing.retain(|replica| !self.auctioneer.holds(&wanted.spec.id, replica.replica));
+        missing
+    }
+
+    /// Compares what is wanted of a workload with what the catalog shows; if this node is its first custodian and the
+    /// time has come, holds an auction for the difference.
+    pub(super) fn look_after(&mut self, workload: WorkloadId, now: Instant) {
+        let Some(wanted) = self.catalog.workload(&workload) else { return self.custody.settled(&workload) };
+        let missing = self.missing(&wanted);
+        let members = self.membership.live().chain([self.me]);
+        if missing.is_empty() || custody::first(&workload, members) != Some(self.me) {
+            return self.custody.settled(&workload);
+        }
+        let urgent = missing.iter().any(|replica| matches!(replica.cause, Cause::NodeDown(_)));
+        if self.custody.is_due(workload, urgent, now) && self.auctioneer.has_room() {
+            self.hold_auction(workload, missing, now);
+        }
+    }
+}

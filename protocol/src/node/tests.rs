@@ -1,0 +1,759 @@
+//! Many nodes in memory: virtual time, a lossy network, containers and disks that are modelled.
+
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use super::*;
+use crate::contract::{Fetched, FetchFault, Piece, Survey};
+use crate::id::{ImageId, WorkloadId};
+use crate::trust::{Membership as Member, mesh_of};
+use crate::worker::{Adopted, ExitStatus, PlacementState};
+use crate::workload::{Resources, Restart, Spec, tests::spec};
+
+const WALL: u64 = 1_800_000_000_000;
+const CHUNKS: u32 = 40;
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// One host: a node, and the world that is its own.
+struct Host {
+    node: Option<Node>,
+    key: SigningKey,
+    chain: Chain,
+    seed: u64,
+    disk: BTreeMap<RecordKey, Vec<u8>>,
+    chunks: BTreeSet<ChunkId>,
+    /// Running containers, and who waits for their end.
+    running: BTreeMap<PlacementId, Option<EffectId>>,
+    exited: BTreeMap<PlacementId, ExitStatus>,
+    replies: BTreeMap<u64, Result<Reply, Refused>>,
+    events: Vec<Event>,
+    /// Whether it serves bytes that are not what was asked for.
+    lies: bool,
+}
+
+enum Due {
+    Message { to: usize, from: NodeId, bytes: Vec<u8> },
+    Complete { host: usize, life: u64, completion: Completion },
+}
+
+pub(crate) struct Mesh {
+    now: Instant,
+    hosts: Vec<Host>,
+    due: BTreeMap<(Instant, u64), Due>,
+    seq: u64,
+    rng: Rng,
+    loss: f64,
+    /// Pairs that cannot talk.
+    cut: BTreeSet<(usize, usize)>,
+    root: SigningKey,
+    lives: Vec<u64>,
+    messages: u64,
+}
+
+fn image() -> ChunkId {
+    spec("any").image.root
+}
+
+fn pieces() -> Vec<Piece> {
+    (0..CHUNKS).map(|at| Piece { chunk: ChunkId(*blake3::hash(&at.to_be_bytes()).as_bytes()), len: 65_536 }).collect()
+}
+
+impl Mesh {
+    pub(crate) fn new(count: usize, seed: u64) -> Mesh {
+        let root = SigningKey::from_bytes(&[200; 32]);
+        let mut mesh = Mesh {
+            now: Instant::ZERO + secs(1000),
+            hosts: Vec::new(),
+            due: BTreeMap::new(),
+            seq: 0,
+            rng: Rng::with_seed(seed),
+            loss: 0.0,
+            cut: BTreeSet::new(),
+            root,
+            lives: vec![0; count],
+            messages: 0,
+        };
+        for at in 0..count {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&(at as u64 + 1).to_be_bytes());
+            let key = SigningKey::from_bytes(&bytes);
+            let chain = Chain::root(&mesh.root, node_of(&key), WALL / 1000, 100_000_000);
+            mesh.hosts.push(Host {
+                node: None,
+                key,
+                chain,
+                seed: seed ^ at as u64,
+                disk: BTreeMap::new(),
+                chunks: BTreeSet::new(),
+                running: BTreeMap::new(),
+                exited: BTreeMap::new(),
+                replies: BTreeMap::new(),
+                events: Vec::new(),
+                lies: false,
+            });
+            mesh.start(at);
+        }
+        for at in 1..count {
+            mesh.introduce(at, 0);
+        }
+        mesh
+    }
+
+    fn wall(&self) -> UnixMillis {
+        UnixMillis(WALL + self.now.as_nanos() / 1_000_000)
+    }
+
+    fn start(&mut self, at: usize) {
+        let wall = self.wall();
+        let now = self.now;
+        self.lives[at] += 1;
+        let host = &mut self.hosts[at];
+        let mut restored = Restored::default();
+        for (key, value) in &host.disk {
+            match key {
+                RecordKey::Fact(_) => restored.facts.push(codec::decode(value).unwrap()),
+                RecordKey::Member(node) => restored.members.push((*node, codec::decode(value).unwrap())),
+            }
+        }
+        let complete = pieces().iter().all(|piece| host.chunks.contains(&piece.chunk));
+        let config = Config {
+            key: host.key.clone(),
+            mesh: mesh_of(&node_of(&self.root)),
+            chain: host.chain.clone(),
+            name: format!("n{at}"),
+            version: "test".to_owned(),
+            labels: BTreeMap::from([("number".to_owned(), at.to_string())]),
+            wall,
+            restored,
+            images: if complete { BTreeSet::from([image()]) } else { BTreeSet::new() },
+            image_copies: 2,
+        };
+        let seed = host.seed + self.lives[at];
+        host.node = Some(Node::new(config, seed, now));
+        host.replies.clear();
+        let capacity = Resources { cpu_milli: 4000, memory: 1 << 30 };
+        self.command(at, Command::Load { capacity, pressure: 0 });
+        self.command(at, Command::Listening { addresses: vec![format!("/memory/{at}")], data: Vec::new() });
+    }
+
+    /// The process is gone; with its containers, when the machine is.
+    fn kill(&mut self, at: usize, machine: bool) {
+        self.hosts[at].node = None;
+        if machine {
+            self.hosts[at].running.clear();
+        }
+    }
+
+    fn introduce(&mut self, at: usize, to: usize) {
+        for (a, b) in [(at, to), (to, at)] {
+            let membership =
+                Member { node: self.id(b), role: Role::Admin, not_after: u64::MAX };
+            self.command(a, Command::Admitted { membership, address: Some(format!("/memory/{b}")) });
+        }
+    }
+
+    fn id(&self, at: usize) -> NodeId {
+        node_of(&self.hosts[at].key)
+    }
+
+    fn at(&self, node: &NodeId) -> usize {
+        (0..self.hosts.len()).find(|at| self.id(*at) == *node).unwrap()
+    }
+
+    fn node(&self, at: usize) -> &Node {
+        self.hosts[at].node.as_ref().unwrap()
+    }
+
+    fn command(&mut self, at: usize, command: Command) -> u64 {
+        self.seq += 1;
+        let id = self.seq;
+        let now = self.now;
+        if let Some(node) = &mut self.hosts[at].node {
+            node.handle(now, Input::Command { id: CommandId(id), command });
+            self.drain(at);
+        }
+        id
+    }
+
+    fn load_image(&mut self, at: usize) {
+        self.hosts[at].chunks.extend(pieces().iter().map(|piece| piece.chunk));
+        let pin = spec("any").image;
+        let image = ImageHeld {
+            reference: pin.reference,
+            id: ImageId([1; 32]),
+            root: pin.root,
+            size: pin.size,
+            named: catalog::Hlc::default(),
+        };
+        self.command(at, Command::ImageAdded(image));
+    }
+
+    fn submit(&mut self, at: usize, spec: Spec) -> WorkloadId {
+        let id = self.command(at, Command::Submit(Box::new(spec)));
+        self.run(Duration::from_millis(1));
+        match self.hosts[at].replies.remove(&id) {
+            Some(Ok(Reply::Submitted(workload))) => workload,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn drain(&mut self, at: usize) {
+        let now = self.now;
+        let life = self.lives[at];
+        let me = self.id(at);
+        let Some(node) = &mut self.hosts[at].node else { return };
+        node.invariants();
+        let outputs: Vec<Output> = std::iter::from_fn(|| node.poll_output()).collect();
+        for output in outputs {
+            match output {
+                Output::Transmit { to, bytes } => {
+                    self.messages += 1;
+                    assert_ne!(to, me, "messages to oneself stay inside");
+                    let to = self.at(&to);
+                    if self.rng.f64() >= self.loss {
+                        let latency = Duration::from_micros(self.rng.u64(200..5000));
+                        self.later(latency, Due::Message { to, from: me, bytes });
+                    }
+                }
+                Output::Effect { id, effect } => {
+                    if let Some((wait, outcome)) = self.world(at, id, effect) {
+                        let completion = Completion { id, outcome };
+                        self.later(wait, Due::Complete { host: at, life, completion });
+                    }
+                }
+                Output::Event(Event::Reply { id, result }) => {
+                    self.hosts[at].replies.insert(id.0, result);
+                }
+                Output::Event(event) => self.hosts[at].events.push(event),
+            }
+        }
+        let _ = now;
+    }
+
+    /// What the outside does with an effect; `None` ends later.
+    fn world(&mut self, at: usize, id: EffectId, effect: Effect) -> Option<(Duration, Outcome)> {
+        let ms = Duration::from_millis;
+        match effect {
+            Effect::Persist(records) => {
+                for (key, value) in records {
+                    match value {
+                        Some(value) => self.hosts[at].disk.insert(key, value),
+                        None => self.hosts[at].disk.remove(&key),
+                    };
+                }
+                Some((Duration::from_micros(100), Outcome::Persisted))
+            }
+            Effect::Start { placement, spec } => {
+                let host = &mut self.hosts[at];
+                assert!(pieces().iter().all(|piece| host.chunks.contains(&piece.chunk)), "no start without the image");
+                if spec.command == ["nowhere"] {
+                    let error = crate::worker::StartError::Node("no space".to_owned());
+                    return Some((ms(5), Outcome::Started(Err(error))));
+                }
+                host.running.insert(placement, None);
+                if spec.command == ["exit"] {
+                    host.exited.insert(placement, ExitStatus { code: 3, out_of_memory: false });
+                }
+                Some((ms(5), Outcome::Started(Ok(()))))
+            }
+            Effect::Adopt { placement } => {
+                let adopted = if self.hosts[at].running.contains_key(&placement) { Adopted::Running } else { Adopted::Gone };
+                Some((ms(1), Outcome::Adopted(adopted)))
+            }
+            Effect::Watch { placement } => {
+                let host = &mut self.hosts[at];
+                if let Some(status) = host.exited.remove(&placement) {
+                    host.running.remove(&placement);
+                    return Some((ms(20), Outcome::Exited(status)));
+                }
+                host.running.insert(placement, Some(id));
+                None
+            }
+            Effect::Stop { placement, .. } => {
+                let life = self.lives[at];
+                if let Some(Some(watch)) = self.hosts[at].running.remove(&placement) {
+                    let outcome = Outcome::Exited(ExitStatus { code: 143, out_of_memory: false });
+                    let completion = Completion { id: watch, outcome };
+                    self.later(ms(5), Due::Complete { host: at, life, completion });
+                }
+                Some((ms(6), Outcome::Done))
+            }
+            Effect::Remove { .. } => Some((ms(1), Outcome::Done)),
+            Effect::Survey { .. } => {
+                let host = &self.hosts[at];
+                let present: Vec<bool> = pieces().iter().map(|piece| host.chunks.contains(&piece.chunk)).collect();
+                let complete = present.iter().all(|here| *here);
+                let survey = Survey { complete, contents: true, pieces: pieces(), present };
+                Some((ms(1), Outcome::Surveyed(Ok(survey))))
+            }
+            Effect::Fetch { provider, pieces } => {
+                let from = self.at(&provider);
+                let unreachable = self.hosts[from].node.is_none() || self.cut.contains(&(at, from));
+                let mut fetched = Fetched { got: Vec::new(), bytes: 0, elapsed: ms(10), fault: None };
+                if unreachable {
+                    fetched.fault = Some(FetchFault::Unreachable("no route".to_owned()));
+                    return Some((secs(1), Outcome::Fetched(fetched)));
+                }
+                for piece in pieces {
+                    if self.hosts[from].lies {
+                        fetched.fault = Some(FetchFault::WrongChunk(piece.chunk));
+                        break;
+                    }
+                    if !self.hosts[from].chunks.contains(&piece.chunk) {
+                        fetched.fault = Some(FetchFault::Missing(piece.chunk));
+                        break;
+                    }
+                    fetched.got.push(piece.chunk);
+                    fetched.bytes += u64::from(piece.len);
+                }
+                self.hosts[at].chunks.extend(fetched.got.iter().copied());
+                Some((ms(10), Outcome::Fetched(fetched)))
+            }
+        }
+    }
+
+    fn later(&mut self, wait: Duration, due: Due) {
+        self.seq += 1;
+        self.due.insert((self.now + wait, self.seq), due);
+    }
+
+    fn run(&mut self, time: Duration) {
+        let until = self.now + time;
+        self.run_until(until, |_| false);
+    }
+
+    /// Runs until `done`, or panics after `time`.
+    fn wait(&mut self, what: &str, time: Duration, done: impl Fn(&Mesh) -> bool) {
+        let until = self.now + time;
+        assert!(self.run_until(until, &done), "not within {time:?}: {what}");
+    }
+
+    fn run_until(&mut self, until: Instant, done: impl Fn(&Mesh) -> bool) -> bool {
+        let mut timers: BinaryHeap<Reverse<(Instant, usize)>> = BinaryHeap::new();
+        loop {
+            if done(self) {
+                return true;
+            }
+            timers.clear();
+            for (at, host) in self.hosts.iter().enumerate() {
+                if let Some(timeout) = host.node.as_ref().and_then(Node::poll_timeout) {
+                    timers.push(Reverse((timeout, at)));
+                }
+            }
+            let timer = timers.peek().map(|Reverse(timer)| *timer);
+            let next = self.due.keys().next().copied();
+            match (timer, next) {
+                (Some((time, at)), next) if next.is_none_or(|(due, _)| time <= due) => {
+                    if time > until {
+                        break;
+                    }
+                    self.now = self.now.max(time);
+                    let now = self.now;
+                    self.hosts[at].node.as_mut().unwrap().handle_timeout(now);
+                    self.drain(at);
+                }
+                (_, Some((time, seq))) => {
+                    if time > until {
+                        break;
+                    }
+                    self.now = time;
+                    let due = self.due.remove(&(time, seq)).unwrap();
+                    self.arrive(due);
+                }
+                (_, None) => break,
+            }
+        }
+        self.now = until;
+        done(self)
+    }
+
+    fn arrive(&mut self, due: Due) {
+        let now = self.now;
+        let (at, input) = match due {
+            Due::Message { to, from, bytes } => {
+                let from_at = self.at(&from);
+                if self.cut.contains(&(from_at, to)) {
+                    return;
+                }
+                (to, Input::Message { from, bytes })
+            }
+            Due::Complete { host, life, completion } if life == self.lives[host] => (host, Input::Completion(completion)),
+            Due::Complete { .. } => return,
+        };
+        if let Some(node) = &mut self.hosts[at].node {
+            node.handle(now, input);
+            self.drain(at);
+        }
+    }
+
+    fn everybody_alive(&self) -> bool {
+        let up: Vec<usize> = (0..self.hosts.len()).filter(|at| self.hosts[*at].node.is_some()).collect();
+        up.iter().all(|at| {
+            let alive = self.node(*at).membership().members().filter(|(_, member)| member.state == State::Alive);
+            alive.count() == up.len() - 1
+        })
+    }
+
+    fn catalogs_agree(&self) -> bool {
+        let up: Vec<&Node> = self.hosts.iter().filter_map(|host| host.node.as_ref()).collect();
+        up.windows(2).all(|pair| pair[0].catalog().index() == pair[1].catalog().index())
+    }
+
+    /// Hosts on which a replica runs.
+    fn running(&self, workload: &WorkloadId) -> Vec<usize> {
+        let runs = |host: &Host| host.running.keys().any(|placement| placement.workload == *workload);
+        (0..self.hosts.len()).filter(|at| runs(&self.hosts[*at])).collect()
+    }
+
+    fn cut_between(&mut self, left: &[usize], right: &[usize]) {
+        for a in left {
+            for b in right {
+                self.cut.insert((*a, *b));
+                self.cut.insert((*b, *a));
+            }
+        }
+    }
+}
+
+fn service(name: &str) -> Spec {
+    Spec { command: vec!["serve".to_owned()], restart: Restart::Always, ..spec(name) }
+}
+
+#[test]
+fn two_nodes_meet_and_know_the_same() {
+    let mut mesh = Mesh::new(2, 1);
+    mesh.wait("both alive", secs(2), Mesh::everybody_alive);
+    mesh.wait("same catalog", secs(5), Mesh::catalogs_agree);
+    assert_eq!(mesh.node(0).catalog().nodes().count(), 2);
+}
+
+#[test]
+fn thirty_nodes_that_know_one_find_all_despite_loss() {
+    let mut mesh = Mesh::new(30, 2);
+    mesh.loss = 0.1;
+    mesh.wait("all alive", secs(40), Mesh::everybody_alive);
+    mesh.wait("same catalog", secs(40), Mesh::catalogs_agree);
+}
+
+#[test]
+fn a_dead_node_is_noticed_and_a_living_one_is_not_accused_for_long() {
+    for seed in 0..5 {
+        let mut mesh = Mesh::new(10, seed);
+        mesh.loss = 0.02;
+        mesh.run(secs(20));
+        let down = |mesh: &Mesh, node: NodeId| {
+            (0..9).all(|at| mesh.node(at).membership().member(&node).is_some_and(|m| m.state == State::Down))
+        };
+        let said_down = |mesh: &Mesh| {
+            mesh.hosts.iter().flat_map(|host| &host.events).filter(|event| {
+                matches!(event, Event::Member { state: State::Down, .. })
+            }).count()
+        };
+        assert_eq!(said_down(&mesh), 0, "nobody died yet (seed {seed})");
+        let dead = mesh.id(9);
+        mesh.kill(9, true);
+        mesh.wait("down everywhere", secs(8), |mesh| down(mesh, dead));
+        assert!(mesh.everybody_alive());
+    }
+}
+
+#[test]
+fn a_workload_goes_where_its_image_is_and_anybody_can_stop_it() {
+    let mut mesh = Mesh::new(3, 3);
+    mesh.run(secs(3));
+    mesh.load_image(2);
+    mesh.run(secs(1));
+    let web = mesh.submit(1, service("web"));
+    mesh.wait("running", secs(2), |mesh| mesh.running(&web) == [2]);
+    mesh.wait("known everywhere", secs(2), |mesh| {
+        (0..3).all(|at| {
+            mesh.node(at).catalog().placements_of(&web).any(|p| p.fact.state == PlacementState::Running)
+        })
+    });
+    let placement = mesh.node(0).catalog().placements_of(&web).next().unwrap();
+    assert_eq!(placement.fact.record.asked, 3);
+    assert_eq!(placement.fact.record.quotes[0].node, mesh.id(2));
+    mesh.command(0, Command::Scale { workload: web, replicas: 0 });
+    mesh.wait("stopped", secs(2), |mesh| mesh.running(&web).is_empty());
+    mesh.command(1, Command::Scale { workload: web, replicas: 1 });
+    mesh.wait("started again", secs(5), |mesh| mesh.running(&web).len() == 1);
+    mesh.command(0, Command::Remove { workload: web });
+    mesh.wait("gone", secs(2), |mesh| {
+        mesh.running(&web).is_empty() && (0..3).all(|at| mesh.node(at).catalog().placements().count() == 0)
+    });
+}
+
+#[test]
+fn an_image_is_kept_on_a_second_node_and_its_holder_may_die() {
+    let mut mesh = Mesh::new(3, 4);
+    mesh.run(secs(3));
+    mesh.load_image(0);
+    mesh.wait("a second copy", secs(20), |mesh| {
+        mesh.hosts.iter().filter(|host| host.chunks.len() == CHUNKS as usize).count() >= 2
+    });
+    let web = mesh.submit(1, service("web"));
+    mesh.wait("running", secs(3), |mesh| mesh.running(&web).len() == 1);
+    let first = mesh.running(&web)[0];
+    mesh.run(secs(3));
+    mesh.kill(first, true);
+    mesh.wait("running elsewhere", secs(10), |mesh| mesh.running(&web).len() == 1);
+    let second = mesh.running(&web)[0];
+    assert_ne!(first, second);
+    let epoch = mesh.node(second).worker().placement(&web, 0).unwrap().fact.epoch;
+    assert!(epoch >= 2);
+    mesh.start(first);
+    mesh.introduce(first, second);
+    mesh.run(secs(15));
+    assert_eq!(mesh.running(&web), [second], "what came back does not revive an old epoch");
+}
+
+#[test]
+fn a_daemon_that_comes_back_adopts_its_containers() {
+    let mut mesh = Mesh::new(2, 5);
+    mesh.load_image(0);
+    mesh.run(secs(8));
+    let web = mesh.submit(0, service("web"));
+    mesh.wait("running", secs(3), |mesh| mesh.running(&web).len() == 1);
+    let at = mesh.running(&web)[0];
+    mesh.run(secs(1));
+    mesh.kill(at, false);
+    mesh.start(at);
+    mesh.introduce(at, 1 - at);
+    mesh.run(secs(20));
+    assert_eq!(mesh.running(&web), [at]);
+    assert_eq!(mesh.node(at).worker().placement(&web, 0).unwrap().fact.epoch, 1);
+    assert!(mesh.catalogs_agree());
+}
+
+#[test]
+fn a_mesh_that_lost_all_power_runs_its_work_again() {
+    let mut mesh = Mesh::new(3, 6);
+    mesh.load_image(0);
+    mesh.run(secs(15));
+    let web = mesh.submit(0, service("web"));
+    mesh.wait("running", secs(3), |mesh| mesh.running(&web).len() == 1);
+    mesh.run(secs(3));
+    for at in 0..3 {
+        mesh.kill(at, true);
+    }
+    mesh.run(secs(5));
+    for at in 0..3 {
+        mesh.start(at);
+    }
+    // No introduction: they remember one another's addresses.
+    mesh.wait("all alive", secs(30), Mesh::everybody_alive);
+    mesh.wait("running again", secs(20), |mesh| mesh.running(&web).len() == 1);
+    mesh.run(secs(20));
+    assert_eq!(mesh.running(&web).len(), 1);
+}
+
+#[test]
+fn both_halves_of_a_split_mesh_run_it_and_one_stops_when_they_meet() {
+    let mut mesh = Mesh::new(4, 7);
+    for at in 0..4 {
+        mesh.load_image(at);
+    }
+    mesh.run(secs(8));
+    let web = mesh.submit(0, service("web"));
+    mesh.wait("running", secs(3), |mesh| mesh.running(&web).len() == 1);
+    mesh.cut_between(&[0, 1], &[2, 3]);
+    mesh.wait("on both sides", secs(20), |mesh| mesh.running(&web).len() == 2);
+    mesh.cut.clear();
+    mesh.wait("on one", secs(30), |mesh| mesh.running(&web).len() == 1);
+    mesh.run(secs(10));
+    assert_eq!(mesh.running(&web).len(), 1);
+    mesh.wait("same catalog", secs(10), Mesh::catalogs_agree);
+}
+
+#[test]
+fn what_nobody_can_take_waits_with_its_reasons_and_starts_when_one_can() {
+    let mut mesh = Mesh::new(3, 8);
+    for at in 0..3 {
+        mesh.load_image(at);
+    }
+    mesh.run(secs(8));
+    let big = |name: &str| Spec { resources: Resources { cpu_milli: 3000, memory: 600 << 20 }, ..service(name) };
+    let taken: Vec<WorkloadId> = (0..3).map(|n| mesh.submit(0, big(&format!("big{n}")))).collect();
+    mesh.run(secs(3));
+    assert!(taken.iter().all(|workload| mesh.running(workload).len() == 1));
+    let late = mesh.submit(1, big("late"));
+    mesh.run(secs(3));
+    assert!(mesh.running(&late).is_empty());
+    let (_, _, record) = mesh.node(2).catalog().pending().find(|(_, workload, _)| *workload == late).unwrap();
+    assert_eq!(record.refused, [("memory".to_owned(), 3)]);
+    mesh.command(2, Command::Remove { workload: taken[1] });
+    mesh.wait("taken when there is room", secs(5), |mesh| mesh.running(&late).len() == 1);
+    mesh.run(secs(1));
+    assert_eq!(mesh.node(0).catalog().pending().count(), 0);
+}
+
+#[test]
+fn a_finished_workload_stays_finished_when_its_node_dies() {
+    let mut mesh = Mesh::new(3, 9);
+    mesh.load_image(0);
+    mesh.load_image(1);
+    mesh.run(secs(8));
+    let job = mesh.submit(2, Spec { command: vec!["exit".to_owned()], ..spec("job") });
+    let exited = |mesh: &Mesh| {
+        let mut placements = mesh.node(2).catalog().placements_of(&job);
+        placements.any(|placement| placement.fact.state == PlacementState::Exited(ExitStatus { code: 3, out_of_memory: false }))
+    };
+    mesh.wait("exited", secs(3), exited);
+    let at = mesh.at(&mesh.node(2).catalog().placements_of(&job).next().unwrap().node);
+    mesh.kill(at, true);
+    mesh.run(secs(20));
+    assert!(mesh.running(&job).is_empty());
+    assert!(exited(&mesh));
+}
+
+#[test]
+fn a_node_that_cannot_start_it_gives_way_to_another() {
+    let mut mesh = Mesh::new(2, 10);
+    mesh.load_image(0);
+    mesh.load_image(1);
+    mesh.run(secs(8));
+    let web = mesh.submit(0, Spec { command: vec!["nowhere".to_owned()], ..spec("web") });
+    mesh.run(secs(10));
+    let epochs: Vec<u64> = mesh.node(0).catalog().placements_of(&web).map(|p| p.fact.epoch).collect();
+    assert_eq!(epochs, [2], "the second try is elsewhere, and neither node is asked again at once");
+    let tried = |host: &Host| host.events.iter().any(|event| matches!(event, Event::Placed { .. }));
+    assert!(mesh.hosts.iter().any(tried));
+    let pending = mesh.node(1).catalog().pending().next();
+    assert_eq!(pending.unwrap().2.refused, [("failed there a moment ago".to_owned(), 2)]);
+}
+
+#[test]
+fn a_lying_provider_is_left_and_the_image_comes_from_the_honest_one() {
+    let mut mesh = Mesh::new(3, 11);
+    mesh.load_image(0);
+    mesh.load_image(1);
+    mesh.hosts[0].lies = true;
+    mesh.run(secs(4));
+    let on = BTreeMap::from([("number".to_owned(), "2".to_owned())]);
+    let web = mesh.submit(0, Spec { on, ..service("web") });
+    mesh.wait("running on the third", secs(10), |mesh| mesh.running(&web) == [2]);
+}
+
+#[test]
+fn names_are_unique_and_replicas_spread() {
+    let mut mesh = Mesh::new(3, 12);
+    for at in 0..3 {
+        mesh.load_image(at);
+    }
+    mesh.run(secs(4));
+    let web = mesh.submit(0, Spec { replicas: 3, ..service("web") });
+    mesh.wait("one each", secs(3), |mesh| mesh.running(&web) == [0, 1, 2]);
+    let again = mesh.command(1, Command::Submit(Box::new(service("web"))));
+    mesh.run(secs(1));
+    assert!(matches!(mesh.hosts[1].replies[&again], Err(Refused::NameTaken { .. })));
+}
+
+#[test]
+fn malformed_and_forged_messages_are_counted_and_change_nothing() {
+    let mut mesh = Mesh::new(2, 13);
+    mesh.run(secs(3));
+    let from = mesh.id(1);
+    let now = mesh.now;
+    let before = mesh.node(0).catalog().index().clone();
+    let node = mesh.hosts[0].node.as_mut().unwrap();
+    for bytes in [vec![], vec![9], vec![1, 255, 255], vec![1; 2000], vec![0; 3 << 20]] {
+        node.handle(now, Input::Message { from, bytes });
+    }
+    assert_eq!(node.dropped().undecoded, 5);
+    let mut forged = Fact::clone(&node.catalog().get(&Key::Node(from)).unwrap().fact);
+    forged.version = catalog::Hlc::at(UnixMillis(forged.version.time().0 + 1));
+    let bytes = codec::encode_message(&Message::Facts { facts: vec![Arc::new(forged)] });
+    node.handle(now, Input::Message { from, bytes });
+    assert_eq!(node.dropped().facts, 1);
+    assert_eq!(*node.catalog().index(), before);
+}
+
+#[test]
+fn a_clock_a_day_ahead_poisons_nobody_and_its_owner_is_told() {
+    let mut mesh = Mesh::new(2, 14);
+    mesh.run(secs(3));
+    let day = 86_400_000;
+    let wall = UnixMillis(mesh.wall().0 + day);
+    mesh.command(1, Command::WallClock(wall));
+    mesh.load_image(1);
+    mesh.run(secs(3));
+    assert!(mesh.node(0).catalog().node(&mesh.id(1)).unwrap().images.is_empty());
+    let told = |event: &Event| matches!(event, Event::ClockOff { ahead, .. } if *ahead > day as i64 - 60_000);
+    assert!(mesh.hosts[1].events.iter().any(told));
+}
+
+#[test]
+fn the_later_of_two_machines_with_one_key_stops() {
+    let mut mesh = Mesh::new(3, 15);
+    mesh.run(secs(5));
+    // A cloned disk: host 2 has host 1's key, and starts later.
+    mesh.hosts[2].node = None;
+    mesh.hosts[2].disk.clear();
+    mesh.run(secs(15));
+    let (wall, now) = (mesh.wall(), mesh.now);
+    let config = |mesh: &Mesh| Config {
+        key: mesh.hosts[1].key.clone(),
+        mesh: mesh_of(&node_of(&mesh.root)),
+        chain: mesh.hosts[1].chain.clone(),
+        name: "clone".to_owned(),
+        version: "test".to_owned(),
+        labels: BTreeMap::new(),
+        wall,
+        restored: Restored::default(),
+        images: BTreeSet::new(),
+        image_copies: 2,
+    };
+    let mut clone = Node::new(config(&mesh), 99, now);
+    let twin = clone.id();
+    let peer = mesh.id(0);
+    let membership = Member { node: peer, role: Role::Admin, not_after: u64::MAX };
+    clone.handle(now, Input::Command { id: CommandId(1), command: Command::Admitted { membership, address: None } });
+    let mut cloned = false;
+    for step in 0..200u64 {
+        let now = now + Duration::from_millis(50 * step);
+        mesh.run(Duration::from_millis(50));
+        clone.handle_timeout(now);
+        while let Some(output) = clone.poll_output() {
+            match output {
+                Output::Transmit { to, bytes } if to == peer => {
+                    mesh.hosts[0].node.as_mut().unwrap().handle(mesh.now, Input::Message { from: twin, bytes });
+                    // What node 0 answers to this key reaches both machines here.
+                    let node = mesh.hosts[0].node.as_mut().unwrap();
+                    let outputs: Vec<Output> = std::iter::from_fn(|| node.poll_output()).collect();
+                    for output in outputs {
+                        if let Output::Transmit { to, bytes } = output
+                            && to == twin
+                        {
+                            clone.handle(now, Input::Message { from: peer, bytes: bytes.clone() });
+                            mesh.hosts[1].node.as_mut().unwrap().handle(mesh.now, Input::Message { from: peer, bytes });
+                            mesh.drain(1);
+                        }
+                    }
+                }
+                Output::Event(Event::Cloned { .. }) => cloned = true,
+                _ => {}
+            }
+        }
+    }
+    assert!(cloned, "the later machine is told");
+    let first = mesh.hosts[1].events.iter().any(|event| matches!(event, Event::Cloned { .. }));
+    assert!(!first, "the earlier one goes on");
+}
+
+#[test]
+fn a_certificate_is_renewed_before_it_ends() {
+    let mut mesh = Mesh::new(2, 16);
+    let root_chain = mesh.hosts[0].chain.clone();
+    let wall = mesh.wall().as_secs();
+    let id = mesh.id(1);
+    let short = root_chain.issue(&mesh.hosts[0].key.clone(), id, Role::Submitter, wall, 90, 7);
+    mesh.command(1, Command::Certified(short));
+    mesh.run(secs(85));
+    let renewed = mesh.node(1).chain().leaf().unwrap();
+    assert!(renewed.not_after > wall + 1000);
+    assert_eq!(renewed.role, Role::Submitter);
+}
