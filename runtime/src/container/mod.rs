@@ -1,0 +1,155 @@
+//! The daemon's side of a container: its folder, its bundle, its logs, and the line to its shim.
+//!
+//!     containers/<name>/config.json    OCI runtime-spec bundle
+//!                       rootfs/        where the shim mounts the overlay, in its own mount namespace
+//!                       upper/ work/   the writable layer
+//!                       launch.json    what the bundle format has no place for: layers, cgroup limits
+//!                       seccomp.bpf    the compiled filter
+//!                       log, log.1 …   what it wrote, in the CRI format
+//!                       shim.sock      where a later daemon finds the shim
+//!                       exit.json      how it ended, written before anybody is told
+//!
+//! **States** (OCI runtime-spec): creating → running → stopped. The shim alone writes `exit.json`; while neither it
+//! nor a shim that answers is there, the container is gone.
+
+mod bundle;
+mod log;
+mod user;
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use bundle::{BundleError, Request, write as write_bundle};
+pub use log::{LogLine, LogReader, LogWriter, Stream};
+
+use crate::cgroup::Limits;
+
+/// What a bundle has no place for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Launch {
+    /// Lower layers, lowest first.
+    pub layers: Vec<PathBuf>,
+    /// Its cgroup, below the hierarchies' roots.
+    pub cgroup: String,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// What a shim tells, one JSON object a line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Report {
+    /// The program was started.
+    Running {
+        /// Of the first process inside, as the host numbers it.
+        pid: i32,
+    },
+    /// It was not.
+    Failed(Failure),
+    /// It ended.
+    Exited(Exit),
+}
+
+/// Why a container did not start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Docker's exit code for it: 126 cannot be executed, 127 not found, 125 anything else.
+    pub code: i32,
+    /// Whether another machine might have started it.
+    pub machine: bool,
+    /// In words.
+    pub reason: String,
+}
+
+/// How a container ended.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// As a shell says it: 128 + n for signal n.
+    pub code: i32,
+    /// The kernel killed in it for memory.
+    pub out_of_memory: bool,
+}
+
+/// What a daemon that starts finds of a container.
+pub enum Found {
+    /// Its shim answers here.
+    Running(UnixStream),
+    /// It ended.
+    Exited(Exit),
+    /// Nothing.
+    Gone,
+}
+
+/// Looks for a container that an earlier daemon started in `dir`.
+pub fn find(dir: &Path) -> io::Result<Found> {
+    if let Some(exit) = read_exit(dir)? {
+        return Ok(Found::Exited(exit));
+    }
+    match connect(dir) {
+        Ok(stream) => Ok(Found::Running(stream)),
+        // It may have ended between the two looks.
+        Err(_) => Ok(read_exit(dir)?.map_or(Found::Gone, Found::Exited)),
+    }
+}
+
+fn read_exit(dir: &Path) -> io::Result<Option<Exit>> {
+    match fs::read(dir.join("exit.json")) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn connect(dir: &Path) -> io::Result<UnixStream> {
+    // A socket's path has 108 bytes at most; through the folder's descriptor it is short wherever that is.
+    let folder = fs::File::open(dir)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/shim.sock", folder.as_raw_fd()))
+}
+
+/// Reads the next report; `None` when the shim is gone. Blocks.
+pub fn next_report(stream: &UnixStream) -> io::Result<Option<Report>> {
+    let mut line = String::new();
+    // One byte at a time would do as well: reports are few, and nothing must be read beyond the line.
+    let mut one = BufReader::with_capacity(1, stream);
+    if one.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    serde_json::from_str(&line).map(Some).map_err(io::Error::other)
+}
+
+/// Asks a shim to send a signal to the first process inside.
+pub fn signal(mut stream: &UnixStream, signal: i32) -> io::Result<()> {
+    writeln!(stream, "{signal}")
+}
+
+/// Deletes all that a stopped container left. Nothing left is no error.
+pub fn remove(dir: &Path) -> io::Result<()> {
+    if let Ok(bytes) = fs::read(dir.join("launch.json"))
+        && let Ok(launch) = serde_json::from_slice::<Launch>(&bytes)
+    {
+        // Usually the shim has done it; one that was killed has not.
+        drop(crate::cgroup::Group::load(&launch.cgroup).delete());
+    }
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// The number of a signal by name (`SIGTERM`, `TERM`, `15`).
+pub fn signal_number(name: &str) -> Option<i32> {
+    if let Ok(number) = name.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let name = name.to_ascii_uppercase();
+    let full = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    if let Some(offset) = full.strip_prefix("SIGRTMIN+") {
+        return offset.parse::<i32>().ok().map(|offset| 34 + offset).filter(|number| *number <= 64);
+    }
+    full.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+}

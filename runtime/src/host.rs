@@ -1,0 +1,80 @@
+//! The machine: what it has, how busy it is, what this process may do on it, and other hosts' namespaces.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// What a machine can give.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// Thousandths of a core.
+    pub cpu_milli: u64,
+    /// Bytes.
+    pub memory: u64,
+}
+
+/// Cores that this process may use, and memory, as the kernel reports them.
+pub fn capacity() -> Capacity {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Capacity { cpu_milli: cores * 1000, memory: kib.unwrap_or(0) * 1024 }
+}
+
+/// Share of the last ten seconds in which some task waited for a processor, 0–100 (Documentation/accounting/psi.rst);
+/// 0 where the kernel has no PSI.
+pub fn cpu_pressure() -> u8 {
+    let text = fs::read_to_string("/proc/pressure/cpu").unwrap_or_default();
+    let some = text.lines().find_map(|line| line.strip_prefix("some avg10=")?.split(' ').next()?.parse::<f64>().ok());
+    some.map_or(0, |percent| percent.clamp(0.0, 100.0) as u8)
+}
+
+/// This machine's name.
+pub fn name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+/// What this process lacks to run containers, in words; empty is nothing.
+pub fn missing_privileges() -> Vec<String> {
+    // linux/capability.h; what each is for here.
+    const NEEDED: [(u32, &str); 7] = [
+        (0, "CAP_CHOWN (to keep the owners of an image's files)"),
+        (1, "CAP_DAC_OVERRIDE (to write files of other owners)"),
+        (6, "CAP_SETGID (to become a container's group)"),
+        (7, "CAP_SETUID (to become a container's user)"),
+        (12, "CAP_NET_ADMIN (to set up a container's network)"),
+        (21, "CAP_SYS_ADMIN (to make namespaces and mounts)"),
+        (27, "CAP_MKNOD (to make whiteouts and devices)"),
+    ];
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    NEEDED.iter().filter(|(bit, _)| effective & (1 << bit) == 0).map(|(_, what)| (*what).to_owned()).collect()
+}
+
+/// Enters the network namespace at `path`, and mount and UTS namespaces of its own: this process then sees the machine
+/// as another host would. Meant for a process with one thread that goes on to exec.
+pub fn enter_network(path: &Path) -> io::Result<()> {
+    setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
+    let none: Option<&str> = None;
+    let flags = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
+    nix::mount::mount(none, "/", none, flags, none)?;
+    // /sys shows the network devices of the namespace it was mounted in.
+    let flags = nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV | nix::mount::MsFlags::MS_NOEXEC;
+    nix::mount::mount(Some("sysfs"), "/sys", Some("sysfs"), flags, none)?;
+    Ok(())
+}
+
+/// Names this host, in its own UTS namespace.
+pub fn set_name(name: &str) -> io::Result<()> {
+    Ok(nix::unistd::sethostname(name)?)
+}
+
+/// Sends a signal to a process this user started.
+pub fn signal_process(pid: i32, signal: i32) -> io::Result<()> {
+    let signal = nix::sys::signal::Signal::try_from(signal)?;
+    Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)
+}

@@ -1,0 +1,588 @@
+//! Image archives: what `docker save`, `skopeo` and `umoci` write, read in one pass and without a copy on disk.
+//!
+//! A docker-archive names its layers in `manifest.json`, which comes last; an OCI layout in `index.json` and the
+//! manifests it names. So every member that is a tar archive is imported as a layer when it goes by, its digests are
+//! taken on the way, and what the manifests say is checked against them at the end. Layers that nothing names are
+//! dropped. Nothing is known to the store before the very end, and on any error what was written is removed.
+//!
+//! Chunking and BLAKE3 run on a second thread, reading, decompressing and SHA-256 on the caller's; [`QUEUE`] buffers of
+//! [`BUFFER`] bytes lie between them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufReader, Read};
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::config::{ARCHITECTURE, parse_digest};
+use super::{Chunk, ConfigError, ImageConfig, Layer, Root, Tree, VERSION, layer};
+use crate::store::{Store, StoreError, Writer};
+
+const BUFFER: usize = 256 * 1024;
+const QUEUE: usize = 8;
+/// The most bytes of a manifest, an index or a config.
+const MAX_DOCUMENT: usize = 4 << 20;
+/// The most members an archive may have.
+const MAX_MEMBERS: usize = 10_000;
+/// How deep indexes may name one another.
+const MAX_NESTING: usize = 4;
+
+/// What an import may use.
+#[derive(Copy, Clone, Debug)]
+pub struct Limits {
+    /// Bytes of all files of all layers, decompressed.
+    pub bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { bytes: 32 << 30 }
+    }
+}
+
+/// How far an import is, to be read from another thread.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes of files read so far.
+    pub bytes: AtomicU64,
+    /// Chunks met so far.
+    pub chunks: AtomicU64,
+    /// How many of them were new.
+    pub new_chunks: AtomicU64,
+}
+
+/// One image of an archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// Names that the archive gives it, as written there.
+    pub names: Vec<String>,
+    /// SHA-256 of its config.
+    pub id: [u8; 32],
+    /// Its root chunk.
+    pub root: Chunk,
+    /// Bytes of all its distinct chunks.
+    pub size: u64,
+    /// Chunks it has, and how many of them the store did not have.
+    pub chunks: (u64, u64),
+}
+
+/// Why an archive was not imported. Nothing was stored.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// It could not be read.
+    #[error("cannot read the archive: {0}")]
+    Read(String),
+    /// It ends too early, or is not what it seems.
+    #[error("{name}: the archive is damaged or cut short: {reason}")]
+    Damaged {
+        /// Which part.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Neither of the known kinds.
+    #[error("this is no image archive: there is neither a manifest.json (docker-archive) nor an index.json (OCI layout) in it")]
+    NotAnImage,
+    /// A manifest names something that is not there.
+    #[error("{name}: the archive names it and does not have it")]
+    Missing {
+        /// What.
+        name: String,
+    },
+    /// Content that is not what its digest says.
+    #[error("{name}: its digest should be sha256:{expected} and is sha256:{actual}")]
+    Digest {
+        /// Of what.
+        name: String,
+        /// As named.
+        expected: String,
+        /// As computed.
+        actual: String,
+    },
+    /// A path that leaves the image.
+    #[error("{name}: the path `{path}` leads out of the image")]
+    Escape {
+        /// Which layer.
+        name: String,
+        /// The path.
+        path: String,
+    },
+    /// A path below something that is no folder.
+    #[error("{name}: the path `{path}` leads through a symbolic link or a file")]
+    ThroughLink {
+        /// Which layer.
+        name: String,
+        /// The path.
+        path: String,
+    },
+    /// A hard link to nothing.
+    #[error("{name}: `{path}` is a hard link to `{target}`, which is no file of this layer")]
+    BadLink {
+        /// Which layer.
+        name: String,
+        /// The link.
+        path: String,
+        /// What it names.
+        target: String,
+    },
+    /// More bytes than allowed: perhaps a decompression bomb.
+    #[error("{name}: its files have more than {limit} bytes, which is the limit for one import")]
+    TooLarge {
+        /// Where the limit was passed.
+        name: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// More of something than any image has.
+    #[error("{name}: more than {limit} entries or attributes")]
+    TooMany {
+        /// Where.
+        name: String,
+        /// The limit.
+        limit: usize,
+    },
+    /// JSON that is not what it should be.
+    #[error("{name}: {reason}")]
+    Document {
+        /// Which.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The config cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store could not keep it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl ImportError {
+    pub(crate) fn damaged(name: &str, error: &io::Error) -> Self {
+        ImportError::Damaged { name: name.to_owned(), reason: error.to_string() }
+    }
+}
+
+enum Member {
+    Layer { digest: [u8; 32], diff_id: [u8; 32], tree: Tree },
+    Document { digest: [u8; 32], bytes: Vec<u8> },
+    Link(String),
+}
+
+/// Imports every image of an archive. `archive` may be compressed with gzip or zstd.
+pub fn import(
+    archive: impl Read,
+    store: &Store,
+    limits: Limits,
+    progress: &Progress,
+) -> Result<Vec<Imported>, ImportError> {
+    let mut writer = store.writer(limits.bytes, progress);
+    let mut outer = tar::Archive::new(decompress(BufReader::with_capacity(BUFFER, archive))?);
+    let mut members = BTreeMap::new();
+    let entries = outer.entries().map_err(|error| ImportError::Read(error.to_string()))?;
+    for entry in entries {
+        let mut entry = entry.map_err(|error| ImportError::damaged("the archive", &error))?;
+        if members.len() >= MAX_MEMBERS {
+            return Err(ImportError::TooMany { name: "the archive".to_owned(), limit: MAX_MEMBERS });
+        }
+        let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
+        let link = entry.link_name_bytes().map(|link| String::from_utf8_lossy(&link).into_owned());
+        match entry.header().entry_type() {
+            tar::EntryType::Symlink | tar::EntryType::Link => {
+                let link = link.unwrap_or_default();
+                // A relative link is seen from the folder it is in; a hard link from the top.
+                let target = if entry.header().entry_type() == tar::EntryType::Link { link } else { resolve(&name, &link) };
+                members.insert(name, Member::Link(target));
+            }
+            tar::EntryType::Regular => {
+                let size = entry.size();
+                let member = read_member(&mut entry, size, &name, &mut writer)?;
+                members.insert(name, member);
+            }
+            _ => {}
+        }
+    }
+    let members = Members(members);
+    let images = if members.0.contains_key("index.json") {
+        members.oci_layout()?
+    } else if members.0.contains_key("manifest.json") {
+        members.docker_archive()?
+    } else {
+        return Err(ImportError::NotAnImage);
+    };
+    let mut imported = Vec::new();
+    for image in &images {
+        imported.push(keep(image, &members, &mut writer)?);
+    }
+    writer.commit(imported.iter().map(|image| image.root).collect())?;
+    Ok(imported)
+}
+
+/// An image as its archive describes it: a config, and layers in order.
+struct Described {
+    names: Vec<String>,
+    config: String,
+    layers: Vec<String>,
+}
+
+struct Members(BTreeMap<String, Member>);
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerManifest {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    digest: String,
+    #[serde(default)]
+    media_type: String,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    platform: Option<Platform>,
+}
+
+#[derive(Deserialize)]
+struct Platform {
+    architecture: String,
+    os: String,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Manifest {
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+impl Members {
+    fn docker_archive(&self) -> Result<Vec<Described>, ImportError> {
+        let manifests: Vec<DockerManifest> = self.json("manifest.json")?;
+        if manifests.is_empty() {
+            return Err(ImportError::NotAnImage);
+        }
+        Ok(manifests
+            .into_iter()
+            .map(|manifest| Described {
+                names: manifest.repo_tags.unwrap_or_default(),
+                config: manifest.config,
+                layers: manifest.layers,
+            })
+            .collect())
+    }
+
+    fn oci_layout(&self) -> Result<Vec<Described>, ImportError> {
+        let index: Index = self.json("index.json")?;
+        let mut images: Vec<Described> = Vec::new();
+        for descriptor in &index.manifests {
+            let annotation = |name: &str| descriptor.annotations.as_ref().and_then(|all| all.get(name)).cloned();
+            let name = annotation("io.containerd.image.name").or_else(|| annotation("org.opencontainers.image.ref.name"));
+            let mut image = self.oci_image(descriptor, 0)?;
+            match images.iter_mut().find(|known| known.config == image.config) {
+                Some(known) => known.names.extend(name),
+                None => {
+                    image.names.extend(name);
+                    images.push(image);
+                }
+            }
+        }
+        if images.is_empty() { Err(ImportError::NotAnImage) } else { Ok(images) }
+    }
+
+    fn oci_image(&self, descriptor: &Descriptor, depth: usize) -> Result<Described, ImportError> {
+        let name = blob_name(descriptor)?;
+        if depth > MAX_NESTING {
+            return Err(ImportError::Document { name, reason: "indexes nested too deep".to_owned() });
+        }
+        if descriptor.media_type.contains("image.index") || descriptor.media_type.contains("manifest.list") {
+            let index: Index = self.json(&name)?;
+            let fits = |platform: &Platform| platform.os == "linux" && platform.architecture == ARCHITECTURE;
+            let here = index.manifests.iter().find(|one| one.platform.as_ref().is_some_and(fits));
+            let here = here.or_else(|| index.manifests.iter().find(|one| one.platform.is_none()));
+            let here = here.ok_or_else(|| {
+                let reason = format!("no image for linux/{ARCHITECTURE} among its platforms");
+                ImportError::Document { name: name.clone(), reason }
+            })?;
+            return self.oci_image(here, depth + 1);
+        }
+        let manifest: Manifest = self.json(&name)?;
+        let layers = manifest.layers.iter().map(blob_name).collect::<Result<_, _>>()?;
+        Ok(Described { names: Vec::new(), config: blob_name(&manifest.config)?, layers })
+    }
+
+    fn json<'a, T: Deserialize<'a>>(&'a self, name: &str) -> Result<T, ImportError> {
+        let bytes = self.document(name)?;
+        serde_json::from_slice(bytes)
+            .map_err(|error| ImportError::Document { name: name.to_owned(), reason: error.to_string() })
+    }
+
+    fn document(&self, name: &str) -> Result<&[u8], ImportError> {
+        match self.find(name)? {
+            Member::Document { bytes, digest } => {
+                check_name(name, digest)?;
+                Ok(bytes)
+            }
+            _ => Err(ImportError::Document { name: name.to_owned(), reason: "this is no document".to_owned() }),
+        }
+    }
+
+    fn layer(&self, name: &str) -> Result<(&[u8; 32], &Tree), ImportError> {
+        match self.find(name)? {
+            Member::Layer { digest, diff_id, tree } => {
+                check_name(name, digest)?;
+                Ok((diff_id, tree))
+            }
+            _ => Err(ImportError::Document { name: name.to_owned(), reason: "this is no layer archive".to_owned() }),
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<&Member, ImportError> {
+        let missing = || ImportError::Missing { name: name.to_owned() };
+        let mut seen = BTreeSet::new();
+        let mut at = name.trim_start_matches("./");
+        loop {
+            match self.0.get(at).ok_or_else(missing)? {
+                Member::Link(target) if seen.insert(at) => at = target,
+                Member::Link(_) => return Err(missing()),
+                member => return Ok(member),
+            }
+        }
+    }
+}
+
+/// Checks a descriptor's digest and says where a layout keeps it.
+fn blob_name(descriptor: &Descriptor) -> Result<String, ImportError> {
+    match parse_digest(&descriptor.digest) {
+        Some(digest) => Ok(format!("blobs/sha256/{}", hex(&digest))),
+        None => Err(ImportError::Document {
+            name: descriptor.digest.clone(),
+            reason: "only SHA-256 digests are known".to_owned(),
+        }),
+    }
+}
+
+/// A member whose name is a digest must have it.
+fn check_name(name: &str, digest: &[u8; 32]) -> Result<(), ImportError> {
+    let base = name.rsplit('/').next().unwrap_or(name);
+    let base = base.strip_suffix(".json").or_else(|| base.strip_suffix(".tar")).unwrap_or(base);
+    let is_digest = base.len() == 64 && base.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_digest && base != hex(digest) {
+        return Err(ImportError::Digest { name: name.to_owned(), expected: base.to_owned(), actual: hex(digest) });
+    }
+    Ok(())
+}
+
+/// Checks an image's parts against its config and writes its root.
+fn keep(image: &Described, members: &Members, writer: &mut Writer<'_>) -> Result<Imported, ImportError> {
+    let config = members.document(&image.config)?;
+    let parsed = ImageConfig::parse(config)?;
+    let diff_ids = parsed.diff_ids()?;
+    if diff_ids.len() != image.layers.len() {
+        let reason = format!("it names {} layers and the manifest {}", diff_ids.len(), image.layers.len());
+        return Err(ImportError::Document { name: image.config.clone(), reason });
+    }
+    let mut layers = Vec::new();
+    for (at, (name, expected)) in image.layers.iter().zip(&diff_ids).enumerate() {
+        let (diff_id, tree) = members.layer(name)?;
+        if diff_id != expected {
+            let name = format!("layer {} of {} ({name})", at + 1, image.layers.len());
+            return Err(ImportError::Digest { name, expected: hex(expected), actual: hex(diff_id) });
+        }
+        layers.push(Layer { diff_id: *diff_id, tree: writer.add_bytes(&tree.encode())? });
+    }
+    let trees = image.layers.iter().map(|name| Ok(members.layer(name)?.1)).collect::<Result<Vec<_>, ImportError>>()?;
+    let id: [u8; 32] = Sha256::digest(config).into();
+    let root = Root { version: VERSION, config: writer.add_bytes(config)?, layers };
+    let (root, size, chunks) = writer.add_image(&root, &trees, id)?;
+    Ok(Imported { names: image.names.clone(), id, root, size, chunks })
+}
+
+fn read_member(
+    entry: &mut impl Read,
+    size: u64,
+    name: &str,
+    writer: &mut Writer<'_>,
+) -> Result<Member, ImportError> {
+    let mut head = Vec::new();
+    entry.take(512).read_to_end(&mut head).map_err(|error| ImportError::damaged(name, &error))?;
+    if (head.len() as u64) < size.min(512) {
+        return Err(ImportError::Damaged { name: name.to_owned(), reason: "it ends too early".to_owned() });
+    }
+    if is_gzip(&head) || is_zstd(&head) || is_tar(&head) {
+        return read_layer(head, entry, size, name, writer);
+    }
+    if size > MAX_DOCUMENT as u64 {
+        let reason = format!("{size} bytes that are neither a layer nor a document");
+        return Err(ImportError::Document { name: name.to_owned(), reason });
+    }
+    let mut bytes = head;
+    entry.read_to_end(&mut bytes).map_err(|error| ImportError::damaged(name, &error))?;
+    if bytes.len() as u64 != size {
+        return Err(ImportError::Damaged { name: name.to_owned(), reason: "it ends too early".to_owned() });
+    }
+    Ok(Member::Document { digest: Sha256::digest(&bytes).into(), bytes })
+}
+
+fn read_layer(
+    head: Vec<u8>,
+    entry: &mut impl Read,
+    size: u64,
+    name: &str,
+    writer: &mut Writer<'_>,
+) -> Result<Member, ImportError> {
+    thread::scope(|scope| {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let parser = scope.spawn(move || {
+            let mut input = Pieces { receiver, piece: Vec::new(), at: 0 };
+            let tree = layer::read(&mut input, name, writer)?;
+            // The digest covers what follows the last entry, too.
+            io::copy(&mut input, &mut io::sink()).map_err(|error| ImportError::damaged(name, &error))?;
+            Ok(tree)
+        });
+        let mut raw = Hashing { inner: io::Cursor::new(head).chain(entry), hash: Sha256::new(), read: 0 };
+        let hashed = pump(&mut raw, &sender).and_then(|diff_id| {
+            // What follows the compressed stream belongs to the blob's digest too.
+            io::copy(&mut raw, &mut io::sink())?;
+            Ok(diff_id)
+        });
+        if let Err(error) = &hashed {
+            // The parser may have stopped already; then its own error is the one to tell.
+            drop(sender.send(Err(io::Error::new(error.kind(), error.to_string()))));
+        }
+        drop(sender);
+        let tree: Result<Tree, ImportError> = parser.join().expect("the parser does not panic");
+        let tree = tree?;
+        let diff_id = hashed.map_err(|error| ImportError::damaged(name, &error))?;
+        if raw.read != size {
+            return Err(ImportError::Damaged { name: name.to_owned(), reason: "it ends too early".to_owned() });
+        }
+        Ok(Member::Layer { digest: raw.hash.finalize().into(), diff_id, tree })
+    })
+}
+
+/// Decompresses, hashes and hands over; returns the digest of what it handed over.
+fn pump(raw: &mut impl Read, sender: &SyncSender<io::Result<Vec<u8>>>) -> io::Result<[u8; 32]> {
+    let mut plain = decompress(BufReader::with_capacity(BUFFER, raw)).map_err(io::Error::other)?;
+    let mut hash = Sha256::new();
+    loop {
+        let mut piece = vec![0; BUFFER];
+        let mut filled = 0;
+        while filled < piece.len() {
+            match plain.read(&mut piece[filled..]) {
+                Ok(0) => break,
+                Ok(len) => filled += len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if filled == 0 {
+            return Ok(hash.finalize().into());
+        }
+        piece.truncate(filled);
+        hash.update(&piece);
+        if sender.send(Ok(piece)).is_err() {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the parser has stopped"));
+        }
+    }
+}
+
+struct Hashing<R> {
+    inner: R,
+    hash: Sha256,
+    read: u64,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..len]);
+        self.read += len as u64;
+        Ok(len)
+    }
+}
+
+/// The reading end of the queue between the two threads.
+struct Pieces {
+    receiver: Receiver<io::Result<Vec<u8>>>,
+    piece: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.piece.len() {
+            match self.receiver.recv() {
+                Ok(piece) => (self.piece, self.at) = (piece?, 0),
+                Err(_) => return Ok(0),
+            }
+        }
+        let len = buffer.len().min(self.piece.len() - self.at);
+        buffer[..len].copy_from_slice(&self.piece[self.at..self.at + len]);
+        self.at += len;
+        Ok(len)
+    }
+}
+
+fn decompress<'a>(mut input: BufReader<impl Read + 'a>) -> Result<Box<dyn Read + 'a>, ImportError> {
+    use std::io::BufRead;
+    let head = input.fill_buf().map_err(|error| ImportError::Read(error.to_string()))?;
+    if is_gzip(head) {
+        return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(input)));
+    }
+    if is_zstd(head) {
+        let decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(|e| ImportError::Read(e.to_string()))?;
+        return Ok(Box::new(decoder));
+    }
+    Ok(Box::new(input))
+}
+
+fn is_gzip(head: &[u8]) -> bool {
+    head.starts_with(&[0x1f, 0x8b])
+}
+
+fn is_zstd(head: &[u8]) -> bool {
+    head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
+}
+
+/// A tar header has a checksum; an empty archive is zeros.
+fn is_tar(head: &[u8]) -> bool {
+    if head.len() < 512 {
+        return false;
+    }
+    if head.iter().all(|byte| *byte == 0) {
+        return true;
+    }
+    let header = tar::Header::from_byte_slice(head);
+    let sum: u32 = head.iter().enumerate().map(|(at, byte)| u32::from(if (148..156).contains(&at) { b' ' } else { *byte })).sum();
+    header.cksum().is_ok_and(|stored| stored == sum)
+}
+
+fn resolve(name: &str, link: &str) -> String {
+    let mut parts: Vec<&str> = name.split('/').collect();
+    parts.pop();
+    for part in link.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+fn hex(bytes: &[u8; 32]) -> String {
+    data_encoding::HEXLOWER.encode(bytes)
+}

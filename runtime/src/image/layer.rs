@@ -1,0 +1,231 @@
+//! One layer's tar archive becomes a tree; its files' contents go to the store.
+//!
+//! Nothing is written at the paths that the archive names: they only become entries, checked here and again where a
+//! tree is unpacked, so a hostile path has nothing to act on. Whiteouts are those of the OCI image-spec, layer.md.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+use super::archive::ImportError;
+use super::{Entry, Kind, Tree};
+use crate::store::Writer;
+
+/// The most entries a layer may have.
+const MAX_ENTRIES: usize = 2_000_000;
+/// PATH_MAX.
+const MAX_PATH: usize = 4096;
+/// The most bytes of extended attributes one entry may have (the kernel's XATTR_SIZE_MAX).
+const MAX_XATTRS: usize = 64 * 1024;
+const OPAQUE: &[u8] = b".wh..wh..opq";
+const WHITEOUT: &[u8] = b".wh.";
+
+/// Reads a layer. `name` is what errors call it.
+pub(super) fn read(archive: impl Read, name: &str, writer: &mut Writer<'_>) -> Result<Tree, ImportError> {
+    let mut archive = tar::Archive::new(archive);
+    archive.set_ignore_zeros(false);
+    let mut entries: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
+    let mut whiteouts: Vec<Vec<u8>> = Vec::new();
+    let mut opaque: Vec<Vec<u8>> = Vec::new();
+    for file in archive.entries().map_err(|error| ImportError::damaged(name, &error))? {
+        let mut file = file.map_err(|error| ImportError::damaged(name, &error))?;
+        if entries.len() + whiteouts.len() >= MAX_ENTRIES {
+            return Err(ImportError::TooMany { name: name.to_owned(), limit: MAX_ENTRIES });
+        }
+        let raw = file.path_bytes().into_owned();
+        let Some(path) = normalise(&raw, name)? else { continue };
+        through_link(&path, &entries, name)?;
+        let (parent, base) = split(&path);
+        if base == OPAQUE {
+            opaque.push(parent.to_vec());
+        } else if let Some(hidden) = base.strip_prefix(WHITEOUT) {
+            if hidden.is_empty() || hidden == b"." || hidden == b".." {
+                return Err(ImportError::Escape { name: name.to_owned(), path: text(&raw) });
+            }
+            whiteouts.push(join(parent, hidden));
+        } else if let Some(entry) = entry(&mut file, path, name, writer)? {
+            insert(&mut entries, entry);
+        }
+    }
+    finish(entries, whiteouts, opaque, name)
+}
+
+fn entry(
+    file: &mut tar::Entry<'_, impl Read>,
+    path: Vec<u8>,
+    name: &str,
+    writer: &mut Writer<'_>,
+) -> Result<Option<Entry>, ImportError> {
+    let damaged = |error: io::Error| ImportError::damaged(name, &error);
+    let header = file.header();
+    let (mode, uid, gid) = (header.mode().map_err(damaged)?, id(header.uid(), name)?, id(header.gid(), name)?);
+    let kind = header.entry_type();
+    let mut mtime = header.mtime().map_err(damaged)? as i64;
+    let device = match kind {
+        tar::EntryType::Char | tar::EntryType::Block => (
+            header.device_major().map_err(damaged)?.unwrap_or(0),
+            header.device_minor().map_err(damaged)?.unwrap_or(0),
+        ),
+        _ => (0, 0),
+    };
+    let link = file.link_name_bytes().map(|link| link.into_owned());
+    let (mut xattrs, mut owner) = (Vec::new(), (uid, gid));
+    for extension in file.pax_extensions().map_err(damaged)?.into_iter().flatten() {
+        let extension = extension.map_err(damaged)?;
+        let value = extension.value_bytes();
+        let number = || std::str::from_utf8(value).ok().and_then(|text| text.split('.').next()?.parse::<i64>().ok());
+        match extension.key_bytes() {
+            b"mtime" => mtime = number().unwrap_or(mtime),
+            b"uid" => owner.0 = number().and_then(|id| id.try_into().ok()).unwrap_or(owner.0),
+            b"gid" => owner.1 = number().and_then(|id| id.try_into().ok()).unwrap_or(owner.1),
+            key => {
+                if let Some(key) = key.strip_prefix(b"SCHILY.xattr.") {
+                    // Overlay's own marks would be obeyed when the layer is mounted.
+                    if !key.starts_with(b"trusted.overlay.") && !key.starts_with(b"user.overlay.") {
+                        xattrs.push((key.to_vec(), value.to_vec()));
+                    }
+                }
+            }
+        }
+    }
+    if xattrs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_XATTRS {
+        return Err(ImportError::TooMany { name: name.to_owned(), limit: MAX_XATTRS });
+    }
+    let kind = match kind {
+        tar::EntryType::Directory => Kind::Directory { opaque: false },
+        tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
+            let size = file.size();
+            let content = writer.add(file, size, name)?;
+            Kind::File(content)
+        }
+        tar::EntryType::Symlink => Kind::Symlink(link.unwrap_or_default()),
+        tar::EntryType::Link => {
+            let target = normalise(&link.unwrap_or_default(), name)?;
+            Kind::Hardlink(target.ok_or_else(|| ImportError::Escape { name: name.to_owned(), path: text(&path) })?)
+        }
+        tar::EntryType::Char => Kind::CharDevice(device.0, device.1),
+        tar::EntryType::Block => Kind::BlockDevice(device.0, device.1),
+        tar::EntryType::Fifo => Kind::Fifo,
+        // Global headers and volume labels describe the archive, not a file.
+        _ => return Ok(None),
+    };
+    Ok(Some(Entry { path, kind, mode: mode & 0o7777, uid: owner.0, gid: owner.1, mtime, xattrs }))
+}
+
+/// A later entry of the same path replaces the earlier one, as it would on disk.
+fn insert(entries: &mut BTreeMap<Vec<u8>, Entry>, entry: Entry) {
+    let was_folder = entries.get(&entry.path).is_some_and(|old| matches!(old.kind, Kind::Directory { .. }));
+    if was_folder && !matches!(entry.kind, Kind::Directory { .. }) {
+        let inside = [entry.path.as_slice(), b"/"].concat();
+        entries.retain(|path, _| !path.starts_with(&inside));
+    }
+    entries.insert(entry.path.clone(), entry);
+}
+
+fn finish(
+    mut entries: BTreeMap<Vec<u8>, Entry>,
+    whiteouts: Vec<Vec<u8>>,
+    opaque: Vec<Vec<u8>>,
+    name: &str,
+) -> Result<Tree, ImportError> {
+    for path in opaque {
+        match entries.get_mut(&path).map(|entry| &mut entry.kind) {
+            Some(Kind::Directory { opaque }) => *opaque = true,
+            Some(_) => return Err(ImportError::ThroughLink { name: name.to_owned(), path: text(&path) }),
+            None if path.is_empty() => {}
+            None => {
+                entries.insert(path.clone(), folder(path, true));
+            }
+        }
+    }
+    for path in whiteouts {
+        match entries.get_mut(&path).map(|entry| &mut entry.kind) {
+            // Removed and made anew in one layer: what was below is hidden, what is here stays.
+            Some(Kind::Directory { opaque }) => *opaque = true,
+            Some(_) => {}
+            None => {
+                let entry = Entry { kind: Kind::Whiteout, ..folder(path.clone(), false) };
+                entries.insert(path, entry);
+            }
+        }
+    }
+    let parents: Vec<Vec<u8>> = entries.keys().flat_map(|path| ancestors(path)).map(<[u8]>::to_vec).collect();
+    for path in parents {
+        let entry = entries.entry(path.clone()).or_insert_with(|| folder(path.clone(), false));
+        if !matches!(entry.kind, Kind::Directory { .. }) {
+            return Err(ImportError::ThroughLink { name: name.to_owned(), path: text(&path) });
+        }
+    }
+    let is_file = |target: &Vec<u8>| {
+        matches!(entries.get(target).map(|entry| &entry.kind), Some(Kind::File(_) | Kind::Symlink(_)))
+    };
+    for entry in entries.values() {
+        if let Kind::Hardlink(target) = &entry.kind
+            && !is_file(target)
+        {
+            return Err(ImportError::BadLink { name: name.to_owned(), path: text(&entry.path), target: text(target) });
+        }
+    }
+    Ok(Tree { entries: entries.into_values().collect() })
+}
+
+fn folder(path: Vec<u8>, opaque: bool) -> Entry {
+    Entry { path, kind: Kind::Directory { opaque }, mode: 0o755, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new() }
+}
+
+fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at])
+}
+
+/// The path without leading slash and `.`; `None` is the root itself. `..` is refused, never resolved.
+fn normalise(raw: &[u8], name: &str) -> Result<Option<Vec<u8>>, ImportError> {
+    let escape = || ImportError::Escape { name: name.to_owned(), path: text(raw) };
+    if raw.len() > MAX_PATH || raw.contains(&0) {
+        return Err(escape());
+    }
+    let mut path: Vec<u8> = Vec::with_capacity(raw.len());
+    for part in raw.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => return Err(escape()),
+            part => {
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(part);
+            }
+        }
+    }
+    Ok((!path.is_empty()).then_some(path))
+}
+
+/// Refuses an entry below a symbolic link of the same layer: on disk it would end up where the link points.
+fn through_link(path: &[u8], entries: &BTreeMap<Vec<u8>, Entry>, name: &str) -> Result<(), ImportError> {
+    let leads_away = |parent: &[u8]| {
+        entries.get(parent).is_some_and(|entry| !matches!(entry.kind, Kind::Directory { .. }))
+    };
+    if ancestors(path).any(leads_away) {
+        return Err(ImportError::ThroughLink { name: name.to_owned(), path: text(path) });
+    }
+    Ok(())
+}
+
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
+}
+
+fn join(parent: &[u8], base: &[u8]) -> Vec<u8> {
+    if parent.is_empty() { base.to_vec() } else { [parent, b"/", base].concat() }
+}
+
+fn id(value: io::Result<u64>, name: &str) -> Result<u32, ImportError> {
+    let value = value.map_err(|error| ImportError::damaged(name, &error))?;
+    // Ids above 32 bits exist in no kernel; nobody is a safer owner than root.
+    Ok(u32::try_from(value).unwrap_or(65534))
+}
+
+fn text(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}

@@ -1,0 +1,200 @@
+//! Images: from archives of real tools into trees of entries and distinct contents, and from those into folders.
+//!
+//! An image here is a [`Root`]: its OCI config, verbatim, and a [`Tree`] for each layer. A tree lists every entry of
+//! the layer with its metadata; a regular file names its content by the chunks it consists of. Root and trees are
+//! contents themselves, cut and named in the same way, so an image is fetched by following hashes from one chunk.
+//!
+//! Encodings are postcard (a specified, stable format) and versioned by [`VERSION`]: they are hashed, so a change is a
+//! new version, never an edit.
+
+mod archive;
+mod chunker;
+mod config;
+mod layer;
+mod unpack;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+pub use archive::{ImportError, Imported, Limits, Progress, import};
+pub use chunker::{Chunker, MAX_CHUNK, WHOLE};
+pub(crate) use chunker::content_of;
+pub use config::{ConfigError, ImageConfig, Process};
+pub use unpack::{UnpackError, unpack};
+
+/// The version of the encodings in this module.
+pub const VERSION: u8 = 1;
+/// The most bytes an image's root may have: a thousand layers.
+pub const MAX_ROOT: usize = 4 << 20;
+
+/// BLAKE3 of a chunk's bytes.
+pub type Chunk = [u8; 32];
+/// Names a content; see [`Content::id`].
+pub type ContentId = [u8; 32];
+
+/// A sequence of bytes, cut into chunks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// Chunks in order, each with its length in bytes.
+    pub chunks: Vec<(Chunk, u32)>,
+}
+
+impl Content {
+    /// Of a single chunk, its hash; of more, the hash of their list; of none, the hash of nothing.
+    pub fn id(&self) -> ContentId {
+        match self.chunks.as_slice() {
+            [] => *blake3::hash(b"").as_bytes(),
+            [(chunk, _)] => *chunk,
+            many => {
+                let mut hasher = blake3::Hasher::new_derive_key("moyai content v1");
+                for (chunk, len) in many {
+                    hasher.update(chunk);
+                    hasher.update(&len.to_le_bytes());
+                }
+                *hasher.finalize().as_bytes()
+            }
+        }
+    }
+
+    /// Bytes in all.
+    pub fn size(&self) -> u64 {
+        self.chunks.iter().map(|(_, len)| u64::from(*len)).sum()
+    }
+}
+
+/// Everything an image is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// [`VERSION`].
+    pub version: u8,
+    /// The OCI config, verbatim; its SHA-256 is the image's id.
+    pub config: Content,
+    /// From the lowest to the topmost.
+    pub layers: Vec<Layer>,
+}
+
+/// One layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// SHA-256 of the uncompressed tar archive it came as.
+    pub diff_id: [u8; 32],
+    /// An encoded [`Tree`].
+    pub tree: Content,
+}
+
+/// All entries of a layer, sorted by path, so that a folder comes before what is in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tree {
+    /// Them.
+    pub entries: Vec<Entry>,
+}
+
+/// One entry of a layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Relative, without `.` or `..`; bytes, because a path is no text.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last change, in seconds since 1970.
+    pub mtime: i64,
+    /// Extended attributes.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What an entry is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A folder; `opaque` hides what lower layers have in it.
+    Directory {
+        /// See above.
+        opaque: bool,
+    },
+    /// A regular file.
+    File(Content),
+    /// A symbolic link to these bytes.
+    Symlink(Vec<u8>),
+    /// Another name for a regular file of this layer.
+    Hardlink(Vec<u8>),
+    /// A character device.
+    CharDevice(u32, u32),
+    /// A block device.
+    BlockDevice(u32, u32),
+    /// A named pipe.
+    Fifo,
+    /// What lower layers have here is gone.
+    Whiteout,
+}
+
+impl Root {
+    /// As it is stored and hashed.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("a plain value always encodes")
+    }
+
+    /// From bytes whose hash was checked.
+    pub fn decode(bytes: &[u8]) -> Result<Root, String> {
+        let root: Root = postcard::from_bytes(bytes).map_err(|error| format!("a malformed image root: {error}"))?;
+        if root.version != VERSION {
+            return Err(format!("an image root of version {}, this release knows {VERSION}", root.version));
+        }
+        Ok(root)
+    }
+}
+
+impl Tree {
+    /// As it is stored and hashed.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("a plain value always encodes")
+    }
+
+    /// From bytes whose hash was checked. They come from a peer that may have made them up, so paths are checked again.
+    pub fn decode(bytes: &[u8]) -> Result<Tree, String> {
+        let tree: Tree = postcard::from_bytes(bytes).map_err(|error| format!("a malformed layer tree: {error}"))?;
+        for pair in tree.entries.windows(2) {
+            if pair[0].path >= pair[1].path {
+                return Err("a layer tree out of order".to_owned());
+            }
+        }
+        let folders: BTreeSet<&[u8]> = tree
+            .entries
+            .iter()
+            .filter(|entry| matches!(entry.kind, Kind::Directory { .. }))
+            .map(|entry| entry.path.as_slice())
+            .collect();
+        let adrift = |path: &[u8]| {
+            let parent = path.iter().rposition(|byte| *byte == b'/').map(|at| &path[..at]);
+            parent.is_some_and(|parent| !folders.contains(parent))
+        };
+        if let Some(entry) = tree.entries.iter().find(|entry| adrift(&entry.path)) {
+            return Err(format!("a layer tree where `{}` is in no folder", String::from_utf8_lossy(&entry.path)));
+        }
+        let bad = |path: &[u8]| {
+            path.is_empty()
+                || path.contains(&0)
+                || path.split(|byte| *byte == b'/').any(|part| part.is_empty() || part == b"." || part == b"..")
+        };
+        let links = |entry: &Entry| matches!(&entry.kind, Kind::Hardlink(target) if bad(target));
+        if let Some(entry) = tree.entries.iter().find(|entry| bad(&entry.path) || links(entry)) {
+            return Err(format!("a layer tree with the path `{}`", String::from_utf8_lossy(&entry.path)));
+        }
+        Ok(tree)
+    }
+
+    /// Every regular file's content.
+    pub fn contents(&self) -> impl Iterator<Item = &Content> {
+        self.entries.iter().filter_map(|entry| match &entry.kind {
+            Kind::File(content) => Some(content),
+            _ => None,
+        })
+    }
+}

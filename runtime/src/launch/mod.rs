@@ -1,0 +1,163 @@
+//! Starting containers from a threaded daemon without forking it.
+//!
+//! Three kinds of process, each single-threaded:
+//! - the **zygote**, started before the daemon has threads, waits on a socket and forks a shim for each request: a
+//!   fork from a daemon with 200 MB takes 25 ms and may only run async-signal-safe code, one from the zygote is cheap
+//!   and may run anything;
+//! - a **shim** is the parent of one container: it makes its cgroup and rootfs, clones its first process, keeps its
+//!   output, and writes down how it ended. It outlives the daemon and the zygote;
+//! - **init** is the first process inside, until it becomes the container's program.
+//!
+//! **If one dies.** The daemon: the zygote sees its socket close and ends; shims go on, and a later daemon finds them by
+//! their sockets. The zygote: the daemon fails to start containers and says so. A shim: its container is killed with it
+//! (PR_SET_PDEATHSIG), since nobody could say how it ends. Init, before its program runs: the shim reports why.
+
+mod init;
+mod rootfs;
+mod shim;
+mod sys;
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Mutex;
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+};
+use nix::unistd::ForkResult;
+
+/// The first argument by which the program knows that it is to be a zygote.
+pub const ZYGOTE: &str = "__zygote";
+/// Where the zygote finds its socket.
+const ZYGOTE_FD: RawFd = 3;
+/// The longest path of a container's folder.
+const MAX_PATH: usize = 4096;
+
+/// The daemon's end of the zygote.
+pub struct Launcher {
+    socket: Mutex<OwnedFd>,
+    _zygote: Child,
+}
+
+impl Launcher {
+    /// Starts a zygote. To be called before the process has threads.
+    pub fn start() -> io::Result<Launcher> {
+        let (mine, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let its_fd = its.as_raw_fd();
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(ZYGOTE).env_clear().current_dir("/");
+        // SAFETY: between fork and exec only dup2 and fcntl run, which are async-signal-safe, on a descriptor that the
+        // parent keeps open until the child has been started.
+        unsafe {
+            command.pre_exec(move || {
+                if its_fd == ZYGOTE_FD {
+                    sys::keep_on_exec(its_fd)
+                } else if libc::dup2(its_fd, ZYGOTE_FD) < 0 {
+                    Err(io::Error::last_os_error())
+                } else {
+                    Ok(())
+                }
+            });
+        }
+        let zygote = command.spawn()?;
+        drop(its);
+        Ok(Launcher { socket: Mutex::new(mine), _zygote: zygote })
+    }
+
+    /// Starts the container whose bundle is in `dir`, and returns the line to its shim.
+    pub fn launch(&self, dir: &Path) -> io::Result<UnixStream> {
+        let (mine, its) = UnixStream::pair()?;
+        let fds = [its.as_raw_fd()];
+        let socket = self.socket.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let text = dir.as_os_str().as_bytes();
+        sendmsg::<()>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(text)],
+            &[ControlMessage::ScmRights(&fds)],
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        Ok(mine)
+    }
+}
+
+/// The zygote's whole life. Returns when the daemon is gone.
+pub fn zygote() -> io::Result<()> {
+    // SAFETY: `Launcher::start` has put a socket there, and nothing else in this process knows of it.
+    let socket = unsafe { OwnedFd::from_raw_fd(ZYGOTE_FD) };
+    sys::close_on_exec(socket.as_raw_fd())?;
+    sys::name_process(c"moyai-zygote");
+    sys::ignore_signals(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE]);
+    // Shims that end are nobody's to wait for.
+    sys::ignore_signals(&[libc::SIGCHLD]);
+    while let Some((dir, line)) = receive(&socket)? {
+        // SAFETY: this process has one thread, so the child may run any code.
+        match unsafe { nix::unistd::fork() }? {
+            ForkResult::Parent { .. } => {}
+            ForkResult::Child => {
+                drop(socket);
+                shim::run(&dir, line);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn receive(socket: &OwnedFd) -> io::Result<Option<(PathBuf, UnixStream)>> {
+    let mut path = vec![0; MAX_PATH];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let (len, fd) = {
+        let mut parts = [IoSliceMut::new(&mut path)];
+        let message = loop {
+            match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+                Err(nix::errno::Errno::EINTR) => {}
+                result => break result?,
+            }
+        };
+        let mut received = None;
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(fds) = control {
+                received = fds.first().copied();
+            }
+        }
+        (message.bytes, received)
+    };
+    let Some(fd) = fd.filter(|_| len > 0) else { return Ok(None) };
+    path.truncate(len);
+    // SAFETY: the kernel has just installed this descriptor for us.
+    let line = unsafe { UnixStream::from_raw_fd(fd) };
+    Ok(Some((PathBuf::from(std::ffi::OsString::from_vec(path)), line)))
+}
+
+/// Starts a program that goes on when this one ends: its own session, its own log for output, nothing inherited but
+/// `keep`, which it finds as descriptor 3.
+pub fn spawn_detached(mut command: Command, keep: &OwnedFd) -> io::Result<Child> {
+    let keep = keep.as_raw_fd();
+    // SAFETY: between fork and exec only setsid, dup2 and fcntl run, which are async-signal-safe, on a descriptor that
+    // the caller keeps open.
+    unsafe {
+        command.pre_exec(move || {
+            libc::setsid();
+            if keep == ZYGOTE_FD {
+                sys::keep_on_exec(keep)
+            } else if libc::dup2(keep, ZYGOTE_FD) < 0 {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(())
+            }
+        });
+    }
+    command.spawn()
+}
+
+/// The descriptor that [`spawn_detached`] passed on. To be called once, by a program started that way.
+pub fn inherited() -> io::Result<OwnedFd> {
+    sys::close_on_exec(ZYGOTE_FD)?;
+    // SAFETY: the program was started with it open, which close_on_exec has just seen, and asks once.
+    Ok(unsafe { OwnedFd::from_raw_fd(ZYGOTE_FD) })
+}

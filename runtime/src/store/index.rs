@@ -1,0 +1,133 @@
+//! The store's index: redb, one table for each question.
+
+use std::path::Path;
+
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+
+use super::{Held, StoreError};
+use crate::image::{Chunk, ContentId};
+
+/// Chunk → content, offset, length.
+const CHUNKS: TableDefinition<&[u8; 32], ([u8; 32], u64, u32)> = TableDefinition::new("chunks");
+/// Contents whose file is whole.
+const CONTENTS: TableDefinition<&[u8; 32], ()> = TableDefinition::new("contents");
+/// Layers whose folder is whole, by their tree's id.
+const LAYERS: TableDefinition<&[u8; 32], ()> = TableDefinition::new("layers");
+/// Complete images: root chunk → id, size.
+const IMAGES: TableDefinition<&[u8; 32], ([u8; 32], u64)> = TableDefinition::new("images");
+
+/// The index's own memory; what is read often is small.
+const CACHE: usize = 4 << 20;
+
+/// Where a chunk lies.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    pub(super) content: ContentId,
+    pub(super) offset: u64,
+    pub(super) len: u32,
+}
+
+pub(super) struct Index {
+    db: Database,
+}
+
+/// What one commit adds.
+#[derive(Default)]
+pub(super) struct Changes {
+    pub(super) chunks: Vec<(Chunk, Location)>,
+    pub(super) contents: Vec<ContentId>,
+    pub(super) images: Vec<Held>,
+}
+
+fn failed(error: impl Into<redb::Error>) -> StoreError {
+    match error.into() {
+        redb::Error::Io(error) => StoreError::io("write", Path::new("index.redb"), error),
+        other => StoreError::Index(other.to_string()),
+    }
+}
+
+impl Index {
+    pub(super) fn open(path: &Path) -> Result<Index, StoreError> {
+        let db = Database::builder().set_cache_size(CACHE).create(path).map_err(failed)?;
+        let write = db.begin_write().map_err(failed)?;
+        write.open_table(CHUNKS).map_err(failed)?;
+        write.open_table(CONTENTS).map_err(failed)?;
+        write.open_table(LAYERS).map_err(failed)?;
+        write.open_table(IMAGES).map_err(failed)?;
+        write.commit().map_err(failed)?;
+        Ok(Index { db })
+    }
+
+    pub(super) fn chunk(&self, chunk: &Chunk) -> Result<Option<Location>, StoreError> {
+        let table = self.db.begin_read().map_err(failed)?.open_table(CHUNKS).map_err(failed)?;
+        let found = table.get(chunk).map_err(failed)?;
+        Ok(found.map(|entry| {
+            let (content, offset, len) = entry.value();
+            Location { content, offset, len }
+        }))
+    }
+
+    /// Which of `chunks` are here.
+    pub(super) fn have<'a>(&self, chunks: impl Iterator<Item = &'a Chunk>) -> Result<Vec<bool>, StoreError> {
+        let table = self.db.begin_read().map_err(failed)?.open_table(CHUNKS).map_err(failed)?;
+        chunks.map(|chunk| Ok(table.get(chunk).map_err(failed)?.is_some())).collect()
+    }
+
+    pub(super) fn content(&self, id: &ContentId) -> Result<bool, StoreError> {
+        let table = self.db.begin_read().map_err(failed)?.open_table(CONTENTS).map_err(failed)?;
+        Ok(table.get(id).map_err(failed)?.is_some())
+    }
+
+    pub(super) fn layer(&self, id: &ContentId) -> Result<bool, StoreError> {
+        let table = self.db.begin_read().map_err(failed)?.open_table(LAYERS).map_err(failed)?;
+        Ok(table.get(id).map_err(failed)?.is_some())
+    }
+
+    pub(super) fn image(&self, root: &Chunk) -> Result<Option<Held>, StoreError> {
+        let table = self.db.begin_read().map_err(failed)?.open_table(IMAGES).map_err(failed)?;
+        let found = table.get(root).map_err(failed)?;
+        Ok(found.map(|entry| Held { root: *root, id: entry.value().0, size: entry.value().1 }))
+    }
+
+    pub(super) fn images(&self) -> Result<Vec<Held>, StoreError> {
+        let table = self.db.begin_read().map_err(failed)?.open_table(IMAGES).map_err(failed)?;
+        let mut images = Vec::new();
+        for entry in table.iter().map_err(failed)? {
+            let (root, value) = entry.map_err(failed)?;
+            images.push(Held { root: *root.value(), id: value.value().0, size: value.value().1 });
+        }
+        Ok(images)
+    }
+
+    pub(super) fn add_layer(&self, id: &ContentId) -> Result<(), StoreError> {
+        let write = self.db.begin_write().map_err(failed)?;
+        write.open_table(LAYERS).map_err(failed)?.insert(id, ()).map_err(failed)?;
+        write.commit().map_err(failed)
+    }
+
+    /// Adds all of it or nothing. Without `durable` it is seen at once and on disk with the next durable commit.
+    pub(super) fn add(&self, changes: &Changes, durable: bool) -> Result<(), StoreError> {
+        let mut write = self.db.begin_write().map_err(failed)?;
+        if !durable {
+            write.set_durability(Durability::None).map_err(|error| StoreError::Index(error.to_string()))?;
+        }
+        {
+            let mut table = write.open_table(CHUNKS).map_err(failed)?;
+            for (chunk, at) in &changes.chunks {
+                // Where it was first is as good as where it is now.
+                if table.get(chunk).map_err(failed)?.is_none() {
+                    table.insert(chunk, (at.content, at.offset, at.len)).map_err(failed)?;
+                }
+            }
+            let mut table = write.open_table(CONTENTS).map_err(failed)?;
+            for content in &changes.contents {
+                table.insert(content, ()).map_err(failed)?;
+            }
+            let mut table = write.open_table(IMAGES).map_err(failed)?;
+            for image in &changes.images {
+                table.insert(&image.root, (image.id, image.size)).map_err(failed)?;
+            }
+        }
+        write.commit().map_err(failed)
+    }
+}

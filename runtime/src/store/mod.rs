@@ -1,0 +1,289 @@
+//! Contents, chunks and images on disk.
+//!
+//!     objects/ab/abcd…     one file for each distinct content, under its id; sparse while its chunks still come
+//!     layers/0123456789…/  a layer, unpacked, ready to be a lower layer of overlayfs; its files are links to objects
+//!     index.redb           where each chunk lies, which contents, layers and images are complete
+//!     tmp/                 what is being written; emptied at start
+//!
+//! **Order of writing.** Bytes first, then `syncfs`, then the index: a chunk that the index names is on the disk. A
+//! crash loses what came since the last commit (a second, while receiving), and files without an entry, which are
+//! overwritten when they come again.
+//!
+//! **Who writes.** Imports and downloads may run side by side: objects are written under their hash, so two writers of
+//! one object write the same bytes; unpacking is one at a time, because an object takes the owner and mode of the
+//! first file that links to it.
+//!
+//! **Checked before use.** A chunk is hashed before it is written and again before it is served: a disk that lies, or
+//! a stranger's write, ends as "not here", never as wrong bytes at a peer.
+
+mod index;
+mod receive;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
+
+pub use receive::Missing;
+pub use write::Writer;
+
+use crate::image::{Chunk, Content, ContentId, ImageConfig, MAX_ROOT, Root, Tree, UnpackError};
+use index::{Index, Location};
+
+/// Why the store could not do something. What it held before, it still holds.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file could not be read or written.
+    #[error("cannot {step} {path}: {source}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// No room.
+    #[error("the disk that holds {path} is full")]
+    DiskFull {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The index could not be read or written.
+    #[error("the store's index: {0}")]
+    Index(String),
+    /// Something that was checked when it was written is not what it was.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    /// Bytes that are not what their name says.
+    #[error("these bytes are not chunk {}", hex(.0))]
+    WrongChunk(Chunk),
+    /// A layer could not be unpacked.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    /// The bytes of one import are more than allowed.
+    #[error("more than {limit} bytes, which is the limit for one import")]
+    Limit {
+        /// The limit.
+        limit: u64,
+    },
+}
+
+impl StoreError {
+    fn io(step: &'static str, path: &Path, source: io::Error) -> StoreError {
+        match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => StoreError::DiskFull { path: path.to_owned() },
+            _ => StoreError::Io { step, path: path.to_owned(), source },
+        }
+    }
+
+    /// Whether it is for want of room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            StoreError::DiskFull { .. } => true,
+            StoreError::Unpack(error) => error.source.raw_os_error() == Some(libc::ENOSPC),
+            _ => false,
+        }
+    }
+}
+
+/// An image that is complete, as the store knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// SHA-256 of its config.
+    pub id: [u8; 32],
+    /// Its root chunk.
+    pub root: Chunk,
+    /// Bytes of its distinct chunks.
+    pub size: u64,
+}
+
+/// What is needed to run an image.
+#[derive(Clone, Debug)]
+pub struct Runnable {
+    /// Its config.
+    pub config: ImageConfig,
+    /// Its layers' folders, lowest first.
+    pub layers: Vec<PathBuf>,
+}
+
+/// Contents, chunks and images.
+pub struct Store {
+    dir: PathBuf,
+    index: Index,
+    /// Where chunks that are awaited go.
+    awaited: Mutex<BTreeMap<Chunk, Location>>,
+    last_commit: Mutex<Instant>,
+    unpacking: Mutex<()>,
+}
+
+impl Store {
+    /// Opens the store in `dir`, making it if need be.
+    pub fn open(dir: &Path) -> Result<Store, StoreError> {
+        for sub in ["", "objects", "layers", "tmp"] {
+            let path = dir.join(sub);
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .map_err(|error| StoreError::io("make", &path, error))?;
+        }
+        let tmp = dir.join("tmp");
+        for left in fs::read_dir(&tmp).map_err(|error| StoreError::io("read", &tmp, error))?.flatten() {
+            let gone = if left.path().is_dir() { fs::remove_dir_all(left.path()) } else { fs::remove_file(left.path()) };
+            gone.map_err(|error| StoreError::io("remove", &left.path(), error))?;
+        }
+        Ok(Store {
+            index: Index::open(&dir.join("index.redb"))?,
+            dir: dir.to_owned(),
+            awaited: Mutex::new(BTreeMap::new()),
+            last_commit: Mutex::new(Instant::now()),
+            unpacking: Mutex::new(()),
+        })
+    }
+
+    /// Every complete image.
+    pub fn images(&self) -> Result<Vec<Held>, StoreError> {
+        self.index.images()
+    }
+
+    /// What is needed to run a complete image; `None` when it is not.
+    pub fn runnable(&self, root: &Chunk) -> Result<Option<Runnable>, StoreError> {
+        if self.index.image(root)?.is_none() {
+            return Ok(None);
+        }
+        let parsed = self.root(root)?;
+        let config = self.content(&parsed.config)?;
+        let config = ImageConfig::parse(&config).map_err(|error| StoreError::Damaged(error.to_string()))?;
+        let layers = parsed.layers.iter().map(|layer| self.layer_dir(&layer.tree.id())).collect();
+        Ok(Some(Runnable { config, layers }))
+    }
+
+    /// A chunk's bytes, checked; `None` when it is not here.
+    pub fn chunk(&self, chunk: &Chunk) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(location) = self.index.chunk(chunk)? else { return Ok(None) };
+        let bytes = self.read_at(&location)?;
+        Ok(bytes.filter(|bytes| blake3::hash(bytes) == *chunk))
+    }
+
+    /// A content that lies complete under its id.
+    fn content(&self, content: &Content) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::new();
+        for (chunk, _) in &content.chunks {
+            let piece = self.chunk(chunk)?;
+            bytes.extend(piece.ok_or_else(|| StoreError::Damaged(format!("chunk {} is gone", hex(chunk))))?);
+        }
+        Ok(bytes)
+    }
+
+    fn root(&self, root: &Chunk) -> Result<Root, StoreError> {
+        let bytes = self.chunk(root)?.ok_or_else(|| StoreError::Damaged(format!("image root {} is gone", hex(root))))?;
+        if bytes.len() > MAX_ROOT {
+            return Err(StoreError::Damaged(format!("an image root of {} bytes", bytes.len())));
+        }
+        Root::decode(&bytes).map_err(StoreError::Damaged)
+    }
+
+    fn tree(&self, tree: &Content) -> Result<Tree, StoreError> {
+        Tree::decode(&self.content(tree)?).map_err(StoreError::Damaged)
+    }
+
+    fn object(&self, id: &ContentId) -> PathBuf {
+        let name = hex(id);
+        self.dir.join("objects").join(&name[..2]).join(name)
+    }
+
+    /// A short name, so that the kernel's page for mount options holds many layers.
+    fn layer_dir(&self, tree: &ContentId) -> PathBuf {
+        self.dir.join("layers").join(&hex(tree)[..20])
+    }
+
+    fn read_at(&self, location: &Location) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = self.object(&location.content);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("open", &path, error)),
+        };
+        let mut bytes = vec![0; location.len as usize];
+        match file.read_exact_at(&mut bytes, location.offset) {
+            Ok(()) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(StoreError::io("read", &path, error)),
+        }
+    }
+
+    /// Makes a content's file, or finds it, at its full length.
+    fn open_object(&self, id: &ContentId, size: u64) -> Result<File, StoreError> {
+        let path = self.object(id);
+        let parent = path.parent().expect("an object is in a folder");
+        fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|error| StoreError::io("make", &path, error))?;
+        let len = file.metadata().map_err(|error| StoreError::io("look at", &path, error))?.len();
+        if len != size {
+            file.set_len(size).map_err(|error| StoreError::io("size", &path, error))?;
+        }
+        Ok(file)
+    }
+
+    /// Everything written so far is on the disk when this returns.
+    fn sync(&self) -> Result<(), StoreError> {
+        let dir = File::open(&self.dir).map_err(|error| StoreError::io("open", &self.dir, error))?;
+        // SAFETY: the descriptor is open for the whole call, and there is no pointer.
+        if unsafe { libc::syncfs(dir.as_raw_fd()) } != 0 {
+            return Err(StoreError::io("sync", &self.dir, io::Error::last_os_error()));
+        }
+        Ok(())
+    }
+
+    /// Unpacks the layers of an image whose contents are all here.
+    fn unpack_layers(&self, root: &Root, trees: &[Tree]) -> Result<(), StoreError> {
+        let _one_at_a_time = lock(&self.unpacking);
+        for (layer, tree) in root.layers.iter().zip(trees) {
+            let id = layer.tree.id();
+            let target = self.layer_dir(&id);
+            if self.index.layer(&id)? {
+                continue;
+            }
+            let half = self.dir.join("tmp").join(hex(&id));
+            for left in [&half, &target] {
+                if left.exists() {
+                    fs::remove_dir_all(left).map_err(|error| StoreError::io("remove", left, error))?;
+                }
+            }
+            let unpacked = crate::image::unpack(tree, &half, &|id| self.object(id));
+            if let Err(error) = unpacked {
+                // What is left is emptied at the next start at the latest.
+                drop(fs::remove_dir_all(&half));
+                return Err(error.into());
+            }
+            fs::rename(&half, &target).map_err(|error| StoreError::io("rename", &half, error))?;
+            self.sync()?;
+            self.index.add_layer(&id)?;
+        }
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while holding it left plain data behind, whole at each step.
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn hex(bytes: &[u8; 32]) -> String {
+    data_encoding::HEXLOWER.encode(bytes)
+}

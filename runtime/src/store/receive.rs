@@ -1,0 +1,182 @@
+//! Taking up an image's chunks as they come from other nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use super::index::{Changes, Location};
+use super::{Held, Store, StoreError, lock};
+use crate::image::{Chunk, Content, ContentId, MAX_CHUNK, MAX_ROOT, Root, Tree};
+
+/// How much of a download a crash may cost.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+
+/// What an image still needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Everything is here and unpacked.
+    pub complete: bool,
+    /// Whether `pieces` are the files' contents; before that they are the lists that name them.
+    pub contents: bool,
+    /// Distinct chunks of this stage, in the order in which the image names them.
+    pub pieces: Vec<(Chunk, u32)>,
+    /// Which of them are here.
+    pub present: Vec<bool>,
+}
+
+impl Store {
+    /// Says what an image still needs, stage by stage: its root, the lists it names, the contents those name. When
+    /// nothing is missing, makes it complete.
+    pub fn survey(&self, root: &Chunk) -> Result<Missing, StoreError> {
+        if self.index.image(root)?.is_some() {
+            return Ok(Missing { complete: true, contents: true, pieces: Vec::new(), present: Vec::new() });
+        }
+        // A root's length is not known beforehand; it is bounded when it comes.
+        let stage = self.stage(false, vec![(*root, 0)], BTreeMap::new())?;
+        if !stage.present[0] {
+            return Ok(stage);
+        }
+        let parsed = self.root(root)?;
+        let lists: Vec<&Content> = [&parsed.config].into_iter().chain(parsed.layers.iter().map(|layer| &layer.tree)).collect();
+        let stage = self.contents_stage(false, &lists)?;
+        if stage.present.iter().any(|here| !here) {
+            return Ok(stage);
+        }
+        let trees = parsed.layers.iter().map(|layer| self.tree(&layer.tree)).collect::<Result<Vec<Tree>, _>>()?;
+        let contents: Vec<&Content> = trees.iter().flat_map(Tree::contents).collect();
+        let stage = self.contents_stage(true, &contents)?;
+        if stage.present.iter().any(|here| !here) {
+            return Ok(stage);
+        }
+        self.complete(root, &parsed, &trees, &stage.pieces)?;
+        Ok(Missing { complete: true, ..stage })
+    }
+
+    /// Checks a chunk and keeps it. Seen by others at once; on disk within [`COMMIT_EVERY`].
+    pub fn put_chunks(&self, chunks: Vec<(Chunk, Vec<u8>)>) -> Result<(), StoreError> {
+        let mut changes = Changes::default();
+        for (chunk, bytes) in chunks {
+            if blake3::hash(&bytes) != chunk || bytes.len() > MAX_ROOT {
+                return Err(StoreError::WrongChunk(chunk));
+            }
+            let awaited = lock(&self.awaited).remove(&chunk);
+            let len = bytes.len() as u32;
+            let location = match awaited {
+                Some(location) if location.len == len => location,
+                // A root, or a length that its list had wrong; by itself it is whole under its own hash.
+                _ => Location { content: chunk, offset: 0, len },
+            };
+            let path = self.object(&location.content);
+            let size = location.offset + u64::from(len);
+            let file = self.open_object_at_least(&location.content, size)?;
+            file.write_all_at(&bytes, location.offset).map_err(|error| StoreError::io("write", &path, error))?;
+            changes.chunks.push((chunk, location));
+        }
+        let durable = {
+            let mut last = lock(&self.last_commit);
+            let due = last.elapsed() >= COMMIT_EVERY;
+            if due {
+                *last = Instant::now();
+            }
+            due
+        };
+        if durable {
+            self.sync()?;
+        }
+        self.index.add(&changes, durable)
+    }
+
+    fn contents_stage(&self, contents: bool, list: &[&Content]) -> Result<Missing, StoreError> {
+        let mut pieces = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut places = BTreeMap::new();
+        for content in list {
+            let (id, mut offset) = (content.id(), 0);
+            for (chunk, len) in &content.chunks {
+                if *len as usize > MAX_CHUNK {
+                    return Err(StoreError::Damaged(format!("an image that names a chunk of {len} bytes")));
+                }
+                if seen.insert(*chunk) {
+                    pieces.push((*chunk, *len));
+                    places.insert(*chunk, Location { content: id, offset, len: *len });
+                }
+                offset += u64::from(*len);
+            }
+        }
+        self.stage(contents, pieces, places)
+    }
+
+    fn stage(
+        &self,
+        contents: bool,
+        pieces: Vec<(Chunk, u32)>,
+        places: BTreeMap<Chunk, Location>,
+    ) -> Result<Missing, StoreError> {
+        let present = self.index.have(pieces.iter().map(|(chunk, _)| chunk))?;
+        let mut awaited = lock(&self.awaited);
+        for ((chunk, _), here) in pieces.iter().zip(&present) {
+            if let Some(place) = places.get(chunk).filter(|_| !here) {
+                awaited.insert(*chunk, *place);
+            }
+        }
+        Ok(Missing { complete: false, contents, pieces, present })
+    }
+
+    /// Every chunk is somewhere: bring each content together in its own file, unpack, and say so.
+    fn complete(&self, root: &Chunk, parsed: &Root, trees: &[Tree], pieces: &[(Chunk, u32)]) -> Result<(), StoreError> {
+        let config = self.content(&parsed.config)?;
+        let mut changes = Changes::default();
+        let lists = [&parsed.config].into_iter().chain(parsed.layers.iter().map(|layer| &layer.tree));
+        let mut done: BTreeSet<ContentId> = BTreeSet::new();
+        for content in trees.iter().flat_map(Tree::contents) {
+            let id = content.id();
+            if done.insert(id) && !(self.index.content(&id)? && self.object(&id).exists()) {
+                self.assemble(content, &id)?;
+                changes.contents.push(id);
+            }
+        }
+        self.sync()?;
+        self.index.add(&changes, true)?;
+        self.unpack_layers(parsed, trees)?;
+        let listed: u64 = lists.map(Content::size).sum();
+        let size = pieces.iter().map(|(_, len)| u64::from(*len)).sum::<u64>() + listed + parsed.encode().len() as u64;
+        let held = Held { id: Sha256::digest(&config).into(), root: *root, size };
+        self.index.add(&Changes { images: vec![held], ..Changes::default() }, true)
+    }
+
+    fn assemble(&self, content: &Content, id: &ContentId) -> Result<(), StoreError> {
+        let path = self.object(id);
+        let file = self.open_object(id, content.size())?;
+        let mut offset = 0;
+        for (chunk, len) in &content.chunks {
+            let here = Location { content: *id, offset, len: *len };
+            let bytes = match self.index.chunk(chunk)? {
+                Some(location) if location == here => None,
+                _ => self.chunk(chunk)?,
+            };
+            if let Some(bytes) = bytes {
+                file.write_all_at(&bytes, offset).map_err(|error| StoreError::io("write", &path, error))?;
+            } else {
+                let mut bytes = vec![0; *len as usize];
+                file.read_exact_at(&mut bytes, offset).map_err(|error| StoreError::io("read", &path, error))?;
+                if blake3::hash(&bytes) != *chunk {
+                    return Err(StoreError::Damaged(format!("a chunk of {}", path.display())));
+                }
+            }
+            offset += u64::from(*len);
+        }
+        Ok(())
+    }
+
+    fn open_object_at_least(&self, id: &ContentId, size: u64) -> Result<std::fs::File, StoreError> {
+        let path = self.object(id);
+        match std::fs::metadata(&path) {
+            Ok(meta) if meta.len() >= size => {
+                std::fs::File::options().write(true).open(&path).map_err(|error| StoreError::io("open", &path, error))
+            }
+            _ => self.open_object(id, size),
+        }
+    }
+}

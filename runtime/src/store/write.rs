@@ -1,0 +1,211 @@
+//! Writing contents as an import reads them.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::index::{Changes, Location};
+use super::{Held, Store, StoreError};
+use crate::image::{Chunk, Chunker, Content, ContentId, ImportError, Progress, Root, Tree, content_of};
+
+/// A file up to this long is read whole before it is known whether it must be written at all.
+const IN_MEMORY: u64 = 8 << 20;
+const BUFFER: usize = 256 * 1024;
+
+/// One import's writes. Dropped without [`Writer::commit`], it removes what it wrote.
+pub struct Writer<'a> {
+    store: &'a Store,
+    progress: &'a Progress,
+    limit: u64,
+    bytes: u64,
+    changes: Changes,
+    met: BTreeSet<Chunk>,
+    new_chunks: u64,
+    written: Vec<(PathBuf, Option<Content>)>,
+    trees: Vec<(Root, Vec<Tree>)>,
+    buffer: Vec<u8>,
+}
+
+impl Store {
+    /// Begins an import of at most `limit` bytes of files.
+    pub fn writer<'a>(&'a self, limit: u64, progress: &'a Progress) -> Writer<'a> {
+        Writer {
+            store: self,
+            progress,
+            limit,
+            bytes: 0,
+            changes: Changes::default(),
+            met: BTreeSet::new(),
+            new_chunks: 0,
+            written: Vec::new(),
+            trees: Vec::new(),
+            buffer: Vec::new(),
+        }
+    }
+}
+
+impl Writer<'_> {
+    /// Adds a file of `size` bytes. `name` is what errors call the layer it is in.
+    pub(crate) fn add(&mut self, file: &mut impl Read, size: u64, name: &str) -> Result<Content, ImportError> {
+        self.bytes = self.bytes.saturating_add(size);
+        if self.bytes > self.limit {
+            return Err(ImportError::TooLarge { name: name.to_owned(), limit: self.limit });
+        }
+        let short = || ImportError::Damaged { name: name.to_owned(), reason: "it ends inside a file".to_owned() };
+        if size > IN_MEMORY {
+            return self.add_large(file, size, name);
+        }
+        let mut bytes = std::mem::take(&mut self.buffer);
+        bytes.clear();
+        file.take(size).read_to_end(&mut bytes).map_err(|error| ImportError::damaged(name, &error))?;
+        if bytes.len() as u64 != size {
+            return Err(short());
+        }
+        self.progress.bytes.fetch_add(size, Ordering::Relaxed);
+        let content = self.add_bytes(&bytes)?;
+        self.buffer = bytes;
+        Ok(content)
+    }
+
+    /// Adds a content that is all in memory.
+    pub(crate) fn add_bytes(&mut self, bytes: &[u8]) -> Result<Content, StoreError> {
+        let content = content_of(bytes);
+        let id = content.id();
+        if !self.is_known(&id)? {
+            let temporary = self.temporary();
+            fs::write(&temporary, bytes).map_err(|error| StoreError::io("write", &temporary, error))?;
+            self.place(temporary, &id, &content)?;
+        }
+        self.note(&content, id)?;
+        Ok(content)
+    }
+
+    fn add_large(&mut self, file: &mut impl Read, size: u64, name: &str) -> Result<Content, ImportError> {
+        let temporary = self.temporary();
+        let mut out = File::create(&temporary).map_err(|error| StoreError::io("make", &temporary, error))?;
+        self.written.push((temporary.clone(), None));
+        let mut chunker = Chunker::default();
+        let mut emit = |_: &Chunk, bytes: &[u8]| {
+            out.write_all(bytes).map_err(|error| StoreError::io("write", &temporary, error))
+        };
+        let mut buffer = vec![0; BUFFER];
+        let mut left = size;
+        while left > 0 {
+            let want = buffer.len().min(left as usize);
+            let len = file.read(&mut buffer[..want]).map_err(|error| ImportError::damaged(name, &error))?;
+            if len == 0 {
+                let reason = "it ends inside a file".to_owned();
+                return Err(ImportError::Damaged { name: name.to_owned(), reason });
+            }
+            chunker.push(&buffer[..len], &mut emit)?;
+            self.progress.bytes.fetch_add(len as u64, Ordering::Relaxed);
+            left -= len as u64;
+        }
+        let content = chunker.finish(&mut emit)?;
+        let id = content.id();
+        if self.is_known(&id)? {
+            fs::remove_file(&temporary).map_err(|error| StoreError::io("remove", &temporary, error))?;
+        } else {
+            self.place(temporary, &id, &content)?;
+        }
+        self.note(&content, id)?;
+        Ok(content)
+    }
+
+    /// Adds an image whose contents have all been added; returns its root chunk, its size, and its chunks: all, new.
+    pub(crate) fn add_image(
+        &mut self,
+        root: &Root,
+        trees: &[&Tree],
+        id: [u8; 32],
+    ) -> Result<(Chunk, u64, (u64, u64)), StoreError> {
+        let encoded = root.encode();
+        // The root is one chunk, however long: it is what everything else is found by.
+        let chunk = *blake3::hash(&encoded).as_bytes();
+        let content = Content { chunks: vec![(chunk, encoded.len() as u32)] };
+        if !self.is_known(&chunk)? {
+            let temporary = self.temporary();
+            fs::write(&temporary, &encoded).map_err(|error| StoreError::io("write", &temporary, error))?;
+            self.place(temporary, &chunk, &content)?;
+        }
+        self.note(&content, chunk)?;
+        let mut distinct: BTreeSet<(Chunk, u32)> = content.chunks.into_iter().collect();
+        distinct.extend(root.config.chunks.iter().copied());
+        distinct.extend(root.layers.iter().flat_map(|layer| layer.tree.chunks.iter().copied()));
+        distinct.extend(trees.iter().flat_map(|tree| tree.contents()).flat_map(|content| content.chunks.iter().copied()));
+        let size = distinct.iter().map(|(_, len)| u64::from(*len)).sum();
+        self.changes.images.push(Held { id, root: chunk, size });
+        self.trees.push((root.clone(), trees.iter().map(|tree| Tree::clone(tree)).collect()));
+        Ok((chunk, size, (distinct.len() as u64, self.new_chunks)))
+    }
+
+    /// Makes everything known at once, or, when it fails, nothing.
+    pub(crate) fn commit(mut self, roots: Vec<Chunk>) -> Result<(), StoreError> {
+        self.changes.images.retain(|image| roots.contains(&image.root));
+        let images = std::mem::take(&mut self.changes.images);
+        self.store.sync()?;
+        self.store.index.add(&self.changes, true)?;
+        // From here on the contents are the store's; an image without its layers is not yet an image.
+        self.written.clear();
+        for (root, trees) in &self.trees {
+            self.store.unpack_layers(root, trees)?;
+        }
+        self.store.index.add(&Changes { images, ..Changes::default() }, true)
+    }
+
+    fn note(&mut self, content: &Content, id: ContentId) -> Result<(), StoreError> {
+        let mut offset = 0;
+        for (chunk, len) in &content.chunks {
+            if self.met.insert(*chunk) {
+                self.progress.chunks.fetch_add(1, Ordering::Relaxed);
+                if self.store.index.chunk(chunk)?.is_none() {
+                    self.new_chunks += 1;
+                    self.progress.new_chunks.fetch_add(1, Ordering::Relaxed);
+                    self.changes.chunks.push((*chunk, Location { content: id, offset, len: *len }));
+                }
+            }
+            offset += u64::from(*len);
+        }
+        self.changes.contents.push(id);
+        Ok(())
+    }
+
+    fn is_known(&self, id: &ContentId) -> Result<bool, StoreError> {
+        Ok(self.store.index.content(id)? && self.store.object(id).exists())
+    }
+
+    fn temporary(&self) -> PathBuf {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let unique = format!("import-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        self.store.dir.join("tmp").join(unique)
+    }
+
+    fn place(&mut self, temporary: PathBuf, id: &ContentId, content: &Content) -> Result<(), StoreError> {
+        let path = self.store.object(id);
+        let parent = path.parent().expect("an object is in a folder");
+        fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
+        fs::rename(&temporary, &path).map_err(|error| StoreError::io("rename", &temporary, error))?;
+        self.written.push((path, Some(content.clone())));
+        Ok(())
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        for (path, content) in &self.written {
+            let id = content.as_ref().map(Content::id);
+            let lies_here = |chunk: &Chunk| {
+                let location = self.store.index.chunk(chunk).ok().flatten();
+                location.is_some_and(|location| Some(location.content) == id)
+            };
+            // A download of the same content may have begun meanwhile, and counts on its file.
+            let shared = content.iter().flat_map(|content| &content.chunks).any(|(chunk, _)| lies_here(chunk));
+            if !shared {
+                // Gone already, or left for the next start to find.
+                drop(fs::remove_file(path));
+            }
+        }
+    }
+}
