@@ -278,7 +278,7 @@ impl SignedSpec {
 }
 
 /// One replica of one workload, at one try. The epoch is the fencing token: of two, the higher is right.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PlacementId {
     /// Of which workload.
     pub workload: WorkloadId,

@@ -78,3 +78,12 @@ pub fn signal_process(pid: i32, signal: i32) -> io::Result<()> {
     let signal = nix::sys::signal::Signal::try_from(signal)?;
     Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)
 }
+
+/// How many columns the terminal at standard output has.
+pub fn terminal_columns() -> Option<u16> {
+    // SAFETY: winsize is plain data; zero is a valid value for it.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: TIOCGWINSZ fills one winsize, which lives for the whole call.
+    let result = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ as _, &mut size) };
+    (result == 0).then_some(size.ws_col)
+}

@@ -191,6 +191,11 @@ impl Membership {
         std::mem::take(&mut self.changes)
     }
 
+    /// Where this node says it listens.
+    pub fn own_addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
     /// This node's own addresses, told to everybody.
     pub fn set_addresses(&mut self, addresses: Vec<String>) {
         if self.addresses != addresses {

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use bundle::{BundleError, Request, write as write_bundle};
-pub use log::{LogLine, LogReader, LogWriter, Stream};
+pub use log::{LogLine, LogReader, LogWriter, Stream, timestamp};
 
 use crate::cgroup::Limits;
 

@@ -212,7 +212,7 @@ fn mount_cgroups(root: &OwnedFd) -> Result<(), RootfsError> {
         let path = top.join(controller);
         let inside = make_inside(root, &path, false)?;
         // Not every host has every controller on v1, nor each by itself; what is missing is not shown.
-        drop(mount(Some("cgroup"), &by_fd(&inside), Some("cgroup"), flags | MsFlags::MS_RDONLY, Some(controller)));
+        let _unseen = mount(Some("cgroup"), &by_fd(&inside), Some("cgroup"), flags | MsFlags::MS_RDONLY, Some(controller));
     }
     let again = open_inside(root, top).step("open", top)?;
     let remount = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;

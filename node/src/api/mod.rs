@@ -1,0 +1,13 @@
+//! The local API: HTTP on a Unix socket, one JSON object a line where there are many.
+//!
+//! - [`types`]: what travels; field names are stable
+//! - [`view`]: how the node's state becomes that
+//! - [`server`]: the daemon's side
+//! - [`client`]: the command line's side
+//!
+//! Who may write to the socket may do anything on this node, as with docker's: it is readable by root only.
+
+pub mod client;
+pub mod server;
+pub mod types;
+mod view;

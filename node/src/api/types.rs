@@ -1,0 +1,275 @@
+//! What travels over the local API. Field names are stable: scripts read them through `--json`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// A sentence.
+    pub error: String,
+    /// What to do.
+    pub hint: String,
+}
+
+/// One replica, as `ps` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// The workload's id, 12 digits.
+    pub id: String,
+    /// The workload's name.
+    pub name: String,
+    /// What it runs, as people write it.
+    pub image: String,
+    /// The name of the node that runs it; empty while none does.
+    pub node: String,
+    /// pending, fetching, starting, running, waiting, stopping, exited, failed, lost.
+    pub state: String,
+    /// From 1.
+    pub replica: u32,
+    /// Which try, from 1; 0 is none yet.
+    pub epoch: u64,
+    /// When its container started last, in milliseconds since 1970; 0 is not yet.
+    pub started: u64,
+    /// Replicas wanted.
+    pub wanted: u32,
+    /// Starts after the first.
+    pub restarts: u32,
+    /// Once it has exited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Why, where the state does not say it.
+    pub detail: String,
+    /// When it was submitted, in milliseconds since 1970.
+    pub submitted: u64,
+    /// What it runs inside.
+    pub command: Vec<String>,
+}
+
+/// One node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Its id, 12 digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// alive, suspect, down, left.
+    pub state: String,
+    /// worker, submitter, admin.
+    pub role: String,
+    /// Whether it is the one that was asked.
+    pub here: bool,
+    /// Thousandths of a core: all, reserved.
+    pub cpu_milli: (u64, u64),
+    /// Bytes: all, reserved.
+    pub memory: (u64, u64),
+    /// Placements that are not over.
+    pub placements: u32,
+    /// Images that are complete there.
+    pub images: u32,
+    /// Where it listens.
+    pub addresses: Vec<String>,
+    /// Release.
+    pub version: String,
+    /// What constraints are matched against.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// One image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ImageRow {
+    /// As people write it.
+    pub reference: String,
+    /// `sha256:…` of its config.
+    pub id: String,
+    /// Bytes.
+    pub size: u64,
+    /// Names of nodes that have all of it.
+    pub nodes: Vec<String>,
+}
+
+/// This node and its mesh.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The mesh's name.
+    pub mesh: String,
+    /// The mesh's id.
+    pub mesh_id: String,
+    /// This node's name.
+    pub node: String,
+    /// This node's id.
+    pub node_id: String,
+    /// This node's role.
+    pub role: String,
+    /// When its certificate ends, in seconds since 1970.
+    pub certified_until: u64,
+    /// Nodes that are alive.
+    pub nodes: u32,
+    /// Thousandths of a core, of all of them.
+    pub cpu_milli: u64,
+    /// Bytes of memory, of all of them.
+    pub memory: u64,
+    /// Containers that run here.
+    pub running_here: u32,
+    /// Where it listens.
+    pub addresses: Vec<String>,
+    /// The daemon's process.
+    pub pid: u32,
+}
+
+/// What `run` asks for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunRequest {
+    /// Empty is chosen by the node.
+    pub name: String,
+    /// As people write it, or an id.
+    pub image: String,
+    /// Replaces the image's command.
+    pub command: Vec<String>,
+    /// Replaces the image's entrypoint.
+    pub entrypoint: Option<Vec<String>>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Replaces the image's user.
+    pub user: Option<String>,
+    /// Replaces the image's working folder.
+    pub workdir: Option<String>,
+    /// Replaces the host name inside.
+    pub hostname: Option<String>,
+    /// Thousandths of a core.
+    pub cpu_milli: u64,
+    /// Bytes.
+    pub memory: u64,
+    /// Processes.
+    pub pids: u64,
+    /// How many.
+    pub replicas: u32,
+    /// no, always, on-failure, on-failure:N.
+    pub restart: String,
+    /// Labels a node must have.
+    pub on: BTreeMap<String, String>,
+    /// Replaces the image's stop signal.
+    pub stop_signal: Option<String>,
+    /// Seconds from the stop signal to SIGKILL.
+    pub stop_timeout: u32,
+}
+
+/// What `run` gets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Submitted {
+    /// The workload's id.
+    pub id: String,
+    /// The workload's name.
+    pub name: String,
+}
+
+/// How far an import is, and its end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoadStep {
+    /// It goes on.
+    Progress {
+        /// Bytes of files read.
+        bytes: u64,
+        /// Chunks met, and how many were new.
+        chunks: (u64, u64),
+    },
+    /// One image is in.
+    Image {
+        /// As people write it.
+        reference: String,
+        /// `sha256:…` of its config.
+        id: String,
+        /// Bytes.
+        size: u64,
+        /// Chunks, and how many were new.
+        chunks: (u64, u64),
+    },
+    /// It failed; nothing was stored.
+    Failed(Failure),
+}
+
+/// What `invite` asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InviteRequest {
+    /// worker, submitter, admin.
+    pub role: String,
+    /// How many nodes may use it.
+    pub uses: u32,
+    /// Seconds it is good for.
+    pub ttl: u64,
+}
+
+/// What `invite` gets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Invitation {
+    /// The line for `moyai join`.
+    pub ticket: String,
+    /// How many nodes may use it.
+    pub uses: u32,
+    /// When it ends, in seconds since 1970.
+    pub expires: u64,
+    /// What a joiner becomes.
+    pub role: String,
+}
+
+/// One bid in a record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct QuoteRow {
+    /// Whose.
+    pub node: String,
+    /// Expected milliseconds.
+    pub price: u32,
+    /// What it is made of, in words.
+    pub because: String,
+    /// Replicas it was given, from 1.
+    pub won: Vec<u32>,
+}
+
+/// Why one replica is where it is, or nowhere.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WhyRow {
+    /// `name.replica`.
+    pub replica: String,
+    /// As in [`Row`].
+    pub state: String,
+    /// Where.
+    pub node: String,
+    /// Which try.
+    pub epoch: u64,
+    /// In words, why the auction was held.
+    pub cause: String,
+    /// Who held it.
+    pub auctioneer: String,
+    /// When it was opened, in milliseconds since 1970.
+    pub at: u64,
+    /// How long it took, in milliseconds.
+    pub took: u32,
+    /// Nodes asked, of how many.
+    pub asked: (u32, u32),
+    /// Bids, best first.
+    pub quotes: Vec<QuoteRow>,
+    /// Bids beyond those.
+    pub more_quotes: u32,
+    /// Some refusals: node, reason with amounts.
+    pub refusals: Vec<(String, String)>,
+    /// All refusals, counted by kind.
+    pub refused: Vec<(String, u32)>,
+    /// Why the state is what it is.
+    pub detail: String,
+}
+
+/// One line of a log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LogRow {
+    /// Which replica, from 1.
+    pub replica: u32,
+    /// stdout or stderr.
+    pub stream: String,
+    /// RFC 3339.
+    pub time: String,
+    /// With its newline; bytes that are no UTF-8 are replaced.
+    pub text: String,
+}

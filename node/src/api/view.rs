@@ -1,0 +1,428 @@
+//! How the node's state becomes what the API shows. Pure: each function looks at a node and returns plain data.
+
+use moyai_protocol::auction::{Cause, Record};
+use moyai_protocol::catalog::{Placement, Workload};
+use moyai_protocol::custody;
+use moyai_protocol::id::{NodeId, WorkloadId};
+use moyai_protocol::membership::State;
+use moyai_protocol::node::Node;
+use moyai_protocol::reference::Reference;
+use moyai_protocol::trust::{Chain, Role, mesh_name};
+use moyai_protocol::worker::PlacementState;
+use moyai_protocol::workload::{ImagePin, PlacementId, Resources};
+
+use super::types::{Failure, ImageRow, NodeRow, QuoteRow, Row, Status, WhyRow};
+use moyai_protocol::id::MeshId;
+
+/// What people call a node.
+pub(super) fn name_of(node: &Node, id: &NodeId) -> String {
+    match node.catalog().node(id) {
+        Some(fact) if !fact.name.is_empty() => fact.name.clone(),
+        _ => id.short(),
+    }
+}
+
+fn state_name(state: &PlacementState) -> String {
+    match state {
+        PlacementState::Fetching => "fetching",
+        PlacementState::Starting => "starting",
+        PlacementState::Running => "running",
+        PlacementState::Waiting => "waiting",
+        PlacementState::Stopping => "stopping",
+        PlacementState::Exited(_) => "exited",
+        PlacementState::Failed => "failed",
+        PlacementState::Lost => "lost",
+    }
+    .to_owned()
+}
+
+/// The placement that counts for a replica: the latest try on a live node, else the latest that has finished, else the
+/// latest of all.
+fn standing<'a>(node: &'a Node, workload: &WorkloadId, replica: u32) -> Option<Placement<'a>> {
+    let live = |placement: &Placement<'_>| node.membership().is_live(&placement.node);
+    node.catalog().placements_of(workload).filter(|placement| placement.replica == replica).max_by_key(|placement| {
+        let exited = matches!(placement.fact.state, PlacementState::Exited(_));
+        let rank = if live(placement) && placement.fact.state.is_active() { 2 } else { u8::from(exited) };
+        (rank, placement.fact.epoch, std::cmp::Reverse(placement.node))
+    })
+}
+
+/// Every replica of every workload.
+pub(super) fn rows(node: &Node) -> Vec<Row> {
+    let mut rows: Vec<Row> = node.catalog().workloads().flat_map(|workload| rows_of(node, &workload)).collect();
+    rows.sort_by(|a, b| (a.submitted, &a.name, a.replica).cmp(&(b.submitted, &b.name, b.replica)));
+    rows
+}
+
+/// Every replica of one workload: those wanted, and those that have ended and are kept.
+pub(super) fn rows_of(node: &Node, workload: &Workload<'_>) -> Vec<Row> {
+    let spec = workload.spec;
+    let known = node.catalog().placements_of(&spec.id).map(|placement| placement.replica + 1).max().unwrap_or(0);
+    let count = workload.fact.replicas.max(known);
+    (0..count)
+        .filter_map(|replica| {
+            let placement = standing(node, &spec.id, replica);
+            let wanted = replica < workload.fact.replicas;
+            if placement.is_none() && !wanted {
+                return None;
+            }
+            let mut row = Row {
+                id: spec.id.short(),
+                name: spec.name.clone(),
+                image: spec.image.reference.brief(),
+                node: String::new(),
+                state: "pending".to_owned(),
+                replica: replica + 1,
+                epoch: 0,
+                started: 0,
+                wanted: workload.fact.replicas,
+                restarts: 0,
+                exit_code: None,
+                detail: String::new(),
+                submitted: workload.fact.spec.signed_at * 1000,
+                command: spec.entrypoint.iter().flatten().chain(&spec.command).cloned().collect(),
+            };
+            match placement {
+                Some(placement) => fill(node, &mut row, &placement),
+                None => row.detail = pending_reason(node, &spec.id),
+            }
+            Some(row)
+        })
+        .collect()
+}
+
+fn fill(node: &Node, row: &mut Row, placement: &Placement<'_>) {
+    let fact = placement.fact;
+    row.node = name_of(node, &placement.node);
+    row.state = state_name(&fact.state);
+    row.epoch = fact.epoch;
+    row.started = fact.started;
+    row.restarts = fact.restarts;
+    row.detail = fact.detail.clone();
+    if let PlacementState::Exited(status) = fact.state {
+        row.exit_code = Some(status.code);
+        if status.out_of_memory && row.detail.is_empty() {
+            row.detail = "killed: out of memory".to_owned();
+        }
+    } else if !node.membership().is_live(&placement.node) {
+        row.state = "lost".to_owned();
+        row.detail = format!("{} is down", row.node);
+        let pending = pending_reason(node, &placement.workload);
+        if !pending.is_empty() {
+            row.state = "pending".to_owned();
+            row.detail = pending;
+        }
+    }
+}
+
+fn pending_reason(node: &Node, workload: &WorkloadId) -> String {
+    latest_pending(node, workload).map_or_else(String::new, |record| match record.refused.as_slice() {
+        [] => "no node could be asked".to_owned(),
+        refused => {
+            let reasons: Vec<String> = refused.iter().map(|(reason, count)| format!("{reason} ({count})")).collect();
+            format!("no node takes it: {}", reasons.join(", "))
+        }
+    })
+}
+
+fn latest_pending<'a>(node: &'a Node, workload: &WorkloadId) -> Option<&'a Record> {
+    let records = node.catalog().pending().filter(|(_, pending, _)| pending == workload);
+    records.map(|(_, _, record)| record).max_by_key(|record| record.at)
+}
+
+/// Every node this one knows of.
+pub(super) fn nodes(node: &Node) -> Vec<NodeRow> {
+    let mut rows = vec![node_row(node, &node.id(), "alive".to_owned(), Vec::new())];
+    for (id, member) in node.membership().members() {
+        // Never heard of and never answered: an address from an old invitation, not a node.
+        if member.incarnation == 0 && node.catalog().node(id).is_none() {
+            continue;
+        }
+        let state = match member.state {
+            State::Alive => "alive",
+            State::Suspect => "suspect",
+            State::Down => "down",
+            State::Left => "left",
+        };
+        rows.push(node_row(node, id, state.to_owned(), member.addresses.clone()));
+    }
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    rows
+}
+
+fn node_row(node: &Node, id: &NodeId, state: String, addresses: Vec<String>) -> NodeRow {
+    let fact = node.catalog().node(id);
+    let active: Vec<Placement<'_>> = node
+        .catalog()
+        .placements()
+        .filter(|placement| placement.node == *id && placement.fact.state.is_active())
+        .collect();
+    let reserved = active.iter().filter_map(|placement| node.catalog().workload(&placement.workload));
+    let reserved = reserved.fold(Resources::default(), |sum, workload| sum.plus(&workload.spec.resources));
+    let capacity = fact.map(|fact| fact.capacity).unwrap_or_default();
+    let role = fact.and_then(|fact| fact.chain.as_ref()).and_then(Chain::leaf).map(|leaf| leaf.role);
+    NodeRow {
+        id: id.short(),
+        name: name_of(node, id),
+        state,
+        role: role.map_or_else(String::new, |role| role.to_string()),
+        here: *id == node.id(),
+        cpu_milli: (capacity.cpu_milli, reserved.cpu_milli),
+        memory: (capacity.memory, reserved.memory),
+        placements: active.len() as u32,
+        images: fact.map_or(0, |fact| fact.images.len() as u32),
+        addresses,
+        version: fact.map_or_else(String::new, |fact| fact.version.clone()),
+        labels: fact.map(|fact| fact.labels.clone()).unwrap_or_default(),
+    }
+}
+
+/// Every image that some live node has.
+pub(super) fn images(node: &Node) -> Vec<ImageRow> {
+    let mut rows: std::collections::BTreeMap<Reference, (moyai_protocol::catalog::ImageHeld, Vec<String>)> = Default::default();
+    for (id, fact) in node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id)) {
+        for image in &fact.images {
+            let entry = rows.entry(image.reference.clone()).or_insert_with(|| (image.clone(), Vec::new()));
+            if (image.named, image.root) > (entry.0.named, entry.0.root) {
+                *entry = (image.clone(), Vec::new());
+            }
+            if image.root == entry.0.root {
+                entry.1.push(name_of(node, &id));
+            }
+        }
+    }
+    rows.into_values()
+        .map(|(image, mut nodes)| {
+            nodes.sort();
+            ImageRow { reference: image.reference.familiar(), id: format!("sha256:{}", image.id), size: image.size, nodes }
+        })
+        .collect()
+}
+
+/// The image that a text names: a reference, or the beginning of an id.
+pub(super) fn find_image(node: &Node, text: &str) -> Result<ImagePin, Failure> {
+    let held = || node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id)).flat_map(|(_, fact)| &fact.images);
+    let pin = |image: &moyai_protocol::catalog::ImageHeld| ImagePin {
+        reference: image.reference.clone(),
+        id: image.id,
+        root: image.root,
+        size: image.size,
+    };
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    let is_id = hex.len() >= 4 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let reference = text.parse::<Reference>();
+    if let Ok(reference) = &reference {
+        let named = held().filter(|image| image.reference == *reference).max_by_key(|image| (image.named, image.root));
+        if let Some(image) = named {
+            return Ok(pin(image));
+        }
+    }
+    if is_id {
+        let found: std::collections::BTreeSet<_> =
+            held().filter(|image| image.id.to_string().starts_with(&hex.to_lowercase())).map(|image| image.id).collect();
+        match found.iter().collect::<Vec<_>>().as_slice() {
+            [] => {}
+            [id] => return held().find(|image| image.id == **id).map(pin).ok_or_else(|| no_image(node, text)),
+            many => {
+                let error = format!("`{text}` is the beginning of {} images' ids", many.len());
+                return Err(Failure { error, hint: "write more of it; `moyai images` shows them".to_owned() });
+            }
+        }
+    }
+    match reference {
+        Err(error) if !is_id => Err(Failure { error: error.to_string(), hint: "an image is named like alpine, alpine:3.20 or host/name:tag".to_owned() }),
+        _ => Err(no_image(node, text)),
+    }
+}
+
+fn no_image(node: &Node, text: &str) -> Failure {
+    let near = images(node).into_iter().map(|row| row.reference.trim_end_matches(":latest").to_owned());
+    let near = near.map(|name| (distance(&name, text), name)).filter(|(far, name)| *far <= 2.max(name.len() / 4)).min();
+    let hint = match near {
+        Some((_, name)) => format!("did you mean `{name}`? `moyai images` lists what the mesh has; `moyai load` adds one"),
+        None => "`moyai images` lists what the mesh has; `moyai load FILE` adds one".to_owned(),
+    };
+    Failure { error: format!("no image `{text}` in this mesh"), hint }
+}
+
+/// Edits from one word to another (Levenshtein 1966).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let above = row[j + 1];
+            row[j + 1] = (diagonal + usize::from(x != *y)).min(above + 1).min(row[j] + 1);
+            diagonal = above;
+        }
+    }
+    row[b.len()]
+}
+
+/// A workload, and one replica of it where the text names one (`web.2`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) workload: WorkloadId,
+    pub(super) replica: Option<u32>,
+}
+
+/// The workload that a text names: a name, a name with a replica, or the beginning of an id.
+pub(super) fn find_workload(node: &Node, text: &str) -> Result<Found, Failure> {
+    let by_name = |name: &str| -> Vec<WorkloadId> {
+        node.catalog().workloads().filter(|workload| workload.spec.name == name).map(|workload| workload.spec.id).collect()
+    };
+    let mut found = by_name(text);
+    let mut replica = None;
+    if found.is_empty()
+        && let Some((name, number)) = text.rsplit_once('.')
+        && let Ok(number) = number.parse::<u32>()
+        && number > 0
+    {
+        found = by_name(name);
+        replica = Some(number - 1);
+    }
+    if found.is_empty() && text.len() >= 2 {
+        let begins = |id: &WorkloadId| id.to_string().starts_with(&text.to_lowercase());
+        found = node.catalog().workloads().map(|workload| workload.spec.id).filter(begins).collect();
+        replica = None;
+    }
+    match found.as_slice() {
+        [workload] => Ok(Found { workload: *workload, replica }),
+        [] => Err(Failure { error: format!("no workload `{text}` in this mesh"), hint: "`moyai ps -a` lists them all".to_owned() }),
+        many => Err(Failure {
+            error: format!("`{text}` may be any of {} workloads: {}", many.len(), many.iter().map(WorkloadId::short).collect::<Vec<_>>().join(", ")),
+            hint: "write one of these ids".to_owned(),
+        }),
+    }
+}
+
+/// Where the logs of a workload's replicas are.
+pub(super) fn log_places(node: &Node, found: Found) -> Vec<(u32, NodeId, PlacementId)> {
+    let Some(workload) = node.catalog().workload(&found.workload) else { return Vec::new() };
+    let known = node.catalog().placements_of(&found.workload).map(|placement| placement.replica + 1).max().unwrap_or(0);
+    (0..workload.fact.replicas.max(known))
+        .filter(|replica| found.replica.is_none_or(|only| only == *replica))
+        .filter_map(|replica| standing(node, &found.workload, replica))
+        .map(|placement| {
+            let id = PlacementId { workload: placement.workload, replica: placement.replica, epoch: placement.fact.epoch };
+            (placement.replica, placement.node, id)
+        })
+        .collect()
+}
+
+/// Why each replica is where it is.
+pub(super) fn why(node: &Node, found: Found) -> Vec<WhyRow> {
+    let Some(workload) = node.catalog().workload(&found.workload) else { return Vec::new() };
+    let rows = rows_of(node, &workload);
+    rows.into_iter()
+        .filter(|row| found.replica.is_none_or(|only| only + 1 == row.replica))
+        .map(|row| {
+            let placement = standing(node, &found.workload, row.replica - 1);
+            let pending = latest_pending(node, &found.workload).filter(|_| row.state == "pending");
+            let record = pending.or(placement.as_ref().map(|placement| &*placement.fact.record));
+            why_row(node, row, record)
+        })
+        .collect()
+}
+
+fn why_row(node: &Node, row: Row, record: Option<&Record>) -> WhyRow {
+    let mut why = WhyRow {
+        replica: format!("{}.{}", row.name, row.replica),
+        state: row.state,
+        node: row.node,
+        epoch: row.epoch,
+        cause: String::new(),
+        auctioneer: String::new(),
+        at: 0,
+        took: 0,
+        asked: (0, 0),
+        quotes: Vec::new(),
+        more_quotes: 0,
+        refusals: Vec::new(),
+        refused: Vec::new(),
+        detail: row.detail,
+    };
+    let Some(record) = record else { return why };
+    why.cause = match record.cause {
+        Cause::Submitted => "it was asked for".to_owned(),
+        Cause::NodeDown(down) => format!("{} went down", name_of(node, &down)),
+        Cause::Lost(from) => format!("{} lost it or could not start it", name_of(node, &from)),
+        Cause::Missing => "a replica was missing".to_owned(),
+    };
+    why.auctioneer = name_of(node, &record.auctioneer);
+    why.at = record.at.0;
+    why.took = record.took;
+    why.asked = (record.asked, record.members);
+    why.more_quotes = record.more_quotes;
+    why.quotes = record
+        .quotes
+        .iter()
+        .map(|quote| QuoteRow {
+            node: name_of(node, &quote.node),
+            price: quote.price,
+            because: because(&quote.basis),
+            won: quote.won.iter().map(|replica| replica + 1).collect(),
+        })
+        .collect();
+    why.refusals = record.refusals.iter().map(|(id, refusal)| (name_of(node, id), refusal.to_string())).collect();
+    why.refused = record.refused.clone();
+    why
+}
+
+fn because(basis: &moyai_protocol::auction::Basis) -> String {
+    let image = if basis.missing == 0 {
+        "image here".to_owned()
+    } else {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        format!("{:.0} MiB to fetch at {:.0} MB/s", mib(basis.missing), basis.bandwidth as f64 / 1e6)
+    };
+    format!("{image}, {} starting, cpu {} % reserved, {} % pressure", basis.starting, basis.reserved, basis.pressure)
+}
+
+/// This node and its mesh.
+pub(super) fn status(node: &Node, mesh: &MeshId) -> Status {
+    let all = nodes(node);
+    let alive: Vec<&NodeRow> = all.iter().filter(|row| row.state == "alive").collect();
+    let leaf = node.chain().leaf();
+    let running = node.worker().placements().filter(|(_, held)| held.fact.state == PlacementState::Running).count();
+    Status {
+        mesh: mesh_name(mesh),
+        mesh_id: mesh.to_string(),
+        node: name_of(node, &node.id()),
+        node_id: node.id().to_string(),
+        role: leaf.map_or(Role::Worker, |leaf| leaf.role).to_string(),
+        certified_until: leaf.map_or(0, |leaf| leaf.not_after),
+        nodes: alive.len() as u32,
+        cpu_milli: alive.iter().map(|row| row.cpu_milli.0).sum(),
+        memory: alive.iter().map(|row| row.memory.0).sum(),
+        running_here: running as u32,
+        addresses: node.catalog().node(&node.id()).map(|fact| fact.data.clone()).unwrap_or_default(),
+        pid: std::process::id(),
+    }
+}
+
+/// Whether something of a workload is still to be decided: a replica that is wanted and neither runs nor has ended nor
+/// has been found impossible.
+pub(super) fn is_undecided(node: &Node, workload: &WorkloadId) -> bool {
+    let Some(known) = node.catalog().workload(workload) else { return false };
+    let missing = custody::missing(&known, node.catalog(), |id| node.membership().is_live(id));
+    if !missing.is_empty() {
+        return latest_pending(node, workload).is_none();
+    }
+    rows_of(node, &known).iter().any(|row| matches!(row.state.as_str(), "fetching" | "starting"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::distance;
+
+    #[test]
+    fn near_words_are_near() {
+        assert_eq!(distance("alpine", "alpin"), 1);
+        assert_eq!(distance("alpine", "alpine"), 0);
+        assert_eq!(distance("alpine", "debian"), 5);
+        assert_eq!(distance("", "abc"), 3);
+    }
+}

@@ -1,0 +1,178 @@
+//! load, images.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::fs::File;
+
+use super::Context;
+use super::args::LoadWish;
+use super::output::{json_lines, parse_size, size, table};
+use crate::api::client::Stream;
+use crate::api::types::{ImageRow, LoadStep};
+use crate::daemon::problem;
+
+/// Loads an image archive.
+pub async fn load(context: &Context, wish: &LoadWish) -> anyhow::Result<u8> {
+    let limit = parse_size(&wish.limit)
+        .ok_or_else(|| problem(format!("`{}` is no size", wish.limit), "write it like 500m or 32g"))?;
+    let mut path = format!("/v1/images/load?name={}&limit={limit}", encode(&stem(&wish.file)));
+    if let Some(tag) = &wish.tag {
+        path.push_str(&format!("&tag={}", encode(tag)));
+    }
+    let shown = wish.file.display().to_string();
+    let bar = bar(0, &shown);
+    let started = std::time::Instant::now();
+    let counted = {
+        let bar = bar.clone();
+        move |len| bar.inc(len)
+    };
+    let missing = |error: std::io::Error| problem(format!("cannot read {shown}: {error}"), "is the path right?");
+    let stream = if wish.file == Path::new("-") {
+        context.client().upload(&path, tokio::io::stdin(), counted).await?
+    } else if wish.file.is_dir() {
+        context.client().upload_pieces(&path, folder(&wish.file)?).await?
+    } else {
+        let file = File::open(&wish.file).await.map_err(missing)?;
+        bar.set_length(file.metadata().await.context("cannot look at the file")?.len());
+        context.client().upload(&path, file, counted).await?
+    };
+    follow(context, stream, &bar, &shown, started).await
+}
+
+async fn follow(
+    context: &Context,
+    mut stream: Stream,
+    bar: &ProgressBar,
+    shown: &str,
+    started: std::time::Instant,
+) -> anyhow::Result<u8> {
+    let mut last = 0;
+    let mut images = 0;
+    while let Some(step) = stream.next::<LoadStep>().await? {
+        match step {
+            LoadStep::Progress { bytes, chunks } => {
+                last = bytes;
+                bar.set_message(format!("{} chunks, {} new", chunks.0, chunks.1));
+            }
+            LoadStep::Image { reference, id, size: bytes, chunks } => {
+                bar.finish_and_clear();
+                images += 1;
+                if context.json {
+                    println!("{}", serde_json::json!({"reference": reference, "id": id, "size": bytes, "chunks": chunks.0, "new": chunks.1}));
+                } else {
+                    let rate = last.max(bytes) as f64 / started.elapsed().as_secs_f64() / 1e6;
+                    let short = id.get(..19).unwrap_or(&id);
+                    println!("{reference}  {short}…  {}  {} chunks, {} new  {rate:.0} MB/s", size(bytes), chunks.0, chunks.1);
+                }
+            }
+            LoadStep::Failed(failure) => {
+                bar.finish_and_clear();
+                return Err(problem(format!("{shown}: {}", failure.error), failure.hint));
+            }
+        }
+    }
+    if images == 0 {
+        return Err(problem(format!("{shown}: the daemon broke off"), "its log is daemon.log in its data folder"));
+    }
+    Ok(0)
+}
+
+/// A bar on standard error; none when that is no terminal.
+fn bar(len: u64, name: &str) -> ProgressBar {
+    let bar = ProgressBar::new(len);
+    let style = ProgressStyle::with_template("{prefix}  {bytes} of {total_bytes}  {bytes_per_sec}  {bar:24}  {msg}");
+    bar.set_style(style.expect("a fixed template is valid").progress_chars("██ "));
+    bar.set_prefix(name.to_owned());
+    bar
+}
+
+/// An OCI layout in a folder, as a tar archive made on the way.
+fn folder(dir: &Path) -> anyhow::Result<tokio::sync::mpsc::Receiver<std::io::Result<hyper::body::Bytes>>> {
+    if !dir.join("index.json").is_file() {
+        return Err(problem(
+            format!("{}: there is no index.json in it, so it is no OCI layout", dir.display()),
+            "name an archive, or a folder that `skopeo copy … oci:DIR` or `umoci` made",
+        ));
+    }
+    let (sender, receiver) = tokio::sync::mpsc::channel(16);
+    let dir = dir.to_owned();
+    tokio::task::spawn_blocking(move || {
+        let mut archive = tar::Builder::new(Pieces(sender.clone()));
+        archive.follow_symlinks(true);
+        let written = archive.append_dir_all(".", &dir).and_then(|()| archive.finish());
+        if let Err(error) = written {
+            let _gone = sender.blocking_send(Err(error));
+        }
+    });
+    Ok(receiver)
+}
+
+struct Pieces(tokio::sync::mpsc::Sender<std::io::Result<hyper::body::Bytes>>);
+
+impl std::io::Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let sent = self.0.blocking_send(Ok(hyper::body::Bytes::copy_from_slice(bytes)));
+        sent.map(|()| bytes.len()).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What an image without a name of its own is called: its file, without endings.
+fn stem(file: &Path) -> String {
+    let name = file.file_name().map_or_else(|| "image".to_owned(), |name| name.to_string_lossy().to_lowercase());
+    let mut name = name.as_str();
+    while let Some(cut) = [".gz", ".zst", ".tgz", ".tar", ".oci", ".docker"].iter().find_map(|end| name.strip_suffix(end)) {
+        name = cut;
+    }
+    let clean: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
+    let clean = clean.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned();
+    if clean.is_empty() { "image".to_owned() } else { clean }
+}
+
+/// Percent-encoding for a query (RFC 3986).
+pub(super) fn encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+/// Lists the images.
+pub async fn list(context: &Context) -> anyhow::Result<u8> {
+    let images: Vec<ImageRow> = context.client().get("/v1/images").await?;
+    if context.json {
+        json_lines(&images)?;
+        return Ok(0);
+    }
+    let rows: Vec<Vec<String>> = images
+        .iter()
+        .map(|image| {
+            let short = image.id.strip_prefix("sha256:").and_then(|hex| hex.get(..12)).unwrap_or(&image.id);
+            vec![image.reference.clone(), short.to_owned(), size(image.size), image.nodes.join(", ")]
+        })
+        .collect();
+    print!("{}", table(&["IMAGE", "ID", "SIZE", "NODES"], &rows));
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_names_its_image() {
+        for (file, name) in
+            [("alpine.tar", "alpine"), ("/a/b/Tools_2.tar.gz", "tools_2"), ("x.tgz", "x"), ("-", "image"), ("my image.tar", "my-image")]
+        {
+            assert_eq!(stem(Path::new(file)), name);
+        }
+        assert_eq!(encode("a/b:c d"), "a%2Fb%3Ac%20d");
+    }
+}

@@ -1,0 +1,352 @@
+//! init, invite, join, up, down, nodes, status, events; and the daemon itself.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use moyai_protocol::trust::{Chain, Ticket, mesh_name, mesh_of, node_of};
+use moyai_protocol::workload::is_name;
+
+use super::args::{DownWish, EventsWish, InitWish, InviteWish, JoinWish, NodeWish, UpWish};
+use super::output::{age, clock, cpus, humanise_times, json_lines, parse_cpus, parse_duration, parse_size, size, table};
+use super::{Context, on_tokio};
+use crate::api::types::{Invitation, InviteRequest, NodeRow, Status};
+use crate::daemon::driver::Told;
+use crate::daemon::home::{Home, Settings};
+use crate::daemon::{FOUNDER_LIFE, listen_problem, problem};
+use crate::net::admission::unix_now;
+use crate::net::join;
+
+/// Moyai's own port: nothing else is registered there.
+const DEFAULT_LISTEN: &str = "0.0.0.0:4755";
+/// How long a daemon may take to come up before the command line stops waiting.
+const START: Duration = Duration::from_secs(30);
+
+/// Runs the daemon in this process.
+pub fn daemon(context: &Context, ready: bool) -> anyhow::Result<u8> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libp2p_mdns=error,libp2p_kad=error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let pipe = if ready { Some(moyai_runtime::launch::inherited().context("started with --ready, but not by moyai")?) } else { None };
+    crate::daemon::run(&context.options, pipe)?;
+    Ok(0)
+}
+
+/// Starts a mesh.
+pub fn init(context: &Context, wish: &InitWish) -> anyhow::Result<u8> {
+    let home = new_home(context)?;
+    let settings = |mesh| settings(context, &wish.node, mesh);
+    // Checked before anything is made.
+    let draft = settings(moyai_protocol::id::MeshId([0; 32]))?;
+    home.create()?;
+    let root = home.new_root_key()?;
+    let mesh = mesh_of(&node_of(&root));
+    let key = home.key()?;
+    home.set_chain(&Chain::root(&root, node_of(&key), unix_now(), FOUNDER_LIFE))?;
+    home.set_settings(&Settings { mesh, ..draft })?;
+    let say = || {
+        let settings = home.settings()?;
+        if context.json {
+            println!("{}", serde_json::json!({"mesh": mesh_name(&mesh), "mesh_id": mesh.to_string(), "node": settings.name}));
+            return Ok(());
+        }
+        println!("Mesh  {}  (moyai:{})  started; this node is {}.", mesh_name(&mesh), mesh.short(), settings.name);
+        println!("The root key is in {}. Keep a copy somewhere safe: with it you can always get back in.", home.path("root.key").display());
+        println!("Next: run `moyai invite` here, and the line it prints on another machine.");
+        anyhow::Ok(())
+    };
+    begin(context, &home, wish.node.foreground, say)
+}
+
+/// Joins a mesh.
+pub fn join(context: &Context, wish: &JoinWish) -> anyhow::Result<u8> {
+    let ticket: Ticket = wish.ticket.parse().map_err(|error: moyai_protocol::trust::TicketError| {
+        problem(error.to_string(), "copy the whole line that `moyai invite` printed, from `moyai1` to its end")
+    })?;
+    let home = new_home(context)?;
+    let settings = settings(context, &wish.node, ticket.mesh)?;
+    home.create()?;
+    let key = home.key()?;
+    let joined = on_tokio(async {
+        join::join(&ticket, &key).await.map_err(|error| problem(humanise_times(&error.to_string()), error.hint()))
+    })?;
+    home.set_chain(&joined.chain)?;
+    home.set_peers(&joined.members)?;
+    home.set_settings(&settings)?;
+    let until = joined.membership.not_after;
+    let say = || {
+        let status = on_tokio(async { Ok(first_sight(context).await) })?;
+        if context.json {
+            println!(
+                "{}",
+                serde_json::json!({"mesh": mesh_name(&ticket.mesh), "mesh_id": ticket.mesh.to_string(),
+                    "node": settings.name, "role": joined.membership.role.to_string(), "certified_until": until})
+            );
+            return Ok(());
+        }
+        let role = joined.membership.role;
+        print!("Joined {} as {}, a {role} certified until {}.", mesh_name(&ticket.mesh), settings.name, clock(until));
+        match status {
+            Some(status) => println!(" {} nodes, {} cpus, {}.", status.nodes, cpus(status.cpu_milli), size(status.memory)),
+            None => println!(" No other node has answered yet; `moyai nodes` will show them."),
+        }
+        anyhow::Ok(())
+    };
+    begin(context, &home, wish.node.foreground, say)
+}
+
+/// Waits a little until the new node has met another.
+async fn first_sight(context: &Context) -> Option<Status> {
+    let until = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < until {
+        let status: Option<Status> = context.client().get("/v1/status").await.ok();
+        if let Some(status) = status.filter(|status| status.nodes > 1) {
+            return Some(status);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    None
+}
+
+/// Starts the daemon again.
+pub fn up(context: &Context, wish: &UpWish) -> anyhow::Result<u8> {
+    let home = Home::new(&context.options.data);
+    if !home.is_member() {
+        return Err(problem(
+            format!("no node lives in {}", context.options.data.display()),
+            "`moyai init` starts a mesh, `moyai join` joins one",
+        ));
+    }
+    if let Some(listen) = &context.listen {
+        listen.parse::<std::net::SocketAddr>().map_err(|_| listen_problem(listen))?;
+        home.set_settings(&Settings { listen: listen.clone(), ..home.settings()? })?;
+    }
+    if wish.foreground {
+        return daemon(context, false);
+    }
+    start_daemon(context)?;
+    if !context.json {
+        let name = home.settings()?.name;
+        println!("{name} is up.");
+    }
+    Ok(0)
+}
+
+fn new_home(context: &Context) -> anyhow::Result<Home> {
+    let home = Home::new(&context.options.data);
+    if home.is_member() {
+        let mesh = home.settings().map(|settings| mesh_name(&settings.mesh)).unwrap_or_default();
+        return Err(problem(
+            format!("a node of the mesh {mesh} lives in {} already", context.options.data.display()),
+            "`moyai up` starts it; --data DIR makes another node beside it",
+        ));
+    }
+    let missing = moyai_runtime::host::missing_privileges();
+    if !missing.is_empty() {
+        return Err(problem(
+            format!("this process may not run containers; it lacks {}", missing.join(", ")),
+            "run it as root, or give it these capabilities",
+        ));
+    }
+    Ok(home)
+}
+
+fn settings(context: &Context, wish: &NodeWish, mesh: moyai_protocol::id::MeshId) -> anyhow::Result<Settings> {
+    let listen = context.listen.clone().unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
+    listen.parse::<std::net::SocketAddr>().map_err(|_| listen_problem(&listen))?;
+    let name = wish.node_name.clone().unwrap_or_else(moyai_runtime::host::name);
+    if !is_name(&name) {
+        return Err(problem(format!("`{name}` is no name for a node"), "give it one with --node-name: letters, digits, `.`, `_` and `-`"));
+    }
+    let memory = match &wish.memory {
+        Some(text) => Some(parse_size(text).ok_or_else(|| problem(format!("`{text}` is no size"), "write it like 512m or 2g"))?),
+        None => None,
+    };
+    let cpus = match &wish.cpus {
+        Some(text) => Some(parse_cpus(text).ok_or_else(|| problem(format!("`{text}` is no number of cores"), "write it like 2 or 0.5"))?),
+        None => None,
+    };
+    Ok(Settings { mesh, name, listen, labels: pairs(&wish.label)?, mdns: !wish.no_mdns, cpus, memory })
+}
+
+/// `NAME=VALUE` options.
+pub(super) fn pairs(list: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    list.iter()
+        .map(|text| match text.split_once('=') {
+            Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+            _ => Err(problem(format!("`{text}` is no label"), "write it as NAME=VALUE")),
+        })
+        .collect()
+}
+
+/// The first start of a node. If it fails, what made it a member is taken back, so that the command can be given again.
+fn begin(context: &Context, home: &Home, foreground: bool, say: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<u8> {
+    if foreground {
+        say_in_front(context, home)?;
+        return daemon(context, false).inspect_err(|_| undo(home));
+    }
+    if let Err(error) = start_daemon(context) {
+        undo(home);
+        return Err(error);
+    }
+    say()?;
+    Ok(0)
+}
+
+fn say_in_front(context: &Context, home: &Home) -> anyhow::Result<()> {
+    if !context.json {
+        let settings = home.settings()?;
+        println!("{} of {} listens on {}.", settings.name, mesh_name(&settings.mesh), settings.listen);
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn undo(home: &Home) {
+    // A daemon that had come up has a socket and a store; one that never did has left only these.
+    for name in ["mesh.json", "certificates", "root.key", "peers.json"] {
+        let _absent = std::fs::remove_file(home.path(name));
+    }
+}
+
+/// Starts a daemon in the background and waits until it answers, or says why it does not.
+pub fn start_daemon(context: &Context) -> anyhow::Result<()> {
+    let (mut told, tell) = std::io::pipe().context("cannot make a pipe")?;
+    let log_path = Home::new(&context.options.data).path("daemon.log");
+    let log = File::options().create(true).append(true).open(&log_path);
+    let log = log.with_context(|| format!("cannot open {}", log_path.display()))?;
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    command
+        .arg("--data")
+        .arg(&context.options.data)
+        .arg("--socket")
+        .arg(&context.options.socket)
+        .args(["daemon", "--ready"])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    let tell = std::os::fd::OwnedFd::from(tell);
+    let _runs_on = moyai_runtime::launch::spawn_detached(command, &tell).context("cannot start the daemon")?;
+    drop(tell);
+    let (sender, answer) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        let read = told.read_to_string(&mut text);
+        let _late = sender.send(read.map(|_| text));
+    });
+    let text = match answer.recv_timeout(START) {
+        Ok(text) => text?,
+        Err(_) => {
+            return Err(problem(
+                format!("the daemon has not come up in {} s", START.as_secs()),
+                format!("its log is {}", log_path.display()),
+            ));
+        }
+    };
+    match text.trim_end().split_once('\n') {
+        _ if text.trim_end() == "ready" => Ok(()),
+        Some((message, hint)) => Err(problem(message, hint)),
+        None if text.trim().is_empty() => {
+            Err(problem("the daemon ended before it was ready", format!("its log is {}", log_path.display())))
+        }
+        None => Err(problem(text.trim_end(), format!("its log is {}", log_path.display()))),
+    }
+}
+
+/// Stops the daemon.
+pub async fn down(context: &Context, wish: &DownWish) -> anyhow::Result<u8> {
+    let client = context.client();
+    let status: Status = client.get("/v1/status").await?;
+    if wish.leave {
+        client.post::<()>("/v1/leave", &()).await?;
+        // The word goes out by datagrams nobody waits for.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    client.delete::<()>("/v1/daemon").await?;
+    let until = Instant::now() + Duration::from_secs(10);
+    while client.get::<Status>("/v1/status").await.is_ok() && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if !context.json {
+        print!("{} is down.", status.node);
+        if status.running_here > 0 {
+            print!(" Its {} containers go on here; the mesh will run them elsewhere too, in a few seconds.", status.running_here);
+        }
+        println!(" `moyai up` starts it again.");
+    }
+    Ok(0)
+}
+
+/// Prints an invitation.
+pub async fn invite(context: &Context, wish: &InviteWish) -> anyhow::Result<u8> {
+    let ttl = parse_duration(&wish.ttl)
+        .ok_or_else(|| problem(format!("`{}` is no time", wish.ttl), "write it like 30m, 2h or 7d"))?;
+    let request = InviteRequest { role: wish.role.clone(), uses: wish.uses, ttl };
+    let invitation: Invitation = context.client().post("/v1/invite", &request).await?;
+    if context.json {
+        println!("{}", serde_json::to_string(&invitation)?);
+    } else {
+        println!("moyai join {}", invitation.ticket);
+        let uses = if invitation.uses == 1 { "1 use".to_owned() } else { format!("{} uses", invitation.uses) };
+        eprintln!("# {uses}, until {}; joiners become {}", clock(invitation.expires), invitation.role);
+    }
+    Ok(0)
+}
+
+/// Lists the nodes.
+pub async fn nodes(context: &Context) -> anyhow::Result<u8> {
+    let nodes: Vec<NodeRow> = context.client().get("/v1/nodes").await?;
+    if context.json {
+        json_lines(&nodes)?;
+        return Ok(0);
+    }
+    let rows: Vec<Vec<String>> = nodes
+        .iter()
+        .map(|node| {
+            vec![
+                format!("{}{}", node.name, if node.here { " *" } else { "" }),
+                node.id.clone(),
+                node.state.clone(),
+                node.role.clone(),
+                format!("{} of {}", cpus(node.cpu_milli.1), cpus(node.cpu_milli.0)),
+                format!("{} of {}", size(node.memory.1), size(node.memory.0)),
+                node.placements.to_string(),
+                node.images.to_string(),
+            ]
+        })
+        .collect();
+    print!("{}", table(&["NODE", "ID", "STATE", "ROLE", "CPUS", "MEMORY", "RUNS", "IMAGES"], &rows));
+    Ok(0)
+}
+
+/// Shows this node and its mesh.
+pub async fn status(context: &Context) -> anyhow::Result<u8> {
+    let status: Status = context.client().get("/v1/status").await?;
+    if context.json {
+        println!("{}", serde_json::to_string(&status)?);
+        return Ok(0);
+    }
+    println!("mesh      {} ({})", status.mesh, status.mesh_id);
+    println!("node      {} ({}), {}, certified until {}", status.node, &status.node_id[..12], status.role, clock(status.certified_until));
+    println!("mesh has  {} nodes alive, {} cpus, {}", status.nodes, cpus(status.cpu_milli), size(status.memory));
+    println!("here      {} containers running, daemon {}", status.running_here, status.pid);
+    Ok(0)
+}
+
+/// Follows what happens.
+pub async fn events(context: &Context, _wish: &EventsWish) -> anyhow::Result<u8> {
+    let mut stream = context.client().stream("/v1/events").await?;
+    while let Some(told) = stream.next::<Told>().await? {
+        if context.json {
+            println!("{}", serde_json::to_string(&told)?);
+        } else {
+            let at = std::time::UNIX_EPOCH + Duration::from_millis(told.at);
+            let text = moyai_runtime::container::timestamp(at);
+            println!("{}  {:<12}  {}", text.get(11..23).unwrap_or(&age(told.at)), told.about, told.text);
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,105 @@
+//! The command line.
+//!
+//! - [`args`]: what can be asked
+//! - [`mesh`]: init, invite, join, up, down, leave, nodes
+//! - [`images`]: load, images
+//! - [`workloads`]: run, ps, logs, why, stop, start, scale, rm, wait
+//! - [`output`]: sizes, times, tables, errors
+//!
+//! Exit codes are docker's: 125 the mesh or the daemon could not, 126 and 127 the command in the image could not be
+//! started, else what the container ended with. For commands that run nothing: 0, or 1.
+
+pub mod args;
+mod images;
+mod mesh;
+pub mod output;
+mod workloads;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::api::client::Client;
+use crate::daemon::Options;
+use args::{Args, Verb};
+
+/// The daemon's folder unless told otherwise.
+const DEFAULT_DATA: &str = "/var/lib/moyai";
+const DEFAULT_SOCKET: &str = "/run/moyai/moyai.sock";
+
+/// What every command needs.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Where the node and its socket are.
+    pub options: Options,
+    /// What `--listen` said.
+    pub listen: Option<String>,
+    /// One object a line.
+    pub json: bool,
+}
+
+impl Context {
+    /// The way to the daemon.
+    pub fn client(&self) -> Client {
+        Client::new(&self.options.socket)
+    }
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let data = args.data.unwrap_or_else(|| PathBuf::from(DEFAULT_DATA));
+    // A node that lives elsewhere has its socket there, so that two on one machine do not meet.
+    let socket = args.socket.unwrap_or_else(|| {
+        if data == std::path::Path::new(DEFAULT_DATA) { PathBuf::from(DEFAULT_SOCKET) } else { data.join("moyai.sock") }
+    });
+    let context = Context { options: Options { data, socket }, listen: args.listen, json: args.json };
+    let runs = matches!(args.verb, Verb::Run(_));
+    let result = match args.verb {
+        // These start a daemon, or are one: no thread may be there yet.
+        Verb::Daemon(wish) => mesh::daemon(&context, wish.ready),
+        Verb::Init(wish) => mesh::init(&context, &wish),
+        Verb::Join(wish) => mesh::join(&context, &wish),
+        Verb::Up(wish) => mesh::up(&context, &wish),
+        Verb::Demo(wish) => crate::demo::run(&wish.image),
+        Verb::VirtualHost(wish) => crate::demo::virtual_host(&wish),
+        verb => on_tokio(other(&context, verb)),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            output::show_error(&error);
+            ExitCode::from(if runs { 125 } else { 1 })
+        }
+    }
+}
+
+/// Runs one command's future; the command line needs no second thread.
+fn on_tokio<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+async fn other(context: &Context, verb: Verb) -> anyhow::Result<u8> {
+    match verb {
+        Verb::Invite(wish) => mesh::invite(context, &wish).await,
+        Verb::Down(wish) => mesh::down(context, &wish).await,
+        Verb::Nodes => mesh::nodes(context).await,
+        Verb::Status => mesh::status(context).await,
+        Verb::Events(wish) => mesh::events(context, &wish).await,
+        Verb::Load(wish) => images::load(context, &wish).await,
+        Verb::Images => images::list(context).await,
+        Verb::Run(wish) => workloads::run(context, *wish).await,
+        Verb::Ps(wish) => workloads::ps(context, &wish).await,
+        Verb::Logs(wish) => workloads::logs(context, &wish).await,
+        Verb::Why(wish) => workloads::why(context, &wish).await,
+        Verb::Stop(wish) => workloads::stop(context, &wish).await,
+        Verb::Start(wish) => workloads::start(context, &wish).await,
+        Verb::Scale(wish) => workloads::scale(context, &wish).await,
+        Verb::Rm(wish) => workloads::rm(context, &wish).await,
+        Verb::Wait(wish) => workloads::wait(context, &wish).await,
+        Verb::Daemon(_) | Verb::Init(_) | Verb::Join(_) | Verb::Up(_) | Verb::Demo(_) | Verb::VirtualHost(_) => {
+            unreachable!("handled before")
+        }
+    }
+}

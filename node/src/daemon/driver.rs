@@ -1,0 +1,377 @@
+//! The loop that owns the protocol node: the daemon's half of the driver contract.
+//!
+//! One task. It takes messages, completions, commands and questions from bounded channels, gives them to the node one
+//! at a time, and carries out what comes out: transmits go to the swarm (dropped when its queue is full, as a network
+//! may), effects to [`super::effects`], events to the log and to whoever follows them. Questions are closures that look
+//! at the node between two steps, so the local API needs no copy of its state.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use moyai_protocol::contract::{
+    Command, CommandId, Completion, Event, Input, Output, Refused, Reply,
+};
+use moyai_protocol::id::NodeId;
+use moyai_protocol::node::{Config, Node};
+use moyai_protocol::time::{Instant, UnixMillis};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant as TokioInstant;
+use tracing::{debug, error, info, warn};
+
+use super::effects::Effects;
+use super::home::Home;
+use crate::net::admission::Gate;
+use crate::net::control::{Incoming, Outgoing};
+
+/// Requests waiting for the loop.
+const QUEUE: usize = 4096;
+/// Events kept for a follower that is slow; then it is told that it missed some.
+const EVENTS: usize = 1024;
+/// Between two looks at how busy the machine is, and at the wall clock.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Something that happened, for people.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Told {
+    /// Milliseconds since 1970.
+    pub at: u64,
+    /// About what: a node's or a workload's name.
+    pub about: String,
+    /// In words.
+    pub text: String,
+}
+
+type Question = Box<dyn FnOnce(&Node, Instant) + Send>;
+
+/// What the loop is asked.
+pub enum Request {
+    /// Give this command, and say what came of it.
+    Command(Command, oneshot::Sender<Result<Reply, Refused>>),
+    /// Look at the node.
+    Question(Question),
+    /// An effect ended.
+    Completion(Completion),
+    /// End.
+    Finish(oneshot::Sender<()>),
+    /// The disk fails: end at once.
+    Fail,
+}
+
+/// The way to the loop.
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    changes: watch::Receiver<u64>,
+    events: broadcast::Sender<Told>,
+}
+
+/// The loop's end of a [`Handle`].
+pub struct Requests {
+    requests: mpsc::Receiver<Request>,
+    changes: watch::Sender<u64>,
+    events: broadcast::Sender<Told>,
+}
+
+/// A handle and its other end.
+pub fn channel() -> (Handle, Requests) {
+    let (sender, requests) = mpsc::channel(QUEUE);
+    let (change, changes) = watch::channel(0);
+    let (events, _) = broadcast::channel(EVENTS);
+    (Handle { requests: sender, changes, events: events.clone() }, Requests { requests, changes: change, events })
+}
+
+/// The loop has ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon is stopping")]
+pub struct Stopping;
+
+impl Handle {
+    /// Gives a command and waits for its answer.
+    pub async fn command(&self, command: Command) -> Result<Result<Reply, Refused>, Stopping> {
+        let (sender, answer) = oneshot::channel();
+        self.requests.send(Request::Command(command, sender)).await.map_err(|_| Stopping)?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// Looks at the node between two steps.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Node, Instant) -> T + Send + 'static,
+    ) -> Result<T, Stopping> {
+        let (sender, answer) = oneshot::channel();
+        let question: Question = Box::new(move |node, now| {
+            // Whoever asked may have gone.
+            let _gone = sender.send(question(node, now));
+        });
+        self.requests.send(Request::Question(question)).await.map_err(|_| Stopping)?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// Reports the end of an effect.
+    pub async fn complete(&self, completion: Completion) {
+        // The loop has ended, and the effect's life with it.
+        let _ended = self.requests.send(Request::Completion(completion)).await;
+    }
+
+    /// Counts changes of the catalog; to be waited on before looking again.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> broadcast::Receiver<Told> {
+        self.events.subscribe()
+    }
+
+    /// Ends the loop when what came before is done.
+    pub async fn finish(&self) {
+        let (sender, done) = oneshot::channel();
+        if self.requests.send(Request::Finish(sender)).await.is_ok() {
+            let _ended = done.await;
+        }
+    }
+
+    /// Ends the loop because the node's state cannot be kept.
+    pub fn fail(&self) {
+        let _ended = self.requests.blocking_send(Request::Fail);
+    }
+}
+
+/// The wall clock.
+pub fn wall_now() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(since.as_millis() as u64)
+}
+
+/// The loop's state.
+pub struct Driver {
+    node: Node,
+    zero: TokioInstant,
+    effects: Effects,
+    outgoing: mpsc::Sender<Outgoing>,
+    gate: Arc<Gate>,
+    home: Home,
+    capacity: Command,
+    data_port: u16,
+    next_command: u64,
+    waiting: HashMap<CommandId, oneshot::Sender<Result<Reply, Refused>>>,
+    change: u64,
+    names: HashMap<NodeId, String>,
+}
+
+impl Driver {
+    /// A loop around a new node.
+    #[expect(clippy::too_many_arguments, reason = "each is a different end of the daemon, given once")]
+    pub(super) fn new(
+        config: Config,
+        seed: u64,
+        effects: Effects,
+        outgoing: mpsc::Sender<Outgoing>,
+        gate: Arc<Gate>,
+        home: Home,
+        capacity: Command,
+        data_port: u16,
+    ) -> Driver {
+        let zero = TokioInstant::now();
+        let node = Node::new(config, seed, Instant::ZERO);
+        Driver {
+            node,
+            zero,
+            effects,
+            outgoing,
+            gate,
+            home,
+            capacity,
+            data_port,
+            next_command: 0,
+            waiting: HashMap::new(),
+            change: 0,
+            names: HashMap::new(),
+        }
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_nanos(self.zero.elapsed().as_nanos() as u64)
+    }
+
+    /// Runs until it is asked to end.
+    pub async fn run(mut self, mut requests: Requests, mut incoming: mpsc::Receiver<Incoming>) {
+        let capacity = self.capacity.clone();
+        self.command(capacity, None);
+        self.drain(&requests).await;
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            let timeout = self.node.poll_timeout().map(|at| self.zero + Duration::from_nanos(at.as_nanos()));
+            let timeout = timeout.unwrap_or_else(|| TokioInstant::now() + Duration::from_secs(3600));
+            tokio::select! {
+                request = requests.requests.recv() => match request {
+                    Some(Request::Command(command, answer)) => self.command(command, Some(answer)),
+                    Some(Request::Question(question)) => {
+                        question(&self.node, self.now());
+                        continue;
+                    }
+                    Some(Request::Completion(completion)) => {
+                        let now = self.now();
+                        self.node.handle(now, Input::Completion(completion));
+                    }
+                    Some(Request::Finish(done)) => {
+                        let _gone = done.send(());
+                        return;
+                    }
+                    Some(Request::Fail) | None => return,
+                },
+                arrived = incoming.recv() => match arrived {
+                    Some(arrived) => self.arrived(arrived),
+                    None => return,
+                },
+                () = tokio::time::sleep_until(timeout) => {
+                    let now = self.now();
+                    self.node.handle_timeout(now);
+                }
+                _ = look.tick() => self.look(),
+            }
+            self.drain(&requests).await;
+        }
+    }
+
+    fn command(&mut self, command: Command, answer: Option<oneshot::Sender<Result<Reply, Refused>>>) {
+        self.next_command += 1;
+        let id = CommandId(self.next_command);
+        if let Some(answer) = answer {
+            self.waiting.insert(id, answer);
+        }
+        let now = self.now();
+        self.node.handle(now, Input::Command { id, command });
+    }
+
+    fn arrived(&mut self, arrived: Incoming) {
+        let now = self.now();
+        match arrived {
+            Incoming::Message { from, bytes } => self.node.handle(now, Input::Message { from, bytes }),
+            Incoming::Admitted { membership, address } => self.command(Command::Admitted { membership, address }, None),
+            Incoming::Listening(addresses) => {
+                let port = self.data_port;
+                let mut data: Vec<String> = addresses.iter().filter_map(|address| host_of(address)).map(|host| format!("{host}:{port}")).collect();
+                data.dedup();
+                self.command(Command::Listening { addresses, data }, None);
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        self.command(Command::WallClock(wall_now()), None);
+        if let Command::Load { capacity, .. } = self.capacity {
+            let pressure = moyai_runtime::host::cpu_pressure();
+            self.command(Command::Load { capacity, pressure }, None);
+        }
+        let members = self.node.membership().members();
+        let reachable = members.filter(|(_, member)| member.state.is_live() && !member.addresses.is_empty());
+        self.gate.set_members(reachable.map(|(node, member)| (*node, member.addresses.clone())).collect());
+    }
+
+    async fn drain(&mut self, requests: &Requests) {
+        let mut changed = false;
+        while let Some(output) = self.node.poll_output() {
+            match output {
+                Output::Transmit { to, bytes } => {
+                    if self.outgoing.try_send(Outgoing::Message { to, bytes }).is_err() {
+                        debug!(to = %to.short(), "dropped a message: the network is behind");
+                    }
+                }
+                Output::Effect { id, effect } => self.effects.carry_out(&self.node, id, effect),
+                Output::Event(event) => {
+                    changed = true;
+                    self.event(event, requests).await;
+                }
+            }
+        }
+        if changed {
+            self.change += 1;
+            requests.changes.send_replace(self.change);
+        }
+    }
+
+    async fn event(&mut self, event: Event, requests: &Requests) {
+        let told = match event {
+            Event::Reply { id, result } => {
+                if let Some(answer) = self.waiting.remove(&id) {
+                    // Whoever asked may have gone.
+                    let _gone = answer.send(result);
+                }
+                return;
+            }
+            Event::Addresses { node, addresses } => {
+                // The swarm's queue is bounded; addresses are too important to lose.
+                let _ended = self.outgoing.send(Outgoing::Addresses { node, addresses }).await;
+                return;
+            }
+            Event::Changed(_) => return,
+            Event::Dropped { from, reason } => {
+                warn!(from = %from.short(), reason, "dropped what it sent");
+                return;
+            }
+            Event::Renewed(chain) => {
+                self.gate.set_chain(chain.clone());
+                if let Err(problem) = self.home.set_chain(&chain) {
+                    error!("cannot keep the renewed certificate: {problem:#}");
+                }
+                return;
+            }
+            Event::ImageComplete { root } => {
+                info!(root = %root.short(), "an image is complete here");
+                return;
+            }
+            Event::Member { node, state } => (self.name_of(&node), format!("{state:?}").to_lowercase()),
+            Event::Placed { placement, node, record } => {
+                let to = self.name_of(&node);
+                let (bids, took) = (record.quotes.len() as u32 + record.more_quotes, record.took);
+                let text = format!("placed on {to}: epoch {}, best of {bids} bids, {took} ms", placement.epoch);
+                (self.replica_name(&placement), text)
+            }
+            Event::Pending { workload, record } => {
+                let reasons: Vec<String> = record.refused.iter().map(|(reason, count)| format!("{reason} ({count})")).collect();
+                (self.workload_name(&workload), format!("no node takes it: {}", reasons.join(", ")))
+            }
+            Event::ClockOff { by, ahead } => {
+                let text = format!("this machine's clock is {} s ahead, says {}", ahead / 1000, self.name_of(&by));
+                error!("{text}");
+                ("clock".to_owned(), text)
+            }
+            Event::Cloned { other_boot } => {
+                error!(other_boot, "another machine runs with this node's key and was first: this one stops");
+                std::process::exit(70);
+            }
+        };
+        let (about, text) = told;
+        info!(about, text);
+        // Nobody may be listening.
+        let _unheard = requests.events.send(Told { at: wall_now().0, about, text });
+    }
+
+    fn name_of(&mut self, node: &NodeId) -> String {
+        if let Some(fact) = self.node.catalog().node(node) {
+            self.names.insert(*node, fact.name.clone());
+        }
+        self.names.get(node).cloned().unwrap_or_else(|| node.short())
+    }
+
+    fn workload_name(&self, workload: &moyai_protocol::id::WorkloadId) -> String {
+        self.node.catalog().workload(workload).map_or_else(|| workload.short(), |known| known.spec.name.clone())
+    }
+
+    fn replica_name(&self, placement: &moyai_protocol::workload::PlacementId) -> String {
+        format!("{}.{}", self.workload_name(&placement.workload), placement.replica + 1)
+    }
+}
+
+/// The host in a multiaddress, as it stands before a port.
+fn host_of(address: &str) -> Option<String> {
+    let mut parts = address.split('/').skip(1);
+    match (parts.next()?, parts.next()?) {
+        ("ip4", host) => Some(host.to_owned()),
+        ("ip6", host) => Some(format!("[{host}]")),
+        _ => None,
+    }
+}

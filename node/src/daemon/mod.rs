@@ -1,0 +1,309 @@
+//! The daemon: one driver of a protocol node, and what it drives.
+//!
+//! - [`home`]: the node's folder
+//! - [`driver`]: the loop that owns the node
+//! - [`effects`]: what the node wants done outside
+//! - [`records`]: what it wants remembered
+//! - [`logs`]: what its containers wrote
+//!
+//! Everything else (swarm, data plane, local API) talks to the loop over bounded channels.
+
+pub mod driver;
+mod effects;
+pub mod home;
+mod logs;
+mod records;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use libp2p::Multiaddr;
+use moyai_protocol::contract::Command;
+use moyai_protocol::id::ChunkId;
+use moyai_protocol::node::{Config, Restored};
+use moyai_protocol::trust::{Chain, node_of};
+use moyai_runtime::launch::Launcher;
+use moyai_runtime::store::Store;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::info;
+
+use crate::api::server;
+use crate::net::admission::{Gate, unix_now};
+use crate::net::{control, data};
+use driver::{Driver, Handle};
+use home::{Home, random};
+
+/// On how many nodes an image is kept.
+const IMAGE_COPIES: usize = 3;
+/// The root's own certificate for the node that holds it, in seconds.
+pub const FOUNDER_LIFE: u64 = 3650 * 24 * 3600;
+
+/// An error that a user caused or can mend: a sentence, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+}
+
+/// An error with a hint.
+pub fn problem(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    Problem { message: message.into(), hint: hint.into() }.into()
+}
+
+/// How a daemon is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node's folder.
+    pub data: PathBuf,
+    /// The local API's socket.
+    pub socket: PathBuf,
+}
+
+/// Runs a daemon to its end. `ready` is told "ready" or the reason why not. The process has one thread until here.
+pub fn run(options: &Options, ready: Option<OwnedFd>) -> anyhow::Result<()> {
+    let home = Home::new(&options.data);
+    let started = prepare(&home).and_then(|launcher| {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(64)
+            .thread_stack_size(1 << 20)
+            .enable_all()
+            .build()
+            .context("cannot start tokio")?;
+        Ok((launcher, runtime))
+    });
+    let mut ready = ready.map(std::fs::File::from);
+    let mut tell = |text: &str| {
+        if let Some(mut pipe) = ready.take() {
+            // Whoever started it may have gone already.
+            let _gone = writeln!(pipe, "{text}");
+        }
+    };
+    let ((lock, launcher), runtime) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            tell(&render(&error));
+            return Err(error);
+        }
+    };
+    let result = runtime.block_on(async {
+        let daemon = match start(options, &home, launcher).await {
+            Ok(daemon) => daemon,
+            Err(error) => {
+                tell(&render(&error));
+                return Err(error);
+            }
+        };
+        tell("ready");
+        daemon.wait().await
+    });
+    // Blocking tasks that hang on a disk must not keep a daemon from ending.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    drop(lock);
+    result
+}
+
+/// An error as it crosses the pipe: message, then hint.
+fn render(error: &anyhow::Error) -> String {
+    let hint = error.downcast_ref::<Problem>().map_or("", |problem| problem.hint.as_str());
+    format!("{error:#}\n{hint}").trim_end().to_owned()
+}
+
+fn prepare(home: &Home) -> anyhow::Result<(std::fs::File, Launcher)> {
+    if !home.is_member() {
+        return Err(problem(
+            format!("no node lives in {}", home.path("").display()),
+            "`moyai init` starts a mesh, `moyai join` joins one",
+        ));
+    }
+    let missing = moyai_runtime::host::missing_privileges();
+    if !missing.is_empty() {
+        return Err(problem(
+            format!("this process may not run containers; it lacks {}", missing.join(", ")),
+            "run it as root, or give it these capabilities",
+        ));
+    }
+    let lock = home.lock()?;
+    let launcher = Launcher::start().context("cannot start the process that starts containers")?;
+    Ok((lock, launcher))
+}
+
+struct Daemon {
+    driver: tokio::task::JoinHandle<()>,
+    stop: watch::Receiver<bool>,
+    handle: Handle,
+    socket: PathBuf,
+}
+
+impl Daemon {
+    async fn wait(mut self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = self.stop.wait_for(|stop| *stop) => {}
+            ended = &mut self.driver => ended.context("the daemon's loop ended")?,
+        }
+        info!("stopping; containers go on");
+        self.handle.finish().await;
+        // The next daemon makes its own.
+        let _gone = std::fs::remove_file(&self.socket);
+        Ok(())
+    }
+}
+
+async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Result<Daemon> {
+    let settings = home.settings()?;
+    let key = home.key()?;
+    let chain = own_chain(home, &key, &settings)?;
+    let membership = chain.verify_shown_by(&node_of(&key), &settings.mesh, unix_now());
+    let membership = membership.map_err(|error| {
+        problem(error.to_string(), "ask an admin for an invitation, and join again: `moyai join`")
+    })?;
+
+    let store = Arc::new(Store::open(&home.path("store"))?);
+    let records = records::Records::open(&home.path("state.redb"))?;
+    let mut restored = records.restore()?;
+    add_peers(&mut restored, home);
+    let keep = {
+        let home = home.clone();
+        Box::new(move |vouchers: &_| home.set_vouchers(vouchers))
+    };
+    let gate = Arc::new(Gate::new(settings.mesh, key.clone(), chain.clone(), home.vouchers()?, keep));
+
+    let listen: SocketAddr = settings.listen.parse().map_err(|_| listen_problem(&settings.listen))?;
+    let (incoming_sender, incoming) = mpsc::channel(1024);
+    let addresses = multiaddrs(&listen);
+    let control = control::start(&key, Arc::clone(&gate), membership.role, &addresses, settings.mdns, incoming_sender);
+    let outgoing = control.await.map_err(|error| {
+        let hint = "`moyai up --listen ADDR:PORT` chooses another; port 0 takes any";
+        problem(error.to_string(), hint)
+    })?;
+
+    let containers = home.path("containers");
+    let (handle, requests) = driver::channel();
+    let logs = Arc::new(logs::Logs::new(containers.clone(), handle.clone()));
+    let data_address = SocketAddr::new(listen.ip(), if listen.port() == 0 { 0 } else { listen.port() + 1 });
+    let data_plane = |address| {
+        data::DataPlane::start(address, &key, Arc::clone(&gate), Arc::clone(&store), Arc::clone(&logs) as Arc<dyn data::LogSource>)
+    };
+    // Its port is told to the others, so any will do when the usual one is taken.
+    let plane = data_plane(data_address)
+        .or_else(|_| data_plane(SocketAddr::new(listen.ip(), 0)))
+        .context("cannot listen for data")?;
+
+    let images = store.images()?.into_iter().map(|image| ChunkId(image.root)).collect();
+    let config = Config {
+        key: key.clone(),
+        mesh: settings.mesh,
+        chain,
+        name: settings.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        labels: labels(&settings),
+        wall: driver::wall_now(),
+        restored,
+        images,
+        image_copies: IMAGE_COPIES,
+    };
+    let seed = u64::from_le_bytes(random()?);
+    let effects = effects::Effects {
+        handle: handle.clone(),
+        store: Arc::clone(&store),
+        launcher: Arc::new(launcher),
+        containers,
+        plane: Arc::clone(&plane),
+        records: records.writer(handle.clone()),
+        node: node_of(&key),
+        lines: Arc::default(),
+    };
+    let capacity = capacity(&settings);
+    let (stop_sender, stop) = watch::channel(false);
+    let driver = Driver::new(config, seed, effects, outgoing, Arc::clone(&gate), home.clone(), capacity, plane.port());
+    let driver = tokio::spawn(driver.run(requests, incoming));
+
+    let state = server::State {
+        handle: handle.clone(),
+        store,
+        gate,
+        plane,
+        logs,
+        stop: stop_sender,
+        mesh: settings.mesh,
+        me: node_of(&key),
+        store_dir: home.path("store"),
+    };
+    server::start(&options.socket, state)?;
+    Ok(Daemon { driver, stop, handle, socket: options.socket.clone() })
+}
+
+/// The node that holds the root key renews its own certificate.
+fn own_chain(home: &Home, key: &ed25519_dalek::SigningKey, settings: &home::Settings) -> anyhow::Result<Chain> {
+    let chain = home.chain()?;
+    let ends = chain.leaf().map_or(0, |leaf| leaf.not_after);
+    match home.root_key()? {
+        Some(root) if ends < unix_now() + FOUNDER_LIFE / 2 => {
+            let chain = Chain::root(&root, node_of(key), unix_now(), FOUNDER_LIFE);
+            if chain.verify(&settings.mesh, unix_now()).is_ok() {
+                home.set_chain(&chain)?;
+                return Ok(chain);
+            }
+            home.chain()
+        }
+        _ => Ok(chain),
+    }
+}
+
+fn add_peers(restored: &mut Restored, home: &Home) {
+    for (node, addresses) in home.peers() {
+        if !restored.members.iter().any(|(known, _)| *known == node) {
+            restored.members.push((node, addresses));
+        }
+    }
+}
+
+fn multiaddrs(listen: &SocketAddr) -> Vec<Multiaddr> {
+    let ip = match listen.ip() {
+        std::net::IpAddr::V4(ip) => format!("/ip4/{ip}"),
+        std::net::IpAddr::V6(ip) => format!("/ip6/{ip}"),
+    };
+    let port = listen.port();
+    [format!("{ip}/udp/{port}/quic-v1"), format!("{ip}/tcp/{port}")]
+        .iter()
+        .map(|text| text.parse().expect("made of good parts"))
+        .collect()
+}
+
+/// What is wrong with an address to listen on.
+pub fn listen_problem(text: &str) -> anyhow::Error {
+    problem(format!("`{text}` is no address to listen on"), "write it as ADDRESS:PORT, for example 0.0.0.0:4755")
+}
+
+fn labels(settings: &home::Settings) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::from([
+        ("os".to_owned(), std::env::consts::OS.to_owned()),
+        ("arch".to_owned(), std::env::consts::ARCH.to_owned()),
+        ("node".to_owned(), settings.name.clone()),
+    ]);
+    labels.extend(settings.labels.clone());
+    labels
+}
+
+fn capacity(settings: &home::Settings) -> Command {
+    let machine = moyai_runtime::host::capacity();
+    let capacity = moyai_protocol::workload::Resources {
+        cpu_milli: settings.cpus.unwrap_or(machine.cpu_milli),
+        memory: settings.memory.unwrap_or(machine.memory),
+    };
+    Command::Load { capacity, pressure: 0 }
+}

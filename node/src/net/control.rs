@@ -1,0 +1,467 @@
+//! The libp2p swarm of one node, in a task of its own.
+//!
+//! Protocol messages travel by request-response with an empty answer: the answer only says that the bytes arrived.
+//! Losing a message is allowed, so nothing is kept for a peer that cannot be reached: while a dial is under way, at
+//! most [`MAX_WAITING`] messages wait for it.
+//!
+//! Discovery: mDNS on the LAN; addresses from gossip; for a member whose addresses have all gone stale, Kademlia, in
+//! which the admins are servers and the others clients (in server mode everybody dials nearly everybody).
+//!
+//! **Strangers.** Before they have shown a good certificate they are libp2p "pending" connections, at most
+//! [`MAX_PENDING`]. A peer found by mDNS that turned out to be of another mesh is left alone for [`STRANGER_REST`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures::prelude::*;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, NetworkBehaviour, SwarmEvent};
+use libp2p::{
+    Multiaddr, PeerId, StreamProtocol, Swarm, connection_limits, identify, kad, mdns, ping, request_response,
+};
+use moyai_protocol::codec::MESSAGE_LIMIT;
+use moyai_protocol::id::NodeId;
+use moyai_protocol::trust::{Membership, Role};
+use tokio::sync::mpsc;
+use tracing::{debug, info};
+
+use super::admission::{Gate, unix_now};
+use super::{key_pair, node_id, peer_id, transport};
+
+const MAX_WAITING: u32 = 64;
+const MAX_PENDING: u32 = 64;
+const MAX_STRANGERS: usize = 256;
+const STRANGER_REST: Duration = Duration::from_secs(600);
+/// A member that could not be dialled is not dialled again sooner.
+const DIAL_REST: Duration = Duration::from_millis(700);
+/// A connection that carries nothing is closed; probes keep those of a small mesh open.
+const IDLE: Duration = Duration::from_secs(120);
+/// A second connection to a peer younger than this is a simultaneous dial, not a restart.
+const SAME_TIME: Duration = Duration::from_secs(3);
+
+/// What the swarm tells the driver.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A peer was admitted.
+    Admitted {
+        /// Who, and what it may do.
+        membership: Membership,
+        /// Where, when this side dialled.
+        address: Option<String>,
+    },
+    /// A peer's message.
+    Message {
+        /// Who sent it.
+        from: NodeId,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Where this node listens, all of it.
+    Listening(Vec<String>),
+}
+
+/// What the driver asks of the swarm.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// Send this.
+    Message {
+        /// To whom.
+        to: NodeId,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// A member is to be found there.
+    Addresses {
+        /// Who.
+        node: NodeId,
+        /// As multiaddresses.
+        addresses: Vec<String>,
+    },
+}
+
+/// One protocol message and nothing.
+#[derive(Clone, Default)]
+struct Codec;
+
+impl request_response::Codec for Codec {
+    type Protocol = StreamProtocol;
+    type Request = Vec<u8>;
+    type Response = ();
+
+    async fn read_request<T>(&mut self, _: &StreamProtocol, io: &mut T) -> io::Result<Vec<u8>>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        let mut bytes = Vec::new();
+        io.take(MESSAGE_LIMIT as u64 + 2).read_to_end(&mut bytes).await?;
+        Ok(bytes)
+    }
+
+    async fn read_response<T>(&mut self, _: &StreamProtocol, _: &mut T) -> io::Result<()>
+    where
+        T: AsyncRead + Unpin + Send,
+    {
+        Ok(())
+    }
+
+    async fn write_request<T>(&mut self, _: &StreamProtocol, io: &mut T, bytes: Vec<u8>) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        io.write_all(&bytes).await
+    }
+
+    async fn write_response<T>(&mut self, _: &StreamProtocol, _: &mut T, (): ()) -> io::Result<()>
+    where
+        T: AsyncWrite + Unpin + Send,
+    {
+        Ok(())
+    }
+}
+
+#[derive(NetworkBehaviour)]
+struct Behaviour {
+    limits: connection_limits::Behaviour,
+    messages: request_response::Behaviour<Codec>,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    kad: kad::Behaviour<kad::store::MemoryStore>,
+    mdns: Toggle<mdns::tokio::Behaviour>,
+}
+
+/// Why the node cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody else has the port.
+    #[error("port {port} is in use on this machine")]
+    InUse {
+        /// Which.
+        port: u16,
+    },
+    /// Anything else.
+    #[error("cannot listen on {address}: {reason}")]
+    Other {
+        /// Where.
+        address: String,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// Starts the swarm. Returns once every address is listened on.
+pub async fn start(
+    key: &ed25519_dalek::SigningKey,
+    gate: Arc<Gate>,
+    role: Role,
+    listen: &[Multiaddr],
+    use_mdns: bool,
+    incoming: mpsc::Sender<Incoming>,
+) -> Result<mpsc::Sender<Outgoing>, ListenError> {
+    let other = |address: &str, error: &dyn std::fmt::Display| ListenError::Other {
+        address: address.to_owned(),
+        reason: error.to_string(),
+    };
+    let keys = key_pair(key);
+    let peer = keys.public().to_peer_id();
+    let admitted: Arc<Mutex<HashMap<PeerId, Membership>>> = Arc::default();
+    let note = {
+        let admitted = Arc::clone(&admitted);
+        Arc::new(move |peer, membership| {
+            admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(peer, membership);
+        })
+    };
+    let transport = transport::admitting(&keys, gate, note).map_err(|error| other("the network", &error))?;
+    let kad_config = kad::Config::new(StreamProtocol::new("/moyai/kad/1"));
+    let mut kad = kad::Behaviour::with_config(peer, kad::store::MemoryStore::new(peer), kad_config);
+    kad.set_mode(Some(if role == Role::Admin { kad::Mode::Server } else { kad::Mode::Client }));
+    let limits = connection_limits::ConnectionLimits::default()
+        .with_max_pending_incoming(Some(MAX_PENDING))
+        .with_max_established_per_peer(Some(4));
+    let mdns = use_mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), peer)).and_then(|made| {
+        made.map_err(|error| info!("no discovery on the LAN: {error}")).ok()
+    });
+    let protocols = [(StreamProtocol::new("/moyai/messages/1"), request_response::ProtocolSupport::Full)];
+    let behaviour = Behaviour {
+        limits: connection_limits::Behaviour::new(limits),
+        messages: request_response::Behaviour::with_codec(
+            Codec,
+            protocols,
+            request_response::Config::default().with_request_timeout(Duration::from_secs(5)).with_max_concurrent_streams(256),
+        ),
+        identify: identify::Behaviour::new(
+            identify::Config::new("/moyai/1".to_owned(), keys.public())
+                .with_agent_version(format!("moyai/{}", env!("CARGO_PKG_VERSION"))),
+        ),
+        ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(30))),
+        kad,
+        mdns: Toggle::from(mdns),
+    };
+    let config = libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE);
+    let mut swarm = Swarm::new(transport, behaviour, peer, config);
+    for address in listen {
+        swarm.listen_on(address.clone()).map_err(|error| listen_error(address, &error.to_string()))?;
+    }
+    let mut control = Control {
+        swarm,
+        incoming,
+        admitted,
+        addresses: BTreeMap::new(),
+        listening: Vec::new(),
+        dials: HashMap::new(),
+        strangers: HashMap::new(),
+        connections: HashMap::new(),
+    };
+    control.wait_for_listeners(listen).await?;
+    let (sender, receiver) = mpsc::channel(1024);
+    tokio::spawn(control.run(receiver));
+    Ok(sender)
+}
+
+fn listen_error(address: &Multiaddr, reason: &str) -> ListenError {
+    let port = address.iter().find_map(|part| match part {
+        libp2p::multiaddr::Protocol::Tcp(port) | libp2p::multiaddr::Protocol::Udp(port) => Some(port),
+        _ => None,
+    });
+    match port {
+        Some(port) if reason.contains("in use") || reason.contains("os error 98") => ListenError::InUse { port },
+        _ => ListenError::Other { address: address.to_string(), reason: reason.to_owned() },
+    }
+}
+
+#[derive(Default)]
+struct Dial {
+    under_way: bool,
+    waiting: u32,
+    failed: Option<Instant>,
+}
+
+struct Control {
+    swarm: Swarm<Behaviour>,
+    incoming: mpsc::Sender<Incoming>,
+    admitted: Arc<Mutex<HashMap<PeerId, Membership>>>,
+    addresses: BTreeMap<PeerId, Vec<Multiaddr>>,
+    listening: Vec<Multiaddr>,
+    dials: HashMap<PeerId, Dial>,
+    strangers: HashMap<PeerId, Instant>,
+    connections: HashMap<PeerId, Vec<(ConnectionId, Instant)>>,
+}
+
+impl Control {
+    async fn wait_for_listeners(&mut self, listen: &[Multiaddr]) -> Result<(), ListenError> {
+        let mut missing = listen.len();
+        let mut seen = std::collections::HashSet::new();
+        while missing > 0 {
+            let event = tokio::time::timeout(Duration::from_secs(10), self.swarm.select_next_some()).await;
+            match event {
+                Ok(SwarmEvent::NewListenAddr { listener_id, address }) => {
+                    missing -= usize::from(seen.insert(listener_id));
+                    self.listening.push(address);
+                }
+                Ok(SwarmEvent::ListenerError { error, .. }) => return Err(listen_error(&listen[0], &error.to_string())),
+                Ok(SwarmEvent::ListenerClosed { reason: Err(error), .. }) => {
+                    return Err(listen_error(&listen[0], &error.to_string()));
+                }
+                Ok(_) => {}
+                Err(_) => return Err(listen_error(&listen[0], "nothing happened for 10 s")),
+            }
+        }
+        Ok(())
+    }
+
+    async fn run(mut self, mut outgoing: mpsc::Receiver<Outgoing>) {
+        self.tell_listening().await;
+        let mut check = tokio::time::interval(Duration::from_secs(30));
+        loop {
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.event(event).await,
+                wish = outgoing.recv() => match wish {
+                    Some(Outgoing::Message { to, bytes }) => self.send(&to, bytes),
+                    Some(Outgoing::Addresses { node, addresses }) => self.learn(&node, &addresses),
+                    // The driver is gone, and with it the daemon.
+                    None => return,
+                },
+                _ = check.tick() => self.drop_expired(),
+            }
+        }
+    }
+
+    fn send(&mut self, to: &NodeId, bytes: Vec<u8>) {
+        let Some(peer) = peer_id(to) else { return };
+        if !self.swarm.is_connected(&peer) {
+            let dial = self.dials.entry(peer).or_default();
+            let resting = dial.failed.is_some_and(|failed| failed.elapsed() < DIAL_REST);
+            if resting || dial.waiting >= MAX_WAITING {
+                return;
+            }
+            dial.waiting += 1;
+            if !dial.under_way {
+                dial.under_way = true;
+                let known = self.addresses.get(&peer).cloned().unwrap_or_default();
+                let options = DialOpts::peer_id(peer).addresses(known).condition(PeerCondition::DisconnectedAndNotDialing);
+                if let Err(error) = self.swarm.dial(options.build()) {
+                    debug!(%peer, %error, "cannot dial");
+                }
+            }
+        }
+        self.swarm.behaviour_mut().messages.send_request(&peer, bytes);
+    }
+
+    fn learn(&mut self, node: &NodeId, addresses: &[String]) {
+        let Some(peer) = peer_id(node) else { return };
+        let parsed: Vec<Multiaddr> = addresses.iter().filter_map(|text| text.parse().ok()).collect();
+        for address in &parsed {
+            self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
+        }
+        if !parsed.is_empty() {
+            self.addresses.insert(peer, parsed);
+        }
+    }
+
+    async fn event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(BehaviourEvent::Messages(request_response::Event::Message {
+                peer,
+                message: request_response::Message::Request { request, channel, .. },
+                ..
+            })) => {
+                // Nobody waits for it when the connection has gone.
+                let _gone = self.swarm.behaviour_mut().messages.send_response(channel, ());
+                if let Some(from) = node_id(&peer) {
+                    self.tell(Incoming::Message { from, bytes: request }).await;
+                }
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => self.discovered(found),
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
+                for address in info.listen_addrs.into_iter().take(8) {
+                    self.swarm.behaviour_mut().kad.add_address(&peer_id, address);
+                }
+            }
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                self.established(peer_id, connection_id, &endpoint).await;
+            }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
+                if let Some(open) = self.connections.get_mut(&peer_id) {
+                    open.retain(|(id, _)| *id != connection_id);
+                }
+                if num_established == 0 {
+                    self.connections.remove(&peer_id);
+                    self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&peer_id);
+                }
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.dial_failed(peer, &error.to_string()),
+            SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } => {
+                debug!(%send_back_addr, %error, "a connection was not admitted");
+            }
+            SwarmEvent::NewListenAddr { address, .. } => {
+                self.listening.push(address);
+                self.tell_listening().await;
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.listening.retain(|known| *known != address);
+                self.tell_listening().await;
+            }
+            _ => {}
+        }
+    }
+
+    async fn established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &libp2p::core::ConnectedPoint) {
+        let now = Instant::now();
+        let open = self.connections.entry(peer).or_default();
+        if endpoint.is_listener() {
+            // The peer has dialled although there is a connection: it has lost that one, by a restart or a cut. Until
+            // it times out here, half of what is sent would go nowhere.
+            let stale: Vec<ConnectionId> =
+                open.iter().filter(|(_, since)| now.duration_since(*since) > SAME_TIME).map(|(id, _)| *id).collect();
+            for id in stale {
+                self.swarm.close_connection(id);
+            }
+        }
+        open.push((id, now));
+        self.dials.remove(&peer);
+        self.strangers.remove(&peer);
+        let membership = self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&peer).cloned();
+        let Some(membership) = membership else { return };
+        let address = endpoint.is_dialer().then(|| without_peer(endpoint.get_remote_address().clone()).to_string());
+        self.tell(Incoming::Admitted { membership, address }).await;
+    }
+
+    fn dial_failed(&mut self, peer: PeerId, reason: &str) {
+        debug!(%peer, reason, "cannot reach");
+        if self.addresses.contains_key(&peer) {
+            self.dials.insert(peer, Dial { failed: Some(Instant::now()), ..Dial::default() });
+            // A member that has moved: somebody may know where to.
+            self.swarm.behaviour_mut().kad.get_closest_peers(peer);
+        } else {
+            self.dials.remove(&peer);
+            if self.strangers.len() >= MAX_STRANGERS {
+                self.strangers.retain(|_, since| since.elapsed() < STRANGER_REST);
+            }
+            if self.strangers.len() < MAX_STRANGERS {
+                self.strangers.insert(peer, Instant::now());
+            }
+        }
+    }
+
+    fn discovered(&mut self, found: Vec<(PeerId, Multiaddr)>) {
+        for (peer, address) in found {
+            let stranger = self.strangers.get(&peer).is_some_and(|since| since.elapsed() < STRANGER_REST);
+            if stranger || self.swarm.is_connected(&peer) || peer == *self.swarm.local_peer_id() {
+                continue;
+            }
+            let options = DialOpts::peer_id(peer)
+                .addresses(vec![without_peer(address)])
+                .condition(PeerCondition::DisconnectedAndNotDialing);
+            if let Err(error) = self.swarm.dial(options.build()) {
+                debug!(%peer, %error, "cannot dial");
+            }
+        }
+    }
+
+    /// A certificate may end while its owner is connected.
+    fn drop_expired(&mut self) {
+        let now = unix_now();
+        let admitted = self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let expired: Vec<PeerId> =
+            admitted.iter().filter(|(_, member)| member.not_after < now).map(|(peer, _)| *peer).collect();
+        drop(admitted);
+        for peer in expired {
+            info!(%peer, "its certificate has ended");
+            // Not connected any more is what is wanted.
+            let _gone = self.swarm.disconnect_peer_id(peer);
+        }
+    }
+
+    async fn tell_listening(&mut self) {
+        let loopback = |address: &Multiaddr| {
+            address.iter().any(|part| match part {
+                libp2p::multiaddr::Protocol::Ip4(ip) => ip.is_loopback(),
+                libp2p::multiaddr::Protocol::Ip6(ip) => ip.is_loopback() || (ip.segments()[0] & 0xffc0) == 0xfe80,
+                _ => false,
+            })
+        };
+        let mut reachable: Vec<&Multiaddr> = self.listening.iter().filter(|address| !loopback(address)).collect();
+        if reachable.is_empty() {
+            reachable = self.listening.iter().collect();
+        }
+        // QUIC first: one round trip less.
+        reachable.sort_by_key(|address| !address.to_string().contains("quic"));
+        let addresses = reachable.into_iter().map(ToString::to_string).collect();
+        self.tell(Incoming::Listening(addresses)).await;
+    }
+
+    /// By an exclusive reference: the swarm inside may be sent between threads, and not shared.
+    async fn tell(&mut self, what: Incoming) {
+        // The driver is gone, and with it the daemon.
+        let _gone = self.incoming.send(what).await;
+    }
+}
+
+fn without_peer(mut address: Multiaddr) -> Multiaddr {
+    if matches!(address.iter().last(), Some(libp2p::multiaddr::Protocol::P2p(_))) {
+        address.pop();
+    }
+    address
+}

@@ -1,0 +1,386 @@
+//! Bulk between nodes: chunks of images and logs of containers, on quinn connections of their own, so that gossip never
+//! waits behind them.
+//!
+//! TLS authenticates by the same keys as libp2p's (libp2p-tls), the first stream of a connection is the admission
+//! exchange, and each stream after it is one request.
+//!
+//!     Request::Chunks(ids)  →  for each: length (4 bytes, all ones for "not here"), bytes
+//!     Request::Logs(…)      →  frames of [`LogFrame`], until the log has ended or the asker goes
+//!
+//! **Bounds.** [`MAX_CONNECTIONS`] connections and [`MAX_STREAMS`] requests on each; a request of at most
+//! [`BATCH_PIECES`] chunks; a chunk of at most [`MAX_CHUNK`] bytes; a connection that asks nothing ends after [`IDLE`].
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moyai_protocol::contract::{FetchFault, Fetched, Piece};
+use moyai_protocol::exchange::BATCH_PIECES;
+use moyai_protocol::id::{ChunkId, NodeId};
+use moyai_protocol::workload::PlacementId;
+use moyai_runtime::store::Store;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::sync::{Mutex, Semaphore};
+use tracing::debug;
+
+use super::admission::{AdmissionError, Gate, PATIENCE, read_frame, write_frame};
+use super::{key_pair, node_id, peer_id};
+
+const ALPN: &[u8] = b"moyai-data/1";
+const MAX_CONNECTIONS: usize = 256;
+const MAX_STREAMS: u32 = 64;
+/// Also of an image's root, which is one chunk however many layers it has.
+const MAX_CHUNK: u32 = 4 << 20;
+const IDLE: Duration = Duration::from_secs(30);
+const NOT_HERE: u32 = u32::MAX;
+/// A batch that delivers nothing for this long is given to another provider.
+const STALL: Duration = Duration::from_secs(10);
+/// Without it the kernel's default loses packets at a few hundred MB/s (measured, PEERS of the design).
+const SOCKET_BUFFER: usize = 8 << 20;
+
+/// What one node asks another.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// These chunks, in this order.
+    Chunks(Vec<ChunkId>),
+    /// What a container wrote.
+    Logs(LogRequest),
+}
+
+/// Which part of a log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LogRequest {
+    /// Of which container.
+    pub placement: PlacementId,
+    /// Go on as it grows.
+    pub follow: bool,
+    /// Only so many of the last lines.
+    pub tail: Option<u32>,
+}
+
+/// One line of a log on its way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LogFrame {
+    /// Standard error, not output.
+    pub stderr: bool,
+    /// RFC 3339.
+    pub time: String,
+    /// With its newline.
+    pub text: Vec<u8>,
+}
+
+/// Sends logs; the driver's side knows where they lie and whether the container still runs.
+pub trait LogSource: Send + Sync {
+    /// Sends every line of the log to `sink` until it has ended or nobody listens.
+    fn send(
+        &self,
+        request: LogRequest,
+        sink: tokio::sync::mpsc::Sender<LogFrame>,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// This node's end of the data plane.
+pub struct DataPlane {
+    endpoint: quinn::Endpoint,
+    keys: libp2p::identity::Keypair,
+    gate: Arc<Gate>,
+    store: Arc<Store>,
+    /// Connections this node opened. An entry is locked while it is dialled, so that a peer is dialled once.
+    connections: Mutex<HashMap<NodeId, Arc<Mutex<Option<quinn::Connection>>>>>,
+}
+
+impl DataPlane {
+    /// Listens on `address`; port 0 takes any.
+    pub fn start(
+        address: SocketAddr,
+        key: &ed25519_dalek::SigningKey,
+        gate: Arc<Gate>,
+        store: Arc<Store>,
+        logs: Arc<dyn LogSource>,
+    ) -> io::Result<Arc<DataPlane>> {
+        let keys = key_pair(key);
+        let mut tls = libp2p_tls::make_server_config(&keys).map_err(io::Error::other)?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        config.transport_config(Arc::new(transport_config()));
+        let socket = socket(address)?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime)?;
+        let plane = DataPlane { endpoint, keys, gate, store, connections: Mutex::default() };
+        let plane = Arc::new(plane);
+        tokio::spawn(Arc::clone(&plane).serve(logs));
+        Ok(plane)
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.endpoint.local_addr().map_or(0, |address| address.port())
+    }
+
+    async fn serve(self: Arc<Self>, logs: Arc<dyn LogSource>) {
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        while let Some(incoming) = self.endpoint.accept().await {
+            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+                incoming.refuse();
+                continue;
+            };
+            let (plane, logs) = (Arc::clone(&self), Arc::clone(&logs));
+            tokio::spawn(async move {
+                if let Err(error) = plane.serve_one(incoming, &logs).await {
+                    debug!(%error, "a data connection ended");
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    async fn serve_one(&self, incoming: quinn::Incoming, logs: &Arc<dyn LogSource>) -> anyhow::Result<()> {
+        let admitted = async {
+            let connection = incoming.await?;
+            let peer = peer_of(&connection)?;
+            let (send, receive) = connection.accept_bi().await?;
+            self.gate.listen(peer, tokio::io::join(receive, send)).await?;
+            Ok::<_, anyhow::Error>(connection)
+        };
+        let connection = tokio::time::timeout(PATIENCE * 2, admitted).await??;
+        loop {
+            let (send, receive) = match connection.accept_bi().await {
+                Ok(streams) => streams,
+                Err(_) => return Ok(()),
+            };
+            let (store, logs) = (Arc::clone(&self.store), Arc::clone(logs));
+            // Bounded by MAX_STREAMS, which the peer cannot exceed.
+            tokio::spawn(async move {
+                if let Err(error) = answer(store, logs, send, receive).await {
+                    debug!(%error, "a request was not answered");
+                }
+            });
+        }
+    }
+
+    /// Gets chunks from a provider, checks each, keeps them.
+    pub async fn fetch(&self, provider: NodeId, addresses: &[SocketAddr], pieces: Vec<Piece>) -> Fetched {
+        let started = Instant::now();
+        let mut fetched = Fetched { got: Vec::new(), bytes: 0, elapsed: Duration::ZERO, fault: None };
+        if let Err(fault) = self.fetch_into(provider, addresses, &pieces, &mut fetched).await {
+            fetched.fault = Some(fault);
+        }
+        fetched.elapsed = started.elapsed();
+        fetched
+    }
+
+    async fn fetch_into(
+        &self,
+        provider: NodeId,
+        addresses: &[SocketAddr],
+        pieces: &[Piece],
+        fetched: &mut Fetched,
+    ) -> Result<(), FetchFault> {
+        let broken = |error: &dyn std::fmt::Display| FetchFault::Unreachable(error.to_string());
+        let ids = pieces.iter().map(|piece| piece.chunk).collect();
+        let mut receive = self.ask(provider, addresses, &Request::Chunks(ids)).await.map_err(|error| broken(&error))?;
+        let mut waiting = Vec::new();
+        let mut missing = None;
+        for piece in pieces {
+            let bytes = tokio::time::timeout(STALL, read_chunk(&mut receive)).await;
+            let bytes = bytes.map_err(|_| broken(&"it stalled"))?.map_err(|error| broken(&error))?;
+            match bytes {
+                None => missing = missing.or(Some(piece.chunk)),
+                // A root's length is known only when it comes.
+                Some(bytes) if piece.len != 0 && bytes.len() != piece.len as usize => {
+                    return Err(FetchFault::WrongChunk(piece.chunk));
+                }
+                Some(bytes) => waiting.push((piece.chunk, bytes)),
+            }
+        }
+        let (ids, bytes): (Vec<ChunkId>, u64) =
+            (waiting.iter().map(|(id, _)| *id).collect(), waiting.iter().map(|(_, bytes)| bytes.len() as u64).sum());
+        let store = Arc::clone(&self.store);
+        let chunks: Vec<([u8; 32], Vec<u8>)> = waiting.into_iter().map(|(id, bytes)| (id.0, bytes)).collect();
+        let kept = tokio::task::spawn_blocking(move || store.put_chunks(chunks)).await;
+        match kept.map_err(|error| FetchFault::Storage(error.to_string()))? {
+            Ok(()) => {}
+            Err(moyai_runtime::store::StoreError::WrongChunk(chunk)) => return Err(FetchFault::WrongChunk(ChunkId(chunk))),
+            Err(error) => return Err(FetchFault::Storage(error.to_string())),
+        }
+        fetched.got = ids;
+        fetched.bytes = bytes;
+        missing.map_or(Ok(()), |chunk| Err(FetchFault::Missing(chunk)))
+    }
+
+    /// Asks for a log. Frames come until the other side ends it.
+    pub async fn logs(
+        &self,
+        node: NodeId,
+        addresses: &[SocketAddr],
+        request: LogRequest,
+        sink: tokio::sync::mpsc::Sender<LogFrame>,
+    ) -> anyhow::Result<()> {
+        let mut receive = self.ask(node, addresses, &Request::Logs(request)).await?;
+        loop {
+            tokio::select! {
+                frame = read_frame::<_, LogFrame>(&mut receive) => match frame {
+                    Ok(frame) => {
+                        if sink.send(frame).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                },
+                () = sink.closed() => return Ok(()),
+            }
+        }
+    }
+
+    async fn ask(&self, node: NodeId, addresses: &[SocketAddr], request: &Request) -> anyhow::Result<quinn::RecvStream> {
+        let connection = self.connect(node, addresses).await?;
+        let asked = async {
+            let (mut send, receive) = connection.open_bi().await?;
+            write_frame(&mut send, request).await?;
+            send.finish()?;
+            Ok::<_, anyhow::Error>(receive)
+        };
+        match tokio::time::timeout(STALL, asked).await {
+            Ok(Ok(receive)) => Ok(receive),
+            Ok(Err(error)) => {
+                self.forget(&node).await;
+                Err(error)
+            }
+            Err(_) => {
+                self.forget(&node).await;
+                anyhow::bail!("no answer in {} s", STALL.as_secs())
+            }
+        }
+    }
+
+    async fn forget(&self, node: &NodeId) {
+        self.connections.lock().await.remove(node);
+    }
+
+    async fn connect(&self, node: NodeId, addresses: &[SocketAddr]) -> anyhow::Result<quinn::Connection> {
+        let slot = {
+            let mut connections = self.connections.lock().await;
+            if connections.len() >= MAX_CONNECTIONS && !connections.contains_key(&node) {
+                connections.clear();
+            }
+            Arc::clone(connections.entry(node).or_default())
+        };
+        let mut slot = slot.lock().await;
+        if let Some(connection) = slot.as_ref().filter(|connection| connection.close_reason().is_none()) {
+            return Ok(connection.clone());
+        }
+        let peer = peer_id(&node).ok_or_else(|| anyhow::anyhow!("node {} has no key", node.short()))?;
+        let mut tls = libp2p_tls::make_client_config(&self.keys, Some(peer))?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+        config.transport_config(Arc::new(transport_config()));
+        let mut last = anyhow::anyhow!("node {} has told no address for data", node.short());
+        for address in addresses {
+            let connected = async {
+                let connection = self.endpoint.connect_with(config.clone(), *address, "l")?.await?;
+                let (send, receive) = connection.open_bi().await?;
+                self.gate.dial(node, tokio::io::join(receive, send)).await?;
+                Ok::<_, anyhow::Error>(connection)
+            };
+            match tokio::time::timeout(PATIENCE, connected).await {
+                Ok(Ok(connection)) => {
+                    *slot = Some(connection.clone());
+                    return Ok(connection);
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => last = anyhow::anyhow!("no answer from {address}"),
+            }
+        }
+        Err(last)
+    }
+}
+
+fn peer_of(connection: &quinn::Connection) -> Result<NodeId, AdmissionError> {
+    let stranger = |reason: &str| AdmissionError::Stranger(reason.to_owned());
+    let identity = connection.peer_identity().ok_or_else(|| stranger("no certificate"))?;
+    let certificates = identity
+        .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
+        .map_err(|_| stranger("no certificate"))?;
+    let first = certificates.first().ok_or_else(|| stranger("no certificate"))?;
+    let parsed = libp2p_tls::certificate::parse(first).map_err(|error| stranger(&error.to_string()))?;
+    node_id(&parsed.peer_id()).ok_or_else(|| stranger("a key that is not ed25519"))
+}
+
+fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::DGRAM, None)?;
+    // What the kernel does not grant is gone without.
+    let _smaller = (socket.set_recv_buffer_size(SOCKET_BUFFER), socket.set_send_buffer_size(SOCKET_BUFFER));
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+fn transport_config() -> quinn::TransportConfig {
+    let mut config = quinn::TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(MAX_STREAMS.into())
+        .max_concurrent_uni_streams(0u8.into())
+        .stream_receive_window((4u32 << 20).into())
+        .receive_window((16u32 << 20).into())
+        .send_window(16 << 20)
+        .keep_alive_interval(Some(IDLE / 3))
+        .max_idle_timeout(Some(IDLE.try_into().expect("seconds fit")));
+    config
+}
+
+async fn answer(
+    store: Arc<Store>,
+    logs: Arc<dyn LogSource>,
+    mut send: quinn::SendStream,
+    mut receive: quinn::RecvStream,
+) -> anyhow::Result<()> {
+    let request = tokio::time::timeout(PATIENCE, read_frame::<_, Request>(&mut receive)).await??;
+    match request {
+        Request::Chunks(ids) => {
+            for id in ids.into_iter().take(BATCH_PIECES) {
+                let store = Arc::clone(&store);
+                let bytes = tokio::task::spawn_blocking(move || store.chunk(&id.0)).await??;
+                match bytes {
+                    Some(bytes) => {
+                        send.write_all(&(bytes.len() as u32).to_be_bytes()).await?;
+                        send.write_all(&bytes).await?;
+                    }
+                    None => send.write_all(&NOT_HERE.to_be_bytes()).await?,
+                }
+            }
+        }
+        Request::Logs(request) => {
+            let (sink, mut frames) = tokio::sync::mpsc::channel(64);
+            tokio::spawn(logs.send(request, sink));
+            loop {
+                tokio::select! {
+                    frame = frames.recv() => match frame {
+                        Some(frame) => write_frame(&mut send, &frame).await?,
+                        None => break,
+                    },
+                    _ = send.stopped() => return Ok(()),
+                }
+            }
+        }
+    }
+    send.finish()?;
+    Ok(())
+}
+
+async fn read_chunk(receive: &mut quinn::RecvStream) -> io::Result<Option<Vec<u8>>> {
+    let len = receive.read_u32().await?;
+    if len == NOT_HERE {
+        return Ok(None);
+    }
+    if len > MAX_CHUNK {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a chunk of {len} bytes")));
+    }
+    let mut bytes = vec![0; len as usize];
+    receive.read_exact(&mut bytes).await.map_err(io::Error::other)?;
+    Ok(Some(bytes))
+}
