@@ -319,6 +319,13 @@ pub enum Event {
     },
     /// A fresh certificate came before the old one ended; the driver keeps it.
     Renewed(Chain),
+    /// An image could not be had; it is tried again where it is still wanted.
+    ImageFailed {
+        /// Its root chunk.
+        root: ChunkId,
+        /// Why.
+        reason: String,
+    },
     /// An image is complete here.
     ImageComplete {
         /// Its root chunk.

@@ -68,6 +68,114 @@ pub fn enter_network(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Moves this process into the cgroup subtree `name`, made if need be, and makes that the root of what it sees: it and
+/// what it starts can use no more of the hierarchies than another host could. After [`enter_network`].
+pub fn enter_cgroup(name: &str) -> io::Result<()> {
+    let top = Path::new("/sys/fs/cgroup");
+    let none: Option<&str> = None;
+    let flags = nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV | nix::mount::MsFlags::MS_NOEXEC;
+    let unified = cgroups_rs::fs::hierarchies::is_cgroup2_unified_mode();
+    // sysfs was mounted afresh, without what was mounted on it: the hierarchies are found through a mount of our own.
+    if unified {
+        nix::mount::mount(Some("cgroup2"), top, Some("cgroup2"), flags, none)?;
+        let dir = top.join(name);
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join("cgroup.procs"), "0")?;
+        unshare(CloneFlags::CLONE_NEWCGROUP)?;
+        nix::mount::umount(top)?;
+        nix::mount::mount(Some("cgroup2"), top, Some("cgroup2"), flags, none)?;
+        // A cgroup with processes of its own cannot hand controllers down.
+        let own = top.join("host");
+        fs::create_dir_all(&own)?;
+        return fs::write(own.join("cgroup.procs"), "0");
+    }
+    nix::mount::mount(Some("tmpfs"), top, Some("tmpfs"), flags, Some("mode=755"))?;
+    let hierarchies = v1_hierarchies()?;
+    for hierarchy in &hierarchies {
+        let dir = mount_v1(top, hierarchy)?;
+        let sub = dir.join(name);
+        fs::create_dir_all(&sub)?;
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            // A cpuset takes no process before it has these.
+            if let Ok(all) = fs::read_to_string(dir.join(file)) {
+                fs::write(sub.join(file), all)?;
+            }
+        }
+        if sub.join("cgroup.clone_children").exists() && hierarchy.contains("cpuset") {
+            fs::write(sub.join("cgroup.clone_children"), "1")?;
+        }
+        fs::write(sub.join("cgroup.procs"), "0")?;
+        nix::mount::umount(&dir)?;
+    }
+    unshare(CloneFlags::CLONE_NEWCGROUP)?;
+    for hierarchy in &hierarchies {
+        mount_v1(top, hierarchy)?;
+    }
+    Ok(())
+}
+
+/// The v1 hierarchies that have controllers, as mount options: `memory`, `cpu,cpuacct`.
+fn v1_hierarchies() -> io::Result<Vec<String>> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let options = text.lines().filter_map(|line| line.split(':').nth(1));
+    Ok(options.filter(|name| !name.is_empty() && !name.starts_with("name=")).map(str::to_owned).collect())
+}
+
+fn mount_v1(top: &Path, hierarchy: &str) -> io::Result<std::path::PathBuf> {
+    let flags = nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV | nix::mount::MsFlags::MS_NOEXEC;
+    let dir = top.join(hierarchy);
+    fs::create_dir_all(&dir)?;
+    nix::mount::mount(Some("cgroup"), &dir, Some("cgroup"), flags, Some(hierarchy))?;
+    Ok(dir)
+}
+
+/// Every folder of the cgroup subtree `name`, in every hierarchy that is mounted under /sys/fs/cgroup; deepest first.
+fn cgroup_dirs(name: &str) -> Vec<std::path::PathBuf> {
+    fn below(dir: &Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                below(&entry.path(), found);
+            }
+        }
+        found.push(dir.to_owned());
+    }
+    let top = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(top).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found = Vec::new();
+    for dir in hierarchies.chain([top.to_owned()]).map(|hierarchy| hierarchy.join(name)).filter(|dir| dir.is_dir()) {
+        below(&dir, &mut found);
+    }
+    found
+}
+
+/// Kills every process in the cgroup subtree `name` and waits until they are gone.
+pub fn kill_cgroup(name: &str) {
+    for _ in 0..500 {
+        let texts = cgroup_dirs(name).into_iter().filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok());
+        let pids: std::collections::BTreeSet<i32> =
+            texts.flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>()).collect();
+        if pids.is_empty() {
+            return;
+        }
+        for pid in pids {
+            // It may have ended a moment ago.
+            let _gone = signal_process(pid, libc::SIGKILL);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// Removes the cgroup subtree `name`, which must have no processes.
+pub fn remove_cgroup(name: &str) -> io::Result<()> {
+    for dir in cgroup_dirs(name) {
+        match fs::remove_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Names this host, in its own UTS namespace.
 pub fn set_name(name: &str) -> io::Result<()> {
     Ok(nix::unistd::sethostname(name)?)

@@ -331,6 +331,9 @@ pub struct VirtualHostWish {
     /// A network namespace
     #[arg(long)]
     pub network: PathBuf,
+    /// Its cgroup subtree
+    #[arg(long)]
+    pub cgroup: String,
     /// What the host is called
     #[arg(long)]
     pub name: String,

@@ -38,7 +38,7 @@ pub async fn run(context: &Context, wish: RunWish) -> anyhow::Result<u8> {
         say_placed(context, &submitted, &rows, begun.elapsed())?;
         let broken = rows.iter().find(|row| row.state == "exited" && matches!(row.exit_code, Some(125..=127)) && !row.detail.is_empty());
         return match broken {
-            Some(row) => start_failure(row),
+            Some(row) => start_failure(row, false),
             None => Ok(0),
         };
     }
@@ -105,9 +105,13 @@ async fn not_taken(client: &Client, id: &str, row: &Row) -> anyhow::Error {
     )
 }
 
-fn start_failure(row: &Row) -> anyhow::Result<u8> {
+fn start_failure(row: &Row, removed: bool) -> anyhow::Result<u8> {
     eprintln!("error: {} did not start on {}: {}", row.name, row.node, row.detail);
-    eprintln!("hint: it keeps its name until `moyai rm {}`", row.name);
+    if removed {
+        eprintln!("hint: `moyai run --entrypoint sh {} -c 'ls /bin'` shows what the image has", row.image);
+    } else {
+        eprintln!("hint: it keeps its name until `moyai rm {}`", row.name);
+    }
     Ok(row.exit_code.map_or(125, |code| code as u8))
 }
 
@@ -138,7 +142,7 @@ async fn attached(client: &Client, submitted: &Submitted, replicas: u32, remove:
     }
     let worst = rows.iter().filter(|row| row.exit_code.is_some_and(|code| code != 0)).max_by_key(|row| row.exit_code);
     match worst {
-        Some(row) if matches!(row.exit_code, Some(125..=127)) && !row.detail.is_empty() => start_failure(row),
+        Some(row) if matches!(row.exit_code, Some(125..=127)) && !row.detail.is_empty() => start_failure(row, remove),
         Some(row) => {
             if !row.detail.is_empty() {
                 eprintln!("{}: {}", row.name, row.detail);

@@ -312,6 +312,10 @@ impl Driver {
                 warn!(from = %from.short(), reason, "dropped what it sent");
                 return;
             }
+            Event::ImageFailed { root, reason } => {
+                warn!(root = %root.short(), reason, "an image cannot be had");
+                return;
+            }
             Event::Renewed(chain) => {
                 self.gate.set_chain(chain.clone());
                 if let Err(problem) = self.home.set_chain(&chain) {

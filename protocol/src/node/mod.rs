@@ -620,6 +620,7 @@ impl Node {
             exchange::Action::Complete(root) => self.image_complete(root, now),
             exchange::Action::Failed(root, reason) => {
                 self.worker.image_failed(&root, &reason, now);
+                self.tell(Event::ImageFailed { root, reason });
                 self.publish_node(now);
             }
         }

@@ -30,6 +30,12 @@ pub const VERSION: u8 = 1;
 /// The most bytes an image's root may have: a thousand layers.
 pub const MAX_ROOT: usize = 4 << 20;
 
+/// SHA-256 of `bytes`, hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(bytes))
+}
+
 /// BLAKE3 of a chunk's bytes.
 pub type Chunk = [u8; 32];
 /// Names a content; see [`Content::id`].

@@ -1,1 +1,45 @@
+use super::*;
 
+const GOLDEN: [u32; 14] =
+    [71791, 89804, 36896, 71775, 95052, 38007, 117681, 73470, 72823, 83293, 65149, 130731, 64011, 38093];
+
+#[test]
+fn cut_points_are_part_of_the_format() {
+    let mut bytes = vec![0; 1 << 20];
+    std::io::Read::read_exact(&mut blake3::Hasher::new().update(b"golden").finalize_xof(), &mut bytes).unwrap();
+    let content = content_of(&bytes);
+    let lengths: Vec<u32> = content.chunks.iter().map(|(_, len)| *len).collect();
+    assert_eq!(lengths, GOLDEN, "fastcdc cuts elsewhere than it did: what is stored would not be found again");
+    let mut pieces = Chunker::default();
+    let mut emit = |_: &Chunk, _: &[u8]| Ok::<(), ()>(());
+    for piece in bytes.chunks(10_007) {
+        pieces.push(piece, &mut emit).unwrap();
+    }
+    assert_eq!(pieces.finish(&mut emit).unwrap(), content, "how it is read does not matter");
+}
+
+#[test]
+fn small_contents_are_one_chunk_and_empty_ones_none() {
+    assert_eq!(content_of(&[7; WHOLE]).chunks.len(), 1);
+    assert!(content_of(&[]).chunks.is_empty());
+    assert_eq!(content_of(b"abc").id(), *blake3::hash(b"abc").as_bytes());
+}
+
+fn entry(path: &str, kind: Kind) -> Entry {
+    Entry { path: path.into(), kind, mode: 0o755, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new() }
+}
+
+#[test]
+fn a_tree_from_a_peer_cannot_lead_out() {
+    let decode = |entries: Vec<Entry>| Tree::decode(&Tree { entries }.encode());
+    let folder = || Kind::Directory { opaque: false };
+    assert!(decode(vec![entry("a", folder()), entry("a/b", Kind::Fifo)]).is_ok());
+    for bad in ["..", "a/../b", "/a", "a//b", "./a", ""] {
+        assert!(decode(vec![entry(bad, Kind::Fifo)]).is_err(), "{bad}");
+    }
+    let through_link = vec![entry("a", Kind::Symlink(b"/etc".to_vec())), entry("a/b", Kind::Fifo)];
+    assert!(decode(through_link).is_err());
+    assert!(decode(vec![entry("b", Kind::Fifo), entry("a", Kind::Fifo)]).is_err(), "out of order");
+    assert!(decode(vec![entry("a", Kind::Hardlink(b"../x".to_vec()))]).is_err());
+    assert!(Tree::decode(b"\xff\xff\xff\xff\xff\xff").is_err());
+}

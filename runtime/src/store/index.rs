@@ -105,6 +105,18 @@ impl Index {
         write.commit().map_err(failed)
     }
 
+    /// Forgets where chunks lie.
+    pub(super) fn forget(&self, chunks: &[Chunk]) -> Result<(), StoreError> {
+        let write = self.db.begin_write().map_err(failed)?;
+        {
+            let mut table = write.open_table(CHUNKS).map_err(failed)?;
+            for chunk in chunks {
+                table.remove(chunk).map_err(failed)?;
+            }
+        }
+        write.commit().map_err(failed)
+    }
+
     /// Adds all of it or nothing. Without `durable` it is seen at once and on disk with the next durable commit.
     pub(super) fn add(&self, changes: &Changes, durable: bool) -> Result<(), StoreError> {
         let mut write = self.db.begin_write().map_err(failed)?;

@@ -221,23 +221,15 @@ impl Store {
         }
     }
 
-    /// Makes a content's file, or finds it, at its full length.
-    fn open_object(&self, id: &ContentId, size: u64) -> Result<File, StoreError> {
+    /// Makes a content's file, or finds it. It is never made shorter while chunks come: another may have been written
+    /// further on a moment ago.
+    fn open_object(&self, id: &ContentId) -> Result<File, StoreError> {
         let path = self.object(id);
         let parent = path.parent().expect("an object is in a folder");
         fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|error| StoreError::io("make", &path, error))?;
-        let len = file.metadata().map_err(|error| StoreError::io("look at", &path, error))?.len();
-        if len != size {
-            file.set_len(size).map_err(|error| StoreError::io("size", &path, error))?;
-        }
-        Ok(file)
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(false).open(&path);
+        file.map_err(|error| StoreError::io("make", &path, error))
     }
 
     /// Everything written so far is on the disk when this returns.

@@ -50,8 +50,13 @@ impl Store {
         if stage.present.iter().any(|here| !here) {
             return Ok(stage);
         }
-        self.complete(root, &parsed, &trees, &stage.pieces)?;
-        Ok(Missing { complete: true, ..stage })
+        let lost = self.complete(root, &parsed, &trees, &stage.pieces)?;
+        if lost.is_empty() {
+            return Ok(Missing { complete: true, ..stage });
+        }
+        // The disk does not hold what the index says: those chunks are fetched again.
+        self.index.forget(&lost)?;
+        self.contents_stage(true, &contents)
     }
 
     /// Checks a chunk and keeps it. Seen by others at once; on disk within [`COMMIT_EVERY`].
@@ -69,8 +74,7 @@ impl Store {
                 _ => Location { content: chunk, offset: 0, len },
             };
             let path = self.object(&location.content);
-            let size = location.offset + u64::from(len);
-            let file = self.open_object_at_least(&location.content, size)?;
+            let file = self.open_object(&location.content)?;
             file.write_all_at(&bytes, location.offset).map_err(|error| StoreError::io("write", &path, error))?;
             changes.chunks.push((chunk, location));
         }
@@ -124,18 +128,29 @@ impl Store {
         Ok(Missing { complete: false, contents, pieces, present })
     }
 
-    /// Every chunk is somewhere: bring each content together in its own file, unpack, and say so.
-    fn complete(&self, root: &Chunk, parsed: &Root, trees: &[Tree], pieces: &[(Chunk, u32)]) -> Result<(), StoreError> {
+    /// Every chunk is somewhere: brings each content together in its own file, unpacks, and says so. Chunks that are
+    /// not what they were when they came are returned, and the image is then not complete.
+    fn complete(
+        &self,
+        root: &Chunk,
+        parsed: &Root,
+        trees: &[Tree],
+        pieces: &[(Chunk, u32)],
+    ) -> Result<Vec<Chunk>, StoreError> {
         let config = self.content(&parsed.config)?;
         let mut changes = Changes::default();
         let lists = [&parsed.config].into_iter().chain(parsed.layers.iter().map(|layer| &layer.tree));
         let mut done: BTreeSet<ContentId> = BTreeSet::new();
+        let mut lost = Vec::new();
         for content in trees.iter().flat_map(Tree::contents) {
             let id = content.id();
             if done.insert(id) && !(self.index.content(&id)? && self.object(&id).exists()) {
-                self.assemble(content, &id)?;
+                self.assemble(content, &id, &mut lost)?;
                 changes.contents.push(id);
             }
+        }
+        if !lost.is_empty() {
+            return Ok(lost);
         }
         self.sync()?;
         self.index.add(&changes, true)?;
@@ -143,40 +158,27 @@ impl Store {
         let listed: u64 = lists.map(Content::size).sum();
         let size = pieces.iter().map(|(_, len)| u64::from(*len)).sum::<u64>() + listed + parsed.encode().len() as u64;
         let held = Held { id: Sha256::digest(&config).into(), root: *root, size };
-        self.index.add(&Changes { images: vec![held], ..Changes::default() }, true)
+        self.index.add(&Changes { images: vec![held], ..Changes::default() }, true)?;
+        Ok(Vec::new())
     }
 
-    fn assemble(&self, content: &Content, id: &ContentId) -> Result<(), StoreError> {
+    fn assemble(&self, content: &Content, id: &ContentId, lost: &mut Vec<Chunk>) -> Result<(), StoreError> {
         let path = self.object(id);
-        let file = self.open_object(id, content.size())?;
+        let file = self.open_object(id)?;
+        file.set_len(content.size()).map_err(|error| StoreError::io("size", &path, error))?;
         let mut offset = 0;
         for (chunk, len) in &content.chunks {
             let here = Location { content: *id, offset, len: *len };
-            let bytes = match self.index.chunk(chunk)? {
-                Some(location) if location == here => None,
-                _ => self.chunk(chunk)?,
-            };
-            if let Some(bytes) = bytes {
-                file.write_all_at(&bytes, offset).map_err(|error| StoreError::io("write", &path, error))?;
-            } else {
-                let mut bytes = vec![0; *len as usize];
-                file.read_exact_at(&mut bytes, offset).map_err(|error| StoreError::io("read", &path, error))?;
-                if blake3::hash(&bytes) != *chunk {
-                    return Err(StoreError::Damaged(format!("a chunk of {}", path.display())));
+            let place = self.index.chunk(chunk)?;
+            match self.chunk(chunk)? {
+                None => lost.push(*chunk),
+                Some(_) if place == Some(here) => {}
+                Some(bytes) => {
+                    file.write_all_at(&bytes, offset).map_err(|error| StoreError::io("write", &path, error))?;
                 }
             }
             offset += u64::from(*len);
         }
         Ok(())
-    }
-
-    fn open_object_at_least(&self, id: &ContentId, size: u64) -> Result<std::fs::File, StoreError> {
-        let path = self.object(id);
-        match std::fs::metadata(&path) {
-            Ok(meta) if meta.len() >= size => {
-                std::fs::File::options().write(true).open(&path).map_err(|error| StoreError::io("open", &path, error))
-            }
-            _ => self.open_object(id, size),
-        }
     }
 }

@@ -1,1 +1,171 @@
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
 
+use super::*;
+use crate::image::{Limits, Progress, import};
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8]) {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1);
+    archive.append_data(&mut header, path, bytes).unwrap();
+}
+
+/// A docker-archive of one layer with these files.
+fn archive(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut layer = tar::Builder::new(Vec::new());
+    for (path, bytes) in files {
+        append(&mut layer, path, bytes);
+    }
+    let layer = layer.into_inner().unwrap();
+    let diff_id = crate::image::sha256_hex(&layer);
+    let config = format!(r#"{{"os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{diff_id}"]}}}}"#);
+    let mut archive = tar::Builder::new(Vec::new());
+    append(&mut archive, "layer.tar", &layer);
+    append(&mut archive, "config.json", config.as_bytes());
+    append(&mut archive, "manifest.json", br#"[{"Config":"config.json","RepoTags":["a:1"],"Layers":["layer.tar"]}]"#);
+    archive.into_inner().unwrap()
+}
+
+/// Brings an image from one store to another by chunks, as a download does, several batches at once.
+fn transfer(from: &Arc<Store>, to: &Arc<Store>, root: &Chunk) -> usize {
+    let mut moved = 0;
+    loop {
+        let missing = to.survey(root).unwrap();
+        if missing.complete {
+            return moved;
+        }
+        let wanted: Vec<Chunk> =
+            missing.pieces.iter().zip(&missing.present).filter(|(_, here)| !**here).map(|((chunk, _), _)| *chunk).collect();
+        moved += wanted.len();
+        std::thread::scope(|scope| {
+            for part in wanted.chunks(wanted.len().div_ceil(8).max(1)) {
+                scope.spawn(|| {
+                    for chunk in part.iter().rev() {
+                        let bytes = from.chunk(chunk).unwrap().expect("the first store has it");
+                        to.put_chunks(vec![(*chunk, bytes)]).unwrap();
+                    }
+                });
+            }
+        });
+    }
+}
+
+fn two_stores() -> (tempfile::TempDir, Arc<Store>, Arc<Store>) {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |name: &str| Arc::new(Store::open(&dir.path().join(name)).unwrap());
+    let (one, two) = (open("one"), open("two"));
+    (dir, one, two)
+}
+
+#[test]
+fn an_image_travels_chunk_by_chunk_and_arrives_whole() {
+    // Many rounds: batches that arrive side by side once cut one another's file short.
+    for round in 0..5 {
+        let (_dir, one, two) = two_stores();
+        let files = [("big", noise(round, 9 << 20)), ("twice", noise(round, 3 << 20)), ("small", noise(99, 100)), ("none", Vec::new())];
+        let image = import(&archive(&files)[..], &one, Limits::default(), &Progress::default()).unwrap().remove(0);
+        transfer(&one, &two, &image.root);
+        let runnable = two.runnable(&image.root).unwrap().unwrap();
+        for (path, bytes) in &files {
+            assert_eq!(fs::read(runnable.layers[0].join(path)).unwrap(), *bytes, "{path} in round {round}");
+        }
+        assert_eq!(two.images().unwrap(), one.images().unwrap());
+    }
+}
+
+#[test]
+fn what_two_images_share_is_stored_and_sent_once() {
+    let (_dir, one, two) = two_stores();
+    let shared = noise(1, 2 << 20);
+    let first = archive(&[("a", shared.clone()), ("b", noise(2, 1 << 20))]);
+    let second = archive(&[("c", shared), ("d", noise(3, 1 << 20))]);
+    let load = |store: &Store, bytes: &[u8]| import(bytes, store, Limits::default(), &Progress::default()).unwrap().remove(0);
+    let (first, again, second) = (load(&one, &first), load(&one, &first), load(&one, &second));
+    assert_eq!(again.root, first.root);
+    assert_eq!(again.chunks.1, 0, "nothing of it was new");
+    assert!(second.chunks.1 < second.chunks.0 * 2 / 3, "{:?}", second.chunks);
+    transfer(&one, &two, &first.root);
+    let moved = transfer(&one, &two, &second.root) as u64;
+    assert!(moved < second.chunks.0 * 2 / 3, "{moved} of {:?}", second.chunks);
+}
+
+#[test]
+fn wrong_bytes_are_refused_and_lost_bytes_are_fetched_again() {
+    let (dir, one, two) = two_stores();
+    let image = import(&archive(&[("a", noise(5, 1 << 20))])[..], &one, Limits::default(), &Progress::default()).unwrap().remove(0);
+    assert!(matches!(two.put_chunks(vec![(image.root, b"not it".to_vec())]), Err(StoreError::WrongChunk(_))));
+    assert_eq!(two.chunk(&image.root).unwrap(), None);
+    // All chunks arrive, and then the disk loses some before the image is put together.
+    loop {
+        let missing = two.survey(&image.root).unwrap();
+        for (chunk, _) in &missing.pieces {
+            two.put_chunks(vec![(*chunk, one.chunk(chunk).unwrap().unwrap())]).unwrap();
+        }
+        if missing.contents {
+            break;
+        }
+    }
+    let big: BTreeMap<u64, PathBuf> = walk(&dir.path().join("two/objects"));
+    fs::write(big.last_key_value().unwrap().1, b"").unwrap();
+    assert!(!two.survey(&image.root).unwrap().complete);
+    transfer(&one, &two, &image.root);
+    assert!(two.runnable(&image.root).unwrap().is_some());
+}
+
+fn walk(dir: &Path) -> BTreeMap<u64, PathBuf> {
+    let mut found = BTreeMap::new();
+    for folder in fs::read_dir(dir).unwrap() {
+        for file in fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            found.insert(fs::metadata(&path).unwrap().len(), path);
+        }
+    }
+    found
+}
+
+#[test]
+fn a_failed_import_leaves_nothing_and_harms_nothing() {
+    let (dir, one, _) = two_stores();
+    let good = archive(&[("a", noise(7, 300_000)), ("b", noise(8, 20_000_000))]);
+    let count = || walk(&dir.path().join("one/objects")).len();
+    for cut in [0, 511, 5_000, 100_000, 400_000, good.len() / 2, good.len() - 3000] {
+        let result = import(&good[..cut], &one, Limits::default(), &Progress::default());
+        assert!(result.is_err(), "cut at {cut}");
+        assert_eq!(count(), 0, "cut at {cut}");
+        assert_eq!(fs::read_dir(dir.path().join("one/tmp")).unwrap().count(), 0);
+    }
+    let limit = Limits { bytes: 1_000_000 };
+    let bomb = import(&good[..], &one, limit, &Progress::default());
+    assert!(matches!(bomb, Err(crate::image::ImportError::TooLarge { .. })));
+    let mut flipped = good.clone();
+    flipped[100_000] ^= 1;
+    let flipped = import(&flipped[..], &one, Limits::default(), &Progress::default());
+    assert!(matches!(flipped, Err(crate::image::ImportError::Digest { .. })), "{flipped:?}");
+    assert_eq!(count(), 0);
+    import(&good[..], &one, Limits::default(), &Progress::default()).unwrap();
+    assert_eq!(one.images().unwrap().len(), 1);
+}
+
+#[test]
+fn a_store_that_is_opened_again_knows_what_it_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = {
+        let store = Store::open(dir.path()).unwrap();
+        import(&archive(&[("a", noise(9, 100_000))])[..], &store, Limits::default(), &Progress::default()).unwrap().remove(0)
+    };
+    fs::write(dir.path().join("tmp/left"), b"x").unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    assert!(store.runnable(&image.root).unwrap().is_some());
+    assert!(!dir.path().join("tmp/left").exists());
+}
