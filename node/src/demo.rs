@@ -28,7 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the built-in image runs: it says every half second that it is alive, until it is asked to stop.
 pub fn built_in() -> ExitCode {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return ExitCode::FAILURE };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return ExitCode::FAILURE;
+    };
     runtime.block_on(async {
         let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
             return ExitCode::FAILURE;
@@ -140,7 +142,10 @@ impl Stage {
         let archive = archive.display().to_string();
         let loaded = self.show(1, &["load", &archive])?;
         let image = name.map_or_else(|| loaded.split_whitespace().next().unwrap_or_default().to_owned(), str::to_owned);
-        self.wait("three nodes alive", || Ok(self.ask(3, &["--json", "nodes"])?.matches("\"alive\"").count() == HOSTS))?;
+        self.wait(
+            "three nodes alive",
+            || Ok(self.ask(3, &["--json", "nodes"])?.matches("\"alive\"").count() == HOSTS),
+        )?;
         self.wait("the image known on lab-2", || Ok(!self.ask(2, &["--json", "images"])?.is_empty()))?;
 
         self.show(2, &["run", "--name", "web", "-d", "--cpus", "0.5", "--memory", "64m", &image])?;
@@ -198,7 +203,10 @@ impl Stage {
 
     /// Runs a command on a host, and shows both it and what it prints.
     fn show(&self, at: usize, args: &[&str]) -> anyhow::Result<String> {
-        let shown: Vec<String> = args.iter().map(|arg| if arg.len() > 60 { format!("{}…", &arg[..20]) } else { (*arg).to_owned() }).collect();
+        let shown: Vec<String> = args
+            .iter()
+            .map(|arg| if arg.len() > 60 { format!("{}…", &arg[..20]) } else { (*arg).to_owned() })
+            .collect();
         println!("lab-{at}$ moyai {}", shown.join(" "));
         let text = self.ask(at, args)?;
         for line in text.lines() {
@@ -254,7 +262,8 @@ impl Stage {
             "config": { "Entrypoint": ["/bin/moyai", BUILT_IN] },
             "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", moyai_runtime::image::sha256_hex(&layer))] },
         });
-        let manifest = serde_json::json!([{ "Config": "config.json", "RepoTags": ["demo:latest"], "Layers": ["layer.tar"] }]);
+        let manifest =
+            serde_json::json!([{ "Config": "config.json", "RepoTags": ["demo:latest"], "Layers": ["layer.tar"] }]);
         let path = self.dir.join("demo.tar");
         let mut archive = tar::Builder::new(fs::File::create(&path)?);
         append(&mut archive, "layer.tar", &layer, 0o644)?;
@@ -285,7 +294,9 @@ impl Stage {
                 left.push(format!("a network namespace {name}"));
             }
         }
-        if self.dir.exists() && let Err(error) = fs::remove_dir_all(&self.dir) {
+        if self.dir.exists()
+            && let Err(error) = fs::remove_dir_all(&self.dir)
+        {
             left.push(format!("{}: {error}", self.dir.display()));
         }
         left
@@ -307,7 +318,10 @@ fn ip(args: &[&str]) -> anyhow::Result<()> {
     let output = match Command::new("ip").args(args).output() {
         Ok(output) => output,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(problem("the demo needs the program `ip`, which is not on this machine", "install the package iproute2"));
+            return Err(problem(
+                "the demo needs the program `ip`, which is not on this machine",
+                "install the package iproute2",
+            ));
         }
         Err(error) => return Err(error).context("cannot run `ip`"),
     };

@@ -18,7 +18,6 @@ pub const WIRE_VERSION: u8 = 1;
 
 type Config = Configuration<LittleEndian, Varint, bincode::config::Limit<MESSAGE_LIMIT>>;
 
-
 const CONFIG: Config = bincode::config::standard().with_limit::<MESSAGE_LIMIT>();
 
 /// Why bytes from a peer or from disk are not what they should be. Nothing was changed; the sender is at fault.

@@ -155,7 +155,8 @@ mod tests {
     #[test]
     fn the_same_image_has_one_name() {
         let full = "docker.io/library/alpine:latest";
-        for text in ["alpine", "alpine:latest", "library/alpine", "docker.io/alpine", "index.docker.io/library/alpine"] {
+        for text in ["alpine", "alpine:latest", "library/alpine", "docker.io/alpine", "index.docker.io/library/alpine"]
+        {
             assert_eq!(text.parse::<Reference>().unwrap().to_string(), full, "{text}");
         }
         for (text, expected) in [

@@ -153,7 +153,9 @@ pub enum SpecError {
         reason: String,
     },
     /// A name that cannot be one.
-    #[error("`{name}` is no name: letters, digits, `_`, `.` and `-`, {MAX_NAME} at most, beginning with a letter or digit")]
+    #[error(
+        "`{name}` is no name: letters, digits, `_`, `.` and `-`, {MAX_NAME} at most, beginning with a letter or digit"
+    )]
     Name {
         /// What was given.
         name: String,
@@ -256,12 +258,11 @@ impl SignedSpec {
         if self.bytes.len() > MAX_SPEC {
             return Err(SpecError::TooLarge { len: self.bytes.len() });
         }
-        let spec: Spec = serde_json::from_slice(&self.bytes)
-            .map_err(|error| SpecError::Malformed { reason: error.to_string() })?;
+        let spec: Spec =
+            serde_json::from_slice(&self.bytes).map_err(|error| SpecError::Malformed { reason: error.to_string() })?;
         spec.check()?;
         let id = spec.id;
-        let member =
-            self.submitter.verify(mesh, self.signed_at).map_err(|error| SpecError::Submitter { id, error })?;
+        let member = self.submitter.verify(mesh, self.signed_at).map_err(|error| SpecError::Submitter { id, error })?;
         if member.role < Role::Submitter {
             return Err(SpecError::Role { node: member.node, role: member.role });
         }

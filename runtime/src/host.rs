@@ -19,7 +19,9 @@ pub struct Capacity {
 pub fn capacity() -> Capacity {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     Capacity { cpu_milli: cores * 1000, memory: kib.unwrap_or(0) * 1024 }
 }
 

@@ -99,7 +99,11 @@ impl Client {
     }
 
     /// The same from pieces made on the way.
-    pub async fn upload_pieces(&self, path: &str, pieces: tokio::sync::mpsc::Receiver<io::Result<Bytes>>) -> anyhow::Result<Stream> {
+    pub async fn upload_pieces(
+        &self,
+        path: &str,
+        pieces: tokio::sync::mpsc::Receiver<io::Result<Bytes>>,
+    ) -> anyhow::Result<Stream> {
         let pieces = ReceiverStream::new(pieces).map(|piece| piece.map(Frame::data));
         let response = self.send(Method::POST, path, BodyExt::boxed(StreamBody::new(pieces))).await?;
         into_stream(response).await
@@ -117,7 +121,9 @@ impl Client {
             .header("content-type", "application/json")
             .body(body)?;
         let response = sender.send_request(request).await;
-        let response = response.map_err(|error| problem(format!("the daemon broke off: {error}"), "its log is daemon.log in its data folder"))?;
+        let response = response.map_err(|error| {
+            problem(format!("the daemon broke off: {error}"), "its log is daemon.log in its data folder")
+        })?;
         if response.status().is_success() {
             return Ok(response);
         }

@@ -28,7 +28,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::types::{Failure, InviteRequest, Invitation, LoadStep, LogRow, RunRequest, Submitted};
+use super::types::{Failure, Invitation, InviteRequest, LoadStep, LogRow, RunRequest, Submitted};
 use super::view::{self, Found};
 use crate::daemon::driver::{Handle, Stopping};
 use crate::daemon::home::random;
@@ -177,7 +177,10 @@ async fn rows_of(state: &State, workload: WorkloadId) -> Result<Vec<super::types
     Ok(rows.await?)
 }
 
-async fn workload(AxumState(state): AxumState<State>, UrlPath(name): UrlPath<String>) -> Answer<Vec<super::types::Row>> {
+async fn workload(
+    AxumState(state): AxumState<State>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<Vec<super::types::Row>> {
     let found = find(&state, name).await?;
     Ok(Json(rows_of(&state, found.workload).await?))
 }
@@ -185,7 +188,11 @@ async fn workload(AxumState(state): AxumState<State>, UrlPath(name): UrlPath<Str
 async fn run(AxumState(state): AxumState<State>, Json(request): Json<RunRequest>) -> Answer<Submitted> {
     let image = request.image.clone();
     let image = state.handle.ask(move |node, _| view::find_image(node, &image)).await??;
-    let name = if request.name.is_empty() { invented_name().map_err(|error| failed(error.to_string(), ""))? } else { request.name };
+    let name = if request.name.is_empty() {
+        invented_name().map_err(|error| failed(error.to_string(), ""))?
+    } else {
+        request.name
+    };
     let restart = parse_restart(&request.restart)?;
     if request.memory > 0 && request.memory < LEAST_MEMORY {
         let asked = crate::cli::output::size(request.memory);
@@ -194,7 +201,9 @@ async fn run(AxumState(state): AxumState<State>, Json(request): Json<RunRequest>
             "give it at least --memory 6m",
         ));
     }
-    if let Some(signal) = request.stop_signal.iter().find(|signal| moyai_runtime::container::signal_number(signal).is_none()) {
+    if let Some(signal) =
+        request.stop_signal.iter().find(|signal| moyai_runtime::container::signal_number(signal).is_none())
+    {
         return Err(failed(format!("`{signal}` is no signal"), "write it like SIGTERM, TERM or 15"));
     }
     let spec = Spec {
@@ -235,8 +244,8 @@ fn parse_restart(text: &str) -> Result<Restart, Failed> {
 
 fn invented_name() -> anyhow::Result<String> {
     const FIRST: [&str; 16] = [
-        "amber", "bold", "brisk", "calm", "clever", "deft", "eager", "fair", "gentle", "keen", "lucid", "merry", "nimble",
-        "quiet", "steady", "swift",
+        "amber", "bold", "brisk", "calm", "clever", "deft", "eager", "fair", "gentle", "keen", "lucid", "merry",
+        "nimble", "quiet", "steady", "swift",
     ];
     const SECOND: [&str; 16] = [
         "anchor", "barge", "buoy", "canoe", "cutter", "dinghy", "ferry", "heron", "kayak", "ketch", "lantern", "oar",
@@ -345,7 +354,10 @@ async fn logs(
     });
     let places = places.await?;
     if places.is_empty() {
-        return Err(failed(format!("{name} has not run anywhere yet"), format!("`moyai why {name}` says what it waits for")));
+        return Err(failed(
+            format!("{name} has not run anywhere yet"),
+            format!("`moyai why {name}` says what it waits for"),
+        ));
     }
     let (lines, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(256);
     for (replica, place, data, placement) in places {
@@ -390,7 +402,8 @@ async fn copy_log(
     };
     let (result, ()) = tokio::join!(source, copy);
     if let Err(error) = result {
-        let failure = Failure { error: format!("cannot read its log on node {}: {error:#}", place.short()), hint: String::new() };
+        let failure =
+            Failure { error: format!("cannot read its log on node {}: {error:#}", place.short()), hint: String::new() };
         let _gone = lines.send(Ok(line(&failure))).await;
     }
 }
@@ -411,7 +424,11 @@ struct LoadQuery {
     limit: Option<u64>,
 }
 
-async fn load(AxumState(state): AxumState<State>, Query(query): Query<LoadQuery>, body: Body) -> Result<Response, Failed> {
+async fn load(
+    AxumState(state): AxumState<State>,
+    Query(query): Query<LoadQuery>,
+    body: Body,
+) -> Result<Response, Failed> {
     if let Some(tag) = &query.tag {
         tag.parse::<Reference>().map_err(|error| failed(error.to_string(), "name it like alpine or alpine:3.20"))?;
     }
@@ -449,7 +466,10 @@ async fn load(AxumState(state): AxumState<State>, Query(query): Query<LoadQuery>
             Ok(Err(error)) => vec![LoadStep::Failed(import_failure(&error, &state.store_dir))],
             Err(error) => {
                 let error = format!("the import broke off: {error}");
-                vec![LoadStep::Failed(Failure { error, hint: "nothing was stored; the daemon's log has more".to_owned() })]
+                vec![LoadStep::Failed(Failure {
+                    error,
+                    hint: "nothing was stored; the daemon's log has more".to_owned(),
+                })]
             }
         };
         for step in end {
@@ -471,7 +491,10 @@ async fn keep_images(state: &State, images: Vec<Imported>, query: &LoadQuery) ->
                 named: Hlc::default(),
             };
             if let Err(error) = state.handle.command(Command::ImageAdded(held)).await {
-                return vec![LoadStep::Failed(Failure { error: error.to_string(), hint: "`moyai up` starts it again".to_owned() })];
+                return vec![LoadStep::Failed(Failure {
+                    error: error.to_string(),
+                    hint: "`moyai up` starts it again".to_owned(),
+                })];
             }
             steps.push(LoadStep::Image {
                 reference: reference.familiar(),
@@ -507,7 +530,9 @@ fn import_failure(error: &image::ImportError, store: &Path) -> Failure {
         E::Escape { .. } | E::ThroughLink { .. } | E::BadLink { .. } => {
             "no honest tool writes such an archive; nothing was stored".to_owned()
         }
-        E::TooLarge { .. } => "if it is what you want, raise it: `moyai load --limit 100g`; nothing was stored".to_owned(),
+        E::TooLarge { .. } => {
+            "if it is what you want, raise it: `moyai load --limit 100g`; nothing was stored".to_owned()
+        }
         E::TooMany { .. } => "nothing was stored".to_owned(),
         E::Config(_) => "nothing was stored".to_owned(),
         E::Store(error) if error.is_full() => {
@@ -541,12 +566,17 @@ impl Read for ChannelReader {
 async fn invite(AxumState(state): AxumState<State>, Json(request): Json<InviteRequest>) -> Answer<Invitation> {
     let role = request.role.parse().map_err(|error: String| failed(error, "`moyai invite --role submitter`"))?;
     if request.uses == 0 || request.ttl == 0 {
-        return Err(failed("an invitation without uses or time would let nobody in", "give it --uses and --ttl above zero"));
+        return Err(failed(
+            "an invitation without uses or time would let nobody in",
+            "give it --uses and --ttl above zero",
+        ));
     }
     let secret: [u8; 16] = random().map_err(|error| failed(error.to_string(), ""))?;
     let expires = unix_now().saturating_add(request.ttl);
     state.gate.invite(&secret, role, request.uses, expires).map_err(|error| match error {
-        InviteError::NotAdmin => failed(error.to_string(), "run it on an admin's machine; `moyai nodes` shows who is one"),
+        InviteError::NotAdmin => {
+            failed(error.to_string(), "run it on an admin's machine; `moyai nodes` shows who is one")
+        }
         error => failed(error.to_string(), ""),
     })?;
     let addresses = state.handle.ask(|node, _| node.membership().own_addresses().to_vec()).await?;

@@ -156,6 +156,7 @@ fn node_row(node: &Node, id: &NodeId, state: String, addresses: Vec<String>) -> 
         .catalog()
         .placements()
         .filter(|placement| placement.node == *id && placement.fact.state.is_active())
+        .filter(|placement| node.membership().is_live(&placement.node))
         .collect();
     let reserved = active.iter().filter_map(|placement| node.catalog().workload(&placement.workload));
     let reserved = reserved.fold(Resources::default(), |sum, workload| sum.plus(&workload.spec.resources));
@@ -179,7 +180,8 @@ fn node_row(node: &Node, id: &NodeId, state: String, addresses: Vec<String>) -> 
 
 /// Every image that some live node has.
 pub(super) fn images(node: &Node) -> Vec<ImageRow> {
-    let mut rows: std::collections::BTreeMap<Reference, (moyai_protocol::catalog::ImageHeld, Vec<String>)> = Default::default();
+    let mut rows: std::collections::BTreeMap<Reference, (moyai_protocol::catalog::ImageHeld, Vec<String>)> =
+        Default::default();
     for (id, fact) in node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id)) {
         for image in &fact.images {
             let entry = rows.entry(image.reference.clone()).or_insert_with(|| (image.clone(), Vec::new()));
@@ -194,14 +196,20 @@ pub(super) fn images(node: &Node) -> Vec<ImageRow> {
     rows.into_values()
         .map(|(image, mut nodes)| {
             nodes.sort();
-            ImageRow { reference: image.reference.familiar(), id: format!("sha256:{}", image.id), size: image.size, nodes }
+            ImageRow {
+                reference: image.reference.familiar(),
+                id: format!("sha256:{}", image.id),
+                size: image.size,
+                nodes,
+            }
         })
         .collect()
 }
 
 /// The image that a text names: a reference, or the beginning of an id.
 pub(super) fn find_image(node: &Node, text: &str) -> Result<ImagePin, Failure> {
-    let held = || node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id)).flat_map(|(_, fact)| &fact.images);
+    let held =
+        || node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id)).flat_map(|(_, fact)| &fact.images);
     let pin = |image: &moyai_protocol::catalog::ImageHeld| ImagePin {
         reference: image.reference.clone(),
         id: image.id,
@@ -218,8 +226,10 @@ pub(super) fn find_image(node: &Node, text: &str) -> Result<ImagePin, Failure> {
         }
     }
     if is_id {
-        let found: std::collections::BTreeSet<_> =
-            held().filter(|image| image.id.to_string().starts_with(&hex.to_lowercase())).map(|image| image.id).collect();
+        let found: std::collections::BTreeSet<_> = held()
+            .filter(|image| image.id.to_string().starts_with(&hex.to_lowercase()))
+            .map(|image| image.id)
+            .collect();
         match found.iter().collect::<Vec<_>>().as_slice() {
             [] => {}
             [id] => return held().find(|image| image.id == **id).map(pin).ok_or_else(|| no_image(node, text)),
@@ -230,7 +240,10 @@ pub(super) fn find_image(node: &Node, text: &str) -> Result<ImagePin, Failure> {
         }
     }
     match reference {
-        Err(error) if !is_id => Err(Failure { error: error.to_string(), hint: "an image is named like alpine, alpine:3.20 or host/name:tag".to_owned() }),
+        Err(error) if !is_id => Err(Failure {
+            error: error.to_string(),
+            hint: "an image is named like alpine, alpine:3.20 or host/name:tag".to_owned(),
+        }),
         _ => Err(no_image(node, text)),
     }
 }
@@ -239,7 +252,9 @@ fn no_image(node: &Node, text: &str) -> Failure {
     let near = images(node).into_iter().map(|row| row.reference.trim_end_matches(":latest").to_owned());
     let near = near.map(|name| (distance(&name, text), name)).filter(|(far, name)| *far <= 2.max(name.len() / 4)).min();
     let hint = match near {
-        Some((_, name)) => format!("did you mean `{name}`? `moyai images` lists what the mesh has; `moyai load` adds one"),
+        Some((_, name)) => {
+            format!("did you mean `{name}`? `moyai images` lists what the mesh has; `moyai load` adds one")
+        }
         None => "`moyai images` lists what the mesh has; `moyai load FILE` adds one".to_owned(),
     };
     Failure { error: format!("no image `{text}` in this mesh"), hint }
@@ -271,7 +286,11 @@ pub(super) struct Found {
 /// The workload that a text names: a name, a name with a replica, or the beginning of an id.
 pub(super) fn find_workload(node: &Node, text: &str) -> Result<Found, Failure> {
     let by_name = |name: &str| -> Vec<WorkloadId> {
-        node.catalog().workloads().filter(|workload| workload.spec.name == name).map(|workload| workload.spec.id).collect()
+        node.catalog()
+            .workloads()
+            .filter(|workload| workload.spec.name == name)
+            .map(|workload| workload.spec.id)
+            .collect()
     };
     let mut found = by_name(text);
     let mut replica = None;
@@ -290,9 +309,16 @@ pub(super) fn find_workload(node: &Node, text: &str) -> Result<Found, Failure> {
     }
     match found.as_slice() {
         [workload] => Ok(Found { workload: *workload, replica }),
-        [] => Err(Failure { error: format!("no workload `{text}` in this mesh"), hint: "`moyai ps -a` lists them all".to_owned() }),
+        [] => Err(Failure {
+            error: format!("no workload `{text}` in this mesh"),
+            hint: "`moyai ps -a` lists them all".to_owned(),
+        }),
         many => Err(Failure {
-            error: format!("`{text}` may be any of {} workloads: {}", many.len(), many.iter().map(WorkloadId::short).collect::<Vec<_>>().join(", ")),
+            error: format!(
+                "`{text}` may be any of {} workloads: {}",
+                many.len(),
+                many.iter().map(WorkloadId::short).collect::<Vec<_>>().join(", ")
+            ),
             hint: "write one of these ids".to_owned(),
         }),
     }
@@ -306,7 +332,8 @@ pub(super) fn log_places(node: &Node, found: Found) -> Vec<(u32, NodeId, Placeme
         .filter(|replica| found.replica.is_none_or(|only| only == *replica))
         .filter_map(|replica| standing(node, &found.workload, replica))
         .map(|placement| {
-            let id = PlacementId { workload: placement.workload, replica: placement.replica, epoch: placement.fact.epoch };
+            let id =
+                PlacementId { workload: placement.workload, replica: placement.replica, epoch: placement.fact.epoch };
             (placement.replica, placement.node, id)
         })
         .collect()

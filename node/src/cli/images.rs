@@ -60,11 +60,19 @@ async fn follow(
                 bar.finish_and_clear();
                 images += 1;
                 if context.json {
-                    println!("{}", serde_json::json!({"reference": reference, "id": id, "size": bytes, "chunks": chunks.0, "new": chunks.1}));
+                    println!(
+                        "{}",
+                        serde_json::json!({"reference": reference, "id": id, "size": bytes, "chunks": chunks.0, "new": chunks.1})
+                    );
                 } else {
                     let rate = last.max(bytes) as f64 / started.elapsed().as_secs_f64() / 1e6;
                     let short = id.get(..19).unwrap_or(&id);
-                    println!("{reference}  {short}…  {}  {} chunks, {} new  {rate:.0} MB/s", size(bytes), chunks.0, chunks.1);
+                    println!(
+                        "{reference}  {short}…  {}  {} chunks, {} new  {rate:.0} MB/s",
+                        size(bytes),
+                        chunks.0,
+                        chunks.1
+                    );
                 }
             }
             LoadStep::Failed(failure) => {
@@ -126,10 +134,13 @@ impl std::io::Write for Pieces {
 fn stem(file: &Path) -> String {
     let name = file.file_name().map_or_else(|| "image".to_owned(), |name| name.to_string_lossy().to_lowercase());
     let mut name = name.as_str();
-    while let Some(cut) = [".gz", ".zst", ".tgz", ".tar", ".oci", ".docker"].iter().find_map(|end| name.strip_suffix(end)) {
+    while let Some(cut) =
+        [".gz", ".zst", ".tgz", ".tar", ".oci", ".docker"].iter().find_map(|end| name.strip_suffix(end))
+    {
         name = cut;
     }
-    let clean: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
+    let clean: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
     let clean = clean.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned();
     if clean.is_empty() { "image".to_owned() } else { clean }
 }
@@ -168,9 +179,13 @@ mod tests {
 
     #[test]
     fn a_file_names_its_image() {
-        for (file, name) in
-            [("alpine.tar", "alpine"), ("/a/b/Tools_2.tar.gz", "tools_2"), ("x.tgz", "x"), ("-", "image"), ("my image.tar", "my-image")]
-        {
+        for (file, name) in [
+            ("alpine.tar", "alpine"),
+            ("/a/b/Tools_2.tar.gz", "tools_2"),
+            ("x.tgz", "x"),
+            ("-", "image"),
+            ("my image.tar", "my-image"),
+        ] {
             assert_eq!(stem(Path::new(file)), name);
         }
         assert_eq!(encode("a/b:c d"), "a%2Fb%3Ac%20d");

@@ -11,7 +11,9 @@ use moyai_protocol::trust::{Chain, Ticket, mesh_name, mesh_of, node_of};
 use moyai_protocol::workload::is_name;
 
 use super::args::{DownWish, EventsWish, InitWish, InviteWish, JoinWish, NodeWish, UpWish};
-use super::output::{age, clock, cpus, humanise_times, json_lines, parse_cpus, parse_duration, parse_size, size, table};
+use super::output::{
+    age, clock, cpus, humanise_times, json_lines, parse_cpus, parse_duration, parse_size, size, table,
+};
 use super::{Context, on_tokio};
 use crate::api::types::{Invitation, InviteRequest, NodeRow, Status};
 use crate::daemon::driver::Told;
@@ -30,7 +32,11 @@ pub fn daemon(context: &Context, ready: bool) -> anyhow::Result<u8> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libp2p_mdns=error,libp2p_kad=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let pipe = if ready { Some(moyai_runtime::launch::inherited().context("started with --ready, but not by moyai")?) } else { None };
+    let pipe = if ready {
+        Some(moyai_runtime::launch::inherited().context("started with --ready, but not by moyai")?)
+    } else {
+        None
+    };
     crate::daemon::run(&context.options, pipe)?;
     Ok(0)
 }
@@ -50,11 +56,17 @@ pub fn init(context: &Context, wish: &InitWish) -> anyhow::Result<u8> {
     let say = || {
         let settings = home.settings()?;
         if context.json {
-            println!("{}", serde_json::json!({"mesh": mesh_name(&mesh), "mesh_id": mesh.to_string(), "node": settings.name}));
+            println!(
+                "{}",
+                serde_json::json!({"mesh": mesh_name(&mesh), "mesh_id": mesh.to_string(), "node": settings.name})
+            );
             return Ok(());
         }
         println!("Mesh  {}  (moyai:{})  started; this node is {}.", mesh_name(&mesh), mesh.short(), settings.name);
-        println!("The root key is in {}. Keep a copy somewhere safe: with it you can always get back in.", home.path("root.key").display());
+        println!(
+            "The root key is in {}. Keep a copy somewhere safe: with it you can always get back in.",
+            home.path("root.key").display()
+        );
         println!("Next: run `moyai invite` here, and the line it prints on another machine.");
         anyhow::Ok(())
     };
@@ -90,7 +102,9 @@ pub fn join(context: &Context, wish: &JoinWish) -> anyhow::Result<u8> {
         let role = joined.membership.role;
         print!("Joined {} as {}, a {role} certified until {}.", mesh_name(&ticket.mesh), settings.name, clock(until));
         match status {
-            Some(status) => println!(" {} nodes, {} cpus, {}.", status.nodes, cpus(status.cpu_milli), size(status.memory)),
+            Some(status) => {
+                println!(" {} nodes, {} cpus, {}.", status.nodes, cpus(status.cpu_milli), size(status.memory))
+            }
             None => println!(" No other node has answered yet; `moyai nodes` will show them."),
         }
         anyhow::Ok(())
@@ -159,14 +173,22 @@ fn settings(context: &Context, wish: &NodeWish, mesh: moyai_protocol::id::MeshId
     listen.parse::<std::net::SocketAddr>().map_err(|_| listen_problem(&listen))?;
     let name = wish.node_name.clone().unwrap_or_else(moyai_runtime::host::name);
     if !is_name(&name) {
-        return Err(problem(format!("`{name}` is no name for a node"), "give it one with --node-name: letters, digits, `.`, `_` and `-`"));
+        return Err(problem(
+            format!("`{name}` is no name for a node"),
+            "give it one with --node-name: letters, digits, `.`, `_` and `-`",
+        ));
     }
     let memory = match &wish.memory {
-        Some(text) => Some(parse_size(text).ok_or_else(|| problem(format!("`{text}` is no size"), "write it like 512m or 2g"))?),
+        Some(text) => {
+            Some(parse_size(text).ok_or_else(|| problem(format!("`{text}` is no size"), "write it like 512m or 2g"))?)
+        }
         None => None,
     };
     let cpus = match &wish.cpus {
-        Some(text) => Some(parse_cpus(text).ok_or_else(|| problem(format!("`{text}` is no number of cores"), "write it like 2 or 0.5"))?),
+        Some(text) => Some(
+            parse_cpus(text)
+                .ok_or_else(|| problem(format!("`{text}` is no number of cores"), "write it like 2 or 0.5"))?,
+        ),
         None => None,
     };
     Ok(Settings { mesh, name, listen, labels: pairs(&wish.label)?, mdns: !wish.no_mdns, cpus, memory })
@@ -183,7 +205,12 @@ pub(super) fn pairs(list: &[String]) -> anyhow::Result<BTreeMap<String, String>>
 }
 
 /// The first start of a node. If it fails, what made it a member is taken back, so that the command can be given again.
-fn begin(context: &Context, home: &Home, foreground: bool, say: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<u8> {
+fn begin(
+    context: &Context,
+    home: &Home,
+    foreground: bool,
+    say: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<u8> {
     if foreground {
         say_in_front(context, home)?;
         return daemon(context, false).inspect_err(|_| undo(home));
@@ -273,7 +300,10 @@ pub async fn down(context: &Context, wish: &DownWish) -> anyhow::Result<u8> {
     if !context.json {
         print!("{} is down.", status.node);
         if status.running_here > 0 {
-            print!(" Its {} containers go on here; the mesh will run them elsewhere too, in a few seconds.", status.running_here);
+            print!(
+                " Its {} containers go on here; the mesh will run them elsewhere too, in a few seconds.",
+                status.running_here
+            );
         }
         println!(" `moyai up` starts it again.");
     }
@@ -330,7 +360,13 @@ pub async fn status(context: &Context) -> anyhow::Result<u8> {
         return Ok(0);
     }
     println!("mesh      {} ({})", status.mesh, status.mesh_id);
-    println!("node      {} ({}), {}, certified until {}", status.node, &status.node_id[..12], status.role, clock(status.certified_until));
+    println!(
+        "node      {} ({}), {}, certified until {}",
+        status.node,
+        &status.node_id[..12],
+        status.role,
+        clock(status.certified_until)
+    );
     println!("mesh has  {} nodes alive, {} cpus, {}", status.nodes, cpus(status.cpu_milli), size(status.memory));
     println!("here      {} containers running, daemon {}", status.running_here, status.pid);
     Ok(0)

@@ -25,7 +25,11 @@ pub fn size(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 || value >= 100.0 { format!("{value:.0} {}", UNITS[unit]) } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 || value >= 100.0 {
+        format!("{value:.0} {}", UNITS[unit])
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 /// A size as docker takes it: 64m, 1.5g, 1048576, 2GiB.
@@ -43,7 +47,7 @@ pub fn parse_size(text: &str) -> Option<u64> {
         _ => return None,
     };
     let bytes = number * (1u64 << shift) as f64;
-    (bytes.is_finite() && bytes >= 0.0 && bytes < 9e18).then_some(bytes as u64)
+    (bytes.is_finite() && (0.0..9e18).contains(&bytes)).then_some(bytes as u64)
 }
 
 /// Cores as docker takes them (0.5), in thousandths.
@@ -98,7 +102,8 @@ pub fn clock(unix_secs: u64) -> String {
 
 /// Seconds since 1970 inside a sentence become a time one can read: "expired at 1800000000".
 pub fn humanise_times(text: &str) -> String {
-    let is_time = |word: &str| word.len() == 10 && word.starts_with(['1', '2']) && word.bytes().all(|b| b.is_ascii_digit());
+    let is_time =
+        |word: &str| word.len() == 10 && word.starts_with(['1', '2']) && word.bytes().all(|b| b.is_ascii_digit());
     text.split(' ')
         .map(|word| {
             let bare = word.trim_end_matches([',', '.', ')', ':']);

@@ -36,7 +36,9 @@ pub async fn run(context: &Context, wish: RunWish) -> anyhow::Result<u8> {
     }
     if detach {
         say_placed(context, &submitted, &rows, begun.elapsed())?;
-        let broken = rows.iter().find(|row| row.state == "exited" && matches!(row.exit_code, Some(125..=127)) && !row.detail.is_empty());
+        let broken = rows
+            .iter()
+            .find(|row| row.state == "exited" && matches!(row.exit_code, Some(125..=127)) && !row.detail.is_empty());
         return match broken {
             Some(row) => start_failure(row, false),
             None => Ok(0),
@@ -155,17 +157,22 @@ async fn attached(client: &Client, submitted: &Submitted, replicas: u32, remove:
 
 fn request(wish: RunWish) -> anyhow::Result<RunRequest> {
     let cpu_milli = match &wish.cpus {
-        Some(text) => parse_cpus(text).ok_or_else(|| problem(format!("`{text}` is no number of cores"), "write it like 2 or 0.5"))?,
+        Some(text) => parse_cpus(text)
+            .ok_or_else(|| problem(format!("`{text}` is no number of cores"), "write it like 2 or 0.5"))?,
         None => 0,
     };
     let memory = match &wish.memory {
-        Some(text) => parse_size(text).ok_or_else(|| problem(format!("`{text}` is no size"), "write it like 64m or 2g"))?,
+        Some(text) => {
+            parse_size(text).ok_or_else(|| problem(format!("`{text}` is no size"), "write it like 64m or 2g"))?
+        }
         None => 0,
     };
     let mut env = Vec::new();
     for file in &wish.env_file {
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        env.extend(text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned));
+        env.extend(
+            text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned),
+        );
     }
     env.extend(wish.env);
     let env = env.into_iter().filter_map(|entry| match entry.contains('=') {
@@ -218,7 +225,15 @@ pub async fn ps(context: &Context, wish: &PsWish) -> anyhow::Result<u8> {
         let nodes = if nodes.is_empty() { "—".to_owned() } else { nodes.join(", ") };
         let since = group.iter().map(|row| row.started).filter(|started| *started > 0).min().unwrap_or(first.submitted);
         let (name, image) = (first.name.clone(), first.image.clone());
-        shown.push(vec![first.id.clone(), name, image, format!("{ready}/{}", first.wanted), nodes, age(since), state(group)]);
+        shown.push(vec![
+            first.id.clone(),
+            name,
+            image,
+            format!("{ready}/{}", first.wanted),
+            nodes,
+            age(since),
+            state(group),
+        ]);
     }
     print!("{}", table(&["ID", "NAME", "IMAGE", "READY", "NODES", "AGE", "STATE"], &shown));
     Ok(0)
@@ -271,7 +286,14 @@ fn log_path(name: &str, follow: bool, tail: Option<u32>) -> String {
     format!("/v1/workloads/{}/logs?follow={follow}{tail}", encode(name))
 }
 
-async fn copy_logs(client: &Client, name: &str, follow: bool, tail: Option<u32>, times: bool, several: bool) -> anyhow::Result<()> {
+async fn copy_logs(
+    client: &Client,
+    name: &str,
+    follow: bool,
+    tail: Option<u32>,
+    times: bool,
+    several: bool,
+) -> anyhow::Result<()> {
     let mut stream = client.stream(&log_path(name, follow, tail)).await?;
     while let Some(row) = stream.next::<LogRow>().await? {
         let mut line = String::new();
@@ -371,7 +393,10 @@ pub async fn start(context: &Context, wish: &ManyWish) -> anyhow::Result<u8> {
         let encoded = encode(name);
         let rows: Vec<Row> = client.get(&format!("/v1/workloads/{encoded}")).await?;
         if rows.first().is_some_and(|row| row.wanted > 0) {
-            return Err(problem(format!("{name} is not stopped"), format!("`moyai scale {name} N` changes how many of it run")));
+            return Err(problem(
+                format!("{name} is not stopped"),
+                format!("`moyai scale {name} N` changes how many of it run"),
+            ));
         }
         let replicas = rows.iter().map(|row| row.replica).max().unwrap_or(1);
         let _asked: Submitted = client.post(&format!("/v1/workloads/{encoded}/scale?replicas={replicas}"), &()).await?;

@@ -9,9 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use moyai_protocol::contract::{
-    Command, CommandId, Completion, Event, Input, Output, Refused, Reply,
-};
+use moyai_protocol::contract::{Command, CommandId, Completion, Event, Input, Output, Refused, Reply};
 use moyai_protocol::id::NodeId;
 use moyai_protocol::node::{Config, Node};
 use moyai_protocol::time::{Instant, UnixMillis};
@@ -253,7 +251,11 @@ impl Driver {
             Incoming::Admitted { membership, address } => self.command(Command::Admitted { membership, address }, None),
             Incoming::Listening(addresses) => {
                 let port = self.data_port;
-                let mut data: Vec<String> = addresses.iter().filter_map(|address| host_of(address)).map(|host| format!("{host}:{port}")).collect();
+                let mut data: Vec<String> = addresses
+                    .iter()
+                    .filter_map(|address| host_of(address))
+                    .map(|host| format!("{host}:{port}"))
+                    .collect();
                 data.dedup();
                 self.command(Command::Listening { addresses, data }, None);
             }
@@ -335,7 +337,8 @@ impl Driver {
                 (self.replica_name(&placement), text)
             }
             Event::Pending { workload, record } => {
-                let reasons: Vec<String> = record.refused.iter().map(|(reason, count)| format!("{reason} ({count})")).collect();
+                let reasons: Vec<String> =
+                    record.refused.iter().map(|(reason, count)| format!("{reason} ({count})")).collect();
                 (self.workload_name(&workload), format!("no node takes it: {}", reasons.join(", ")))
             }
             Event::ClockOff { by, ahead } => {

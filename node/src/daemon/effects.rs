@@ -54,17 +54,17 @@ impl Effects {
     pub(super) fn carry_out(&self, node: &Node, id: EffectId, effect: Effect) {
         match effect {
             Effect::Persist(records) => self.records.write(id, records),
-            Effect::Start { placement, spec } => self.spawn(id, move |effects| async move {
-                Outcome::Started(effects.start(placement, &spec).await)
-            }),
+            Effect::Start { placement, spec } => {
+                self.spawn(id, move |effects| async move { Outcome::Started(effects.start(placement, &spec).await) })
+            }
             Effect::Adopt { placement } => {
                 let spec = node.worker().placement(&placement.workload, placement.replica);
                 let stop = spec.and_then(|held| held.spec.stop_signal.clone());
                 self.spawn(id, move |effects| async move { Outcome::Adopted(effects.adopt(placement, stop).await) });
             }
-            Effect::Watch { placement } => self.spawn(id, move |effects| async move {
-                Outcome::Exited(effects.watch(placement).await)
-            }),
+            Effect::Watch { placement } => {
+                self.spawn(id, move |effects| async move { Outcome::Exited(effects.watch(placement).await) })
+            }
             Effect::Stop { placement, grace } => self.spawn(id, move |effects| async move {
                 effects.stop(placement, grace).await;
                 Outcome::Done
@@ -78,7 +78,9 @@ impl Effects {
                 }
                 Outcome::Done
             }),
-            Effect::Survey { root } => self.spawn(id, move |effects| async move { Outcome::Surveyed(effects.survey(root).await) }),
+            Effect::Survey { root } => {
+                self.spawn(id, move |effects| async move { Outcome::Surveyed(effects.survey(root).await) })
+            }
             Effect::Fetch { provider, pieces } => {
                 let addresses: Vec<SocketAddr> = node
                     .catalog()
@@ -92,7 +94,11 @@ impl Effects {
         }
     }
 
-    fn spawn<F: Future<Output = Outcome> + Send>(&self, id: EffectId, effect: impl FnOnce(Effects) -> F + Send + 'static) {
+    fn spawn<F: Future<Output = Outcome> + Send>(
+        &self,
+        id: EffectId,
+        effect: impl FnOnce(Effects) -> F + Send + 'static,
+    ) {
         let effects = self.clone();
         tokio::spawn(async move {
             let handle = effects.handle.clone();
@@ -143,7 +149,13 @@ impl Effects {
                 memory: spec.resources.memory,
                 pids: spec.pids,
             },
-            cgroup: format!("moyai-{}-{}-{}-{}", self.node.short(), spec.id.short(), placement.replica + 1, placement.epoch),
+            cgroup: format!(
+                "moyai-{}-{}-{}-{}",
+                self.node.short(),
+                spec.id.short(),
+                placement.replica + 1,
+                placement.epoch
+            ),
         };
         container::write_bundle(&dir, &image, &request).map_err(|error| match error {
             container::BundleError::Io { .. } => StartError::Node(error.to_string()),
@@ -232,7 +244,8 @@ impl Effects {
         let store = Arc::clone(&self.store);
         let surveyed = tokio::task::spawn_blocking(move || store.survey(&root.0)).await;
         let missing = surveyed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-        let piece = |(chunk, len): &([u8; 32], u32)| moyai_protocol::contract::Piece { chunk: ChunkId(*chunk), len: *len };
+        let piece =
+            |(chunk, len): &([u8; 32], u32)| moyai_protocol::contract::Piece { chunk: ChunkId(*chunk), len: *len };
         Ok(Survey {
             complete: missing.complete,
             contents: missing.contents,

@@ -153,10 +153,13 @@ impl Home {
         let file = file.with_context(|| format!("cannot open {}", path.display()))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(fs::TryLockError::WouldBlock) => {
-                Err(super::problem("a daemon runs with this folder already", "`moyai nodes` shows its mesh; `moyai down` stops it"))
+            Err(fs::TryLockError::WouldBlock) => Err(super::problem(
+                "a daemon runs with this folder already",
+                "`moyai nodes` shows its mesh; `moyai down` stops it",
+            )),
+            Err(fs::TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", path.display()))
             }
-            Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
     }
 
@@ -168,10 +171,11 @@ impl Home {
 
     fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let (path, new) = (self.path(name), self.path(&format!("{name}.new")));
-        let written = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
+        let written =
+            File::options().create(true).truncate(true).write(true).mode(0o600).open(&new).and_then(|mut file| {
+                file.write_all(bytes)?;
+                file.sync_all()
+            });
         written.with_context(|| format!("cannot write {}", new.display()))?;
         fs::rename(&new, &path).with_context(|| format!("cannot rename {}", new.display()))?;
         let folder = File::open(&self.dir).and_then(|folder| folder.sync_all());

@@ -168,9 +168,8 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let key = home.key()?;
     let chain = own_chain(home, &key, &settings)?;
     let membership = chain.verify_shown_by(&node_of(&key), &settings.mesh, unix_now());
-    let membership = membership.map_err(|error| {
-        problem(error.to_string(), "ask an admin for an invitation, and join again: `moyai join`")
-    })?;
+    let membership = membership
+        .map_err(|error| problem(error.to_string(), "ask an admin for an invitation, and join again: `moyai join`"))?;
 
     let store = Arc::new(Store::open(&home.path("store"))?);
     let records = records::Records::open(&home.path("state.redb"))?;
@@ -196,7 +195,13 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let logs = Arc::new(logs::Logs::new(containers.clone(), handle.clone()));
     let data_address = SocketAddr::new(listen.ip(), if listen.port() == 0 { 0 } else { listen.port() + 1 });
     let data_plane = |address| {
-        data::DataPlane::start(address, &key, Arc::clone(&gate), Arc::clone(&store), Arc::clone(&logs) as Arc<dyn data::LogSource>)
+        data::DataPlane::start(
+            address,
+            &key,
+            Arc::clone(&gate),
+            Arc::clone(&store),
+            Arc::clone(&logs) as Arc<dyn data::LogSource>,
+        )
     };
     // Its port is told to the others, so any will do when the usual one is taken.
     let plane = data_plane(data_address)

@@ -89,7 +89,12 @@ impl Records {
         Writer { queue }
     }
 
-    fn write_all(&self, requests: &Receiver<Request>, handle: &Handle, tasks: &tokio::runtime::Handle) -> anyhow::Result<()> {
+    fn write_all(
+        &self,
+        requests: &Receiver<Request>,
+        handle: &Handle,
+        tasks: &tokio::runtime::Handle,
+    ) -> anyhow::Result<()> {
         while let Ok(first) = requests.recv() {
             let batch: Vec<Request> = std::iter::once(first).chain(requests.try_iter().take(QUEUE)).collect();
             let write = self.db.begin_write()?;

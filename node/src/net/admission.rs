@@ -107,6 +107,9 @@ pub enum AdmissionError {
     Joined,
 }
 
+/// Writes vouchers down.
+pub type Keep = Box<dyn Fn(&Vouchers) -> io::Result<()> + Send + Sync>;
+
 /// What a node needs to admit others and be admitted.
 pub struct Gate {
     mesh: MeshId,
@@ -114,19 +117,13 @@ pub struct Gate {
     chain: RwLock<Chain>,
     vouchers: Mutex<Vouchers>,
     /// Writes the vouchers down; called before a joiner gets its certificate.
-    keep: Box<dyn Fn(&Vouchers) -> io::Result<()> + Send + Sync>,
+    keep: Keep,
     members: RwLock<Vec<(NodeId, Vec<String>)>>,
 }
 
 impl Gate {
     /// The gate of the owner of `chain`.
-    pub fn new(
-        mesh: MeshId,
-        key: SigningKey,
-        chain: Chain,
-        vouchers: Vouchers,
-        keep: Box<dyn Fn(&Vouchers) -> io::Result<()> + Send + Sync>,
-    ) -> Self {
+    pub fn new(mesh: MeshId, key: SigningKey, chain: Chain, vouchers: Vouchers, keep: Keep) -> Self {
         Gate { mesh, key, chain: RwLock::new(chain), vouchers: Mutex::new(vouchers), keep, members: RwLock::default() }
     }
 
@@ -161,7 +158,11 @@ impl Gate {
     }
 
     /// The dialler's part.
-    pub async fn dial<S: AsyncRead + AsyncWrite + Unpin>(&self, peer: NodeId, mut stream: S) -> Result<Membership, AdmissionError> {
+    pub async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        peer: NodeId,
+        mut stream: S,
+    ) -> Result<Membership, AdmissionError> {
         within(async {
             write_frame(&mut stream, &Hello::Member { chain: self.chain() }).await?;
             match read_frame(&mut stream).await? {
@@ -176,7 +177,11 @@ impl Gate {
     }
 
     /// The listener's part.
-    pub async fn listen<S: AsyncRead + AsyncWrite + Unpin>(&self, peer: NodeId, mut stream: S) -> Result<Membership, AdmissionError> {
+    pub async fn listen<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        peer: NodeId,
+        mut stream: S,
+    ) -> Result<Membership, AdmissionError> {
         within(async {
             let (answer, result) = match read_frame(&mut stream).await? {
                 Hello::Member { chain } => match chain.verify_shown_by(&peer, &self.mesh, unix_now()) {

@@ -180,16 +180,18 @@ pub async fn start(
     let limits = connection_limits::ConnectionLimits::default()
         .with_max_pending_incoming(Some(MAX_PENDING))
         .with_max_established_per_peer(Some(4));
-    let mdns = use_mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), peer)).and_then(|made| {
-        made.map_err(|error| info!("no discovery on the LAN: {error}")).ok()
-    });
+    let mdns = use_mdns
+        .then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), peer))
+        .and_then(|made| made.map_err(|error| info!("no discovery on the LAN: {error}")).ok());
     let protocols = [(StreamProtocol::new("/moyai/messages/1"), request_response::ProtocolSupport::Full)];
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
         messages: request_response::Behaviour::with_codec(
             Codec,
             protocols,
-            request_response::Config::default().with_request_timeout(Duration::from_secs(5)).with_max_concurrent_streams(256),
+            request_response::Config::default()
+                .with_request_timeout(Duration::from_secs(5))
+                .with_max_concurrent_streams(256),
         ),
         identify: identify::Behaviour::new(
             identify::Config::new("/moyai/1".to_owned(), keys.public())
@@ -260,7 +262,9 @@ impl Control {
                     missing -= usize::from(seen.insert(listener_id));
                     self.listening.push(address);
                 }
-                Ok(SwarmEvent::ListenerError { error, .. }) => return Err(listen_error(&listen[0], &error.to_string())),
+                Ok(SwarmEvent::ListenerError { error, .. }) => {
+                    return Err(listen_error(&listen[0], &error.to_string()));
+                }
                 Ok(SwarmEvent::ListenerClosed { reason: Err(error), .. }) => {
                     return Err(listen_error(&listen[0], &error.to_string()));
                 }
@@ -300,7 +304,8 @@ impl Control {
             if !dial.under_way {
                 dial.under_way = true;
                 let known = self.addresses.get(&peer).cloned().unwrap_or_default();
-                let options = DialOpts::peer_id(peer).addresses(known).condition(PeerCondition::DisconnectedAndNotDialing);
+                let options =
+                    DialOpts::peer_id(peer).addresses(known).condition(PeerCondition::DisconnectedAndNotDialing);
                 if let Err(error) = self.swarm.dial(options.build()) {
                     debug!(%peer, %error, "cannot dial");
                 }
@@ -351,7 +356,9 @@ impl Control {
                     self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&peer_id);
                 }
             }
-            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.dial_failed(peer, &error.to_string()),
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
+                self.dial_failed(peer, &error.to_string())
+            }
             SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } => {
                 debug!(%send_back_addr, %error, "a connection was not admitted");
             }

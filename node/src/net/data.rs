@@ -205,7 +205,9 @@ impl DataPlane {
         let kept = tokio::task::spawn_blocking(move || store.put_chunks(chunks)).await;
         match kept.map_err(|error| FetchFault::Storage(error.to_string()))? {
             Ok(()) => {}
-            Err(moyai_runtime::store::StoreError::WrongChunk(chunk)) => return Err(FetchFault::WrongChunk(ChunkId(chunk))),
+            Err(moyai_runtime::store::StoreError::WrongChunk(chunk)) => {
+                return Err(FetchFault::WrongChunk(ChunkId(chunk)));
+            }
             Err(error) => return Err(FetchFault::Storage(error.to_string())),
         }
         fetched.got = ids;
@@ -238,7 +240,12 @@ impl DataPlane {
         }
     }
 
-    async fn ask(&self, node: NodeId, addresses: &[SocketAddr], request: &Request) -> anyhow::Result<quinn::RecvStream> {
+    async fn ask(
+        &self,
+        node: NodeId,
+        addresses: &[SocketAddr],
+        request: &Request,
+    ) -> anyhow::Result<quinn::RecvStream> {
         let connection = self.connect(node, addresses).await?;
         let asked = async {
             let (mut send, receive) = connection.open_bi().await?;

@@ -63,9 +63,9 @@ impl JoinError {
     pub fn hint(&self) -> &'static str {
         match self {
             JoinError::Expired { .. }
-            | JoinError::Refused { reason: Refused::Voucher(VoucherError::Expired { .. } | VoucherError::UsedUp { .. }) } => {
-                "ask an admin for a new one: `moyai invite`"
-            }
+            | JoinError::Refused {
+                reason: Refused::Voucher(VoucherError::Expired { .. } | VoucherError::UsedUp { .. }),
+            } => "ask an admin for a new one: `moyai invite`",
             JoinError::Refused { reason: Refused::OtherMesh } => {
                 "the machine that gave it has left that mesh since; ask for a new one"
             }
@@ -89,10 +89,8 @@ pub async fn join(ticket: &Ticket, key: &SigningKey) -> Result<Joined, JoinError
             Ok(Ok(Answer::Welcome { chain, mut members })) => {
                 let me = moyai_protocol::trust::node_of(key);
                 let membership = chain.verify_shown_by(&me, &ticket.mesh, unix_now());
-                let membership = membership.map_err(|error| JoinError::WrongNode {
-                    address: address.clone(),
-                    reason: error.to_string(),
-                })?;
+                let membership = membership
+                    .map_err(|error| JoinError::WrongNode { address: address.clone(), reason: error.to_string() })?;
                 if !members.iter().any(|(node, _)| *node == ticket.inviter) {
                     members.push((ticket.inviter, ticket.addresses.clone()));
                 }

@@ -58,9 +58,7 @@ async fn admit(
 ) -> Result<(Membership, StreamMuxerBox), AdmissionError> {
     let node = node_id(&peer).ok_or_else(|| AdmissionError::Stranger("a key that is not ed25519".to_owned()))?;
     let stream = first_substream(&mut muxer, dialler).await?.compat();
-    let exchange = async {
-        if dialler { gate.dial(node, stream).await } else { gate.listen(node, stream).await }
-    };
+    let exchange = async { if dialler { gate.dial(node, stream).await } else { gate.listen(node, stream).await } };
     let membership = drive(&mut muxer, exchange).await??;
     Ok((membership, muxer))
 }
@@ -81,11 +79,13 @@ pub async fn first_substream(muxer: &mut StreamMuxerBox, dialler: bool) -> io::R
 
 /// Runs `exchange` while the connection below it is kept going.
 pub async fn drive<T>(muxer: &mut StreamMuxerBox, exchange: impl Future<Output = T>) -> io::Result<T> {
-    let going = poll_fn(|cx| loop {
-        match muxer.poll_unpin(cx) {
-            Poll::Ready(Ok(_)) => {}
-            Poll::Ready(Err(error)) => return Poll::Ready(error),
-            Poll::Pending => return Poll::Pending,
+    let going = poll_fn(|cx| {
+        loop {
+            match muxer.poll_unpin(cx) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Pending => return Poll::Pending,
+            }
         }
     });
     let exchange = std::pin::pin!(exchange);

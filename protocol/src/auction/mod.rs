@@ -131,9 +131,7 @@ pub struct Context<'a> {
 impl Auctioneer {
     /// Whether a replica of `workload` is being auctioned here.
     pub fn holds(&self, workload: &WorkloadId, replica: u32) -> bool {
-        self.auctions
-            .values()
-            .any(|auction| auction.lot.workload == *workload && auction.needs.contains_key(&replica))
+        self.auctions.values().any(|auction| auction.lot.workload == *workload && auction.needs.contains_key(&replica))
     }
 
     /// Whether there is room for another auction.

@@ -15,7 +15,6 @@
 //! One that found no taker is tried again when a node appears, reports more room, or ends a placement, never on a
 //! blind timer alone.
 
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -150,8 +149,7 @@ impl Custody {
     /// An auction of this node found no taker.
     pub fn no_taker(&mut self, workload: WorkloadId, now: Instant) {
         let due = now + RETRY_ANYWAY;
-        let watch =
-            self.watches.entry(workload).or_insert(Watch { since: now, failed: None, hope: false, due });
+        let watch = self.watches.entry(workload).or_insert(Watch { since: now, failed: None, hope: false, due });
         watch.failed = Some(now);
         watch.hope = false;
         watch.due = due;

@@ -160,7 +160,15 @@ impl Exchange {
     }
 
     /// A provider says what it has.
-    pub fn bitfield_from(&mut self, from: NodeId, root: &ChunkId, bits: Vec<u8>, complete: bool, now: Instant, rng: &mut Rng) {
+    pub fn bitfield_from(
+        &mut self,
+        from: NodeId,
+        root: &ChunkId,
+        bits: Vec<u8>,
+        complete: bool,
+        now: Instant,
+        rng: &mut Rng,
+    ) {
         let Some(download) = self.downloads.get_mut(root) else { return };
         let pieces = download.pieces.len();
         if let Some(provider) = download.providers.get_mut(&from) {
@@ -243,12 +251,8 @@ impl Exchange {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, rng: &mut Rng) {
-        let due: Vec<ChunkId> = self
-            .downloads
-            .iter()
-            .filter(|(_, download)| download.next_look <= now)
-            .map(|(root, _)| *root)
-            .collect();
+        let due: Vec<ChunkId> =
+            self.downloads.iter().filter(|(_, download)| download.next_look <= now).map(|(root, _)| *root).collect();
         for root in due {
             let Some(download) = self.downloads.get_mut(&root) else { continue };
             download.next_look = now + LOOK;
@@ -387,9 +391,10 @@ impl Download {
     fn endgame(&mut self, node: &NodeId, now: Instant) -> Vec<u32> {
         let provider = &self.providers[node];
         let (contents, complete) = (self.contents, provider.complete);
-        let slow = self.batches.values_mut().find(|batch| {
-            batch.provider != *node && !batch.doubled && now.since(batch.asked) >= ENDGAME
-        });
+        let slow = self
+            .batches
+            .values_mut()
+            .find(|batch| batch.provider != *node && !batch.doubled && now.since(batch.asked) >= ENDGAME);
         let Some(batch) = slow else { return Vec::new() };
         let can = |at: &&u32| !contents || complete || provider.has.has(**at as usize);
         let missing = batch.pieces.iter().filter(|at| !self.have.has(**at as usize));
@@ -418,7 +423,9 @@ impl InsertNew for BTreeMap<ChunkId, u32> {
 fn describe(fault: &FetchFault, provider: &NodeId) -> String {
     match fault {
         FetchFault::Unreachable(reason) => format!("node {}: {reason}", provider.short()),
-        FetchFault::WrongChunk(chunk) => format!("node {} sent wrong bytes for chunk {}", provider.short(), chunk.short()),
+        FetchFault::WrongChunk(chunk) => {
+            format!("node {} sent wrong bytes for chunk {}", provider.short(), chunk.short())
+        }
         FetchFault::Missing(chunk) => format!("node {} has no chunk {}", provider.short(), chunk.short()),
         FetchFault::Storage(reason) => reason.clone(),
     }

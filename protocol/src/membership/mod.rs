@@ -398,10 +398,10 @@ impl Membership {
             cx.out.push((relay.origin, Message::Ack { seq: relay.origin_seq, updates }));
         } else if let Some(probe) = self.probes.remove(&seq) {
             self.health = self.health.saturating_sub(1);
-            if from == probe.target {
-                if let Some(member) = self.members.get_mut(&probe.target) {
-                    member.last_heard = cx.now;
-                }
+            if from == probe.target
+                && let Some(member) = self.members.get_mut(&probe.target)
+            {
+                member.last_heard = cx.now;
             }
         }
     }

@@ -237,12 +237,8 @@ impl Node {
 
     /// When [`Node::handle_timeout`] is to be called, at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let regular = [
-            self.next_reconcile,
-            self.next_certificate_check,
-            self.next_expiry,
-            self.membership.poll_timeout(),
-        ];
+        let regular =
+            [self.next_reconcile, self.next_certificate_check, self.next_expiry, self.membership.poll_timeout()];
         let warm = (self.last_active < self.custody_from).then_some(self.custody_from);
         let machines = [
             self.auctioneer.poll_timeout(),
@@ -671,8 +667,7 @@ impl Node {
 
     fn refuse_unless_submitter(&self, now: Instant) -> Result<(), Refused> {
         let wall = self.wall_at(now).as_secs();
-        let member =
-            self.chain.verify(&self.mesh, wall).map_err(|error| Refused::Certificate(error.to_string()))?;
+        let member = self.chain.verify(&self.mesh, wall).map_err(|error| Refused::Certificate(error.to_string()))?;
         if member.role < Role::Submitter {
             return Err(Refused::Role { role: member.role });
         }

@@ -121,7 +121,8 @@ impl Node {
                     && other.fact.state.is_active()
                     && self.membership.is_live(&other.node)
             });
-            if let Some(epoch) = elsewhere.map(|other| other.fact.epoch).max().filter(|epoch| *epoch >= placement.epoch) {
+            if let Some(epoch) = elsewhere.map(|other| other.fact.epoch).max().filter(|epoch| *epoch >= placement.epoch)
+            {
                 return Err(Refusal::Superseded { epoch });
             }
             let here = self.has_image(&spec.image.root);

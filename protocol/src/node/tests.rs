@@ -1,11 +1,11 @@
 //! Many nodes in memory: virtual time, a lossy network, containers and disks that are modelled.
 
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use super::*;
-use crate::contract::{Fetched, FetchFault, Piece, Survey};
+use crate::contract::{FetchFault, Fetched, Piece, Survey};
 use crate::id::{ImageId, WorkloadId};
 use crate::trust::{Membership as Member, mesh_of};
 use crate::worker::{Adopted, ExitStatus, PlacementState};
@@ -150,8 +150,7 @@ impl Mesh {
 
     fn introduce(&mut self, at: usize, to: usize) {
         for (a, b) in [(at, to), (to, at)] {
-            let membership =
-                Member { node: self.id(b), role: Role::Admin, not_after: u64::MAX };
+            let membership = Member { node: self.id(b), role: Role::Admin, not_after: u64::MAX };
             self.command(a, Command::Admitted { membership, address: Some(format!("/memory/{b}")) });
         }
     }
@@ -261,7 +260,8 @@ impl Mesh {
                 Some((ms(5), Outcome::Started(Ok(()))))
             }
             Effect::Adopt { placement } => {
-                let adopted = if self.hosts[at].running.contains_key(&placement) { Adopted::Running } else { Adopted::Gone };
+                let adopted =
+                    if self.hosts[at].running.contains_key(&placement) { Adopted::Running } else { Adopted::Gone };
                 Some((ms(1), Outcome::Adopted(adopted)))
             }
             Effect::Watch { placement } => {
@@ -381,7 +381,9 @@ impl Mesh {
                 }
                 (to, Input::Message { from, bytes })
             }
-            Due::Complete { host, life, completion } if life == self.lives[host] => (host, Input::Completion(completion)),
+            Due::Complete { host, life, completion } if life == self.lives[host] => {
+                (host, Input::Completion(completion))
+            }
             Due::Complete { .. } => return,
         };
         if let Some(node) = &mut self.hosts[at].node {
@@ -449,9 +451,11 @@ fn a_dead_node_is_noticed_and_a_living_one_is_not_accused_for_long() {
             (0..9).all(|at| mesh.node(at).membership().member(&node).is_some_and(|m| m.state == State::Down))
         };
         let said_down = |mesh: &Mesh| {
-            mesh.hosts.iter().flat_map(|host| &host.events).filter(|event| {
-                matches!(event, Event::Member { state: State::Down, .. })
-            }).count()
+            mesh.hosts
+                .iter()
+                .flat_map(|host| &host.events)
+                .filter(|event| matches!(event, Event::Member { state: State::Down, .. }))
+                .count()
         };
         assert_eq!(said_down(&mesh), 0, "nobody died yet (seed {seed})");
         let dead = mesh.id(9);
@@ -470,9 +474,7 @@ fn a_workload_goes_where_its_image_is_and_anybody_can_stop_it() {
     let web = mesh.submit(1, service("web"));
     mesh.wait("running", secs(2), |mesh| mesh.running(&web) == [2]);
     mesh.wait("known everywhere", secs(2), |mesh| {
-        (0..3).all(|at| {
-            mesh.node(at).catalog().placements_of(&web).any(|p| p.fact.state == PlacementState::Running)
-        })
+        (0..3).all(|at| mesh.node(at).catalog().placements_of(&web).any(|p| p.fact.state == PlacementState::Running))
     });
     let placement = mesh.node(0).catalog().placements_of(&web).next().unwrap();
     assert_eq!(placement.fact.record.asked, 3);
@@ -600,7 +602,9 @@ fn a_finished_workload_stays_finished_when_its_node_dies() {
     let job = mesh.submit(2, Spec { command: vec!["exit".to_owned()], ..spec("job") });
     let exited = |mesh: &Mesh| {
         let mut placements = mesh.node(2).catalog().placements_of(&job);
-        placements.any(|placement| placement.fact.state == PlacementState::Exited(ExitStatus { code: 3, out_of_memory: false }))
+        placements.any(|placement| {
+            placement.fact.state == PlacementState::Exited(ExitStatus { code: 3, out_of_memory: false })
+        })
     };
     mesh.wait("exited", secs(3), exited);
     let at = mesh.at(&mesh.node(2).catalog().placements_of(&job).next().unwrap().node);

@@ -67,7 +67,14 @@ pub struct Vouchers {
 
 impl Vouchers {
     /// Remembers a new invitation.
-    pub fn add(&mut self, secret: &[u8; 16], role: Role, uses: u32, expires: u64, now: u64) -> Result<(), VoucherError> {
+    pub fn add(
+        &mut self,
+        secret: &[u8; 16],
+        role: Role,
+        uses: u32,
+        expires: u64,
+        now: u64,
+    ) -> Result<(), VoucherError> {
         if self.vouchers.len() >= MAX_VOUCHERS {
             self.vouchers.retain(|voucher| voucher.expires >= now);
         }

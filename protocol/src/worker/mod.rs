@@ -467,9 +467,7 @@ impl Worker {
     }
 
     fn situation(&self, missing: u64, size: u64) -> Situation {
-        let starting = |held: &&Held| {
-            matches!(held.fact.state, PlacementState::Starting | PlacementState::Fetching)
-        };
+        let starting = |held: &&Held| matches!(held.fact.state, PlacementState::Starting | PlacementState::Fetching);
         let starting = self.placements.values().filter(starting).count() as u32;
         let running = self.placements.values().filter(|held| held.fact.state.is_active()).count() as u32;
         Situation { missing, size, bandwidth: self.bandwidth, starting, running, pressure: self.pressure }

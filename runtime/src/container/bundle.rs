@@ -112,10 +112,8 @@ pub fn write(dir: &Path, image: &Runnable, request: &Request) -> Result<(), Bund
         made.map_err(|source| BundleError::Io { path, source })?;
     }
     let launch = Launch { layers: image.layers.clone(), cgroup: request.cgroup.clone(), limits: request.limits };
-    let hosts = format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{}\n",
-        request.hostname
-    );
+    let hosts =
+        format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{}\n", request.hostname);
     let resolv = fs::read("/etc/resolv.conf").unwrap_or_default();
     let filter: Vec<u8> = seccomp::program()
         .iter()
@@ -149,7 +147,8 @@ fn spec(image: &Runnable, request: &Request) -> Result<Spec, BundleError> {
     let args: Vec<String> = match &request.entrypoint {
         Some(entrypoint) => entrypoint.iter().chain(&request.command).cloned().collect(),
         None => {
-            let command = if request.command.is_empty() { defaults.cmd.unwrap_or_default() } else { request.command.clone() };
+            let command =
+                if request.command.is_empty() { defaults.cmd.unwrap_or_default() } else { request.command.clone() };
             defaults.entrypoint.unwrap_or_default().into_iter().chain(command).collect()
         }
     };
@@ -214,8 +213,10 @@ fn linux(request: &Request) -> Result<oci_spec::runtime::Linux, OciSpecError> {
         LinuxNamespaceType::Network,
         LinuxNamespaceType::Cgroup,
     ];
-    let namespaces =
-        namespaces.into_iter().map(|kind| LinuxNamespaceBuilder::default().typ(kind).build()).collect::<Result<Vec<_>, _>>()?;
+    let namespaces = namespaces
+        .into_iter()
+        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+        .collect::<Result<Vec<_>, _>>()?;
     let mut resources = LinuxResourcesBuilder::default();
     if request.limits.memory > 0 {
         resources = resources.memory(LinuxMemoryBuilder::default().limit(request.limits.memory as i64).build()?);
@@ -245,7 +246,12 @@ fn mounts() -> Result<Vec<Mount>, OciSpecError> {
     Ok(vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
-        mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"])?,
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,

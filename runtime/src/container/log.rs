@@ -253,7 +253,8 @@ mod tests {
         }
         assert_eq!(last, b"last");
         assert!(bytes > 9 << 20, "{bytes}");
-        let on_disk: u64 = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+        let on_disk: u64 =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
         assert!(on_disk <= u64::from(FILES) * MAX_FILE, "{on_disk}");
     }
 

@@ -23,8 +23,7 @@ pub(super) fn resolve(text: &str, layers: &[PathBuf]) -> Result<User, String> {
     let user_text = if user_text.is_empty() { "0" } else { user_text };
     let number = user_text.parse::<u32>().ok();
     let line = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| {
-        fields.len() >= 6
-            && (fields[0] == user_text || number.is_some_and(|uid| fields[2].parse() == Ok(uid)))
+        fields.len() >= 6 && (fields[0] == user_text || number.is_some_and(|uid| fields[2].parse() == Ok(uid)))
     });
     let mut user = match (&line, number) {
         (Some(fields), _) => User {
@@ -36,7 +35,8 @@ pub(super) fn resolve(text: &str, layers: &[PathBuf]) -> Result<User, String> {
         (None, Some(uid)) => User { uid, ..User::default() },
         (None, None) => return Err(format!("the image has no user `{user_text}` in its /etc/passwd")),
     };
-    let groups: Vec<Vec<&str>> = group.lines().map(|line| line.split(':').collect()).filter(|f: &Vec<_>| f.len() >= 4).collect();
+    let groups: Vec<Vec<&str>> =
+        group.lines().map(|line| line.split(':').collect()).filter(|f: &Vec<_>| f.len() >= 4).collect();
     match group_text {
         Some(wanted) => {
             let found = groups.iter().find(|fields| fields[0] == wanted).and_then(|fields| fields[2].parse().ok());
@@ -62,7 +62,8 @@ fn read(layers: &[PathBuf], path: &str) -> String {
         (folder.is_dir() && meta.is_file() && meta.len() <= 1 << 20).then_some(full)
     };
     let found = layers.iter().rev().find_map(plain);
-    found.as_deref().and_then(|path: &Path| fs::read(path).ok()).map_or_else(String::new, |bytes| {
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+    found
+        .as_deref()
+        .and_then(|path: &Path| fs::read(path).ok())
+        .map_or_else(String::new, |bytes| String::from_utf8_lossy(&bytes).into_owned())
 }

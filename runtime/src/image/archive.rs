@@ -84,7 +84,9 @@ pub enum ImportError {
         reason: String,
     },
     /// Neither of the known kinds.
-    #[error("this is no image archive: there is neither a manifest.json (docker-archive) nor an index.json (OCI layout) in it")]
+    #[error(
+        "this is no image archive: there is neither a manifest.json (docker-archive) nor an index.json (OCI layout) in it"
+    )]
     NotAnImage,
     /// A manifest names something that is not there.
     #[error("{name}: the archive names it and does not have it")]
@@ -194,7 +196,8 @@ pub fn import(
             tar::EntryType::Symlink | tar::EntryType::Link => {
                 let link = link.unwrap_or_default();
                 // A relative link is seen from the folder it is in; a hard link from the top.
-                let target = if entry.header().entry_type() == tar::EntryType::Link { link } else { resolve(&name, &link) };
+                let target =
+                    if entry.header().entry_type() == tar::EntryType::Link { link } else { resolve(&name, &link) };
                 members.insert(name, Member::Link(target));
             }
             tar::EntryType::Regular => {
@@ -289,7 +292,8 @@ impl Members {
         let mut images: Vec<Described> = Vec::new();
         for descriptor in &index.manifests {
             let annotation = |name: &str| descriptor.annotations.as_ref().and_then(|all| all.get(name)).cloned();
-            let name = annotation("io.containerd.image.name").or_else(|| annotation("org.opencontainers.image.ref.name"));
+            let name =
+                annotation("io.containerd.image.name").or_else(|| annotation("org.opencontainers.image.ref.name"));
             let mut image = self.oci_image(descriptor, 0)?;
             match images.iter_mut().find(|known| known.config == image.config) {
                 Some(known) => known.names.extend(name),
@@ -410,12 +414,7 @@ fn keep(image: &Described, members: &Members, writer: &mut Writer<'_>) -> Result
     Ok(Imported { names: image.names.clone(), id, root, size, chunks })
 }
 
-fn read_member(
-    entry: &mut impl Read,
-    size: u64,
-    name: &str,
-    writer: &mut Writer<'_>,
-) -> Result<Member, ImportError> {
+fn read_member(entry: &mut impl Read, size: u64, name: &str, writer: &mut Writer<'_>) -> Result<Member, ImportError> {
     let mut head = Vec::new();
     entry.take(512).read_to_end(&mut head).map_err(|error| ImportError::damaged(name, &error))?;
     if (head.len() as u64) < size.min(512) {
@@ -566,7 +565,8 @@ fn is_tar(head: &[u8]) -> bool {
         return true;
     }
     let header = tar::Header::from_byte_slice(head);
-    let sum: u32 = head.iter().enumerate().map(|(at, byte)| u32::from(if (148..156).contains(&at) { b' ' } else { *byte })).sum();
+    let sum: u32 =
+        head.iter().enumerate().map(|(at, byte)| u32::from(if (148..156).contains(&at) { b' ' } else { *byte })).sum();
     header.cksum().is_ok_and(|stored| stored == sum)
 }
 

@@ -85,7 +85,11 @@ impl ImageConfig {
 
     /// The layers' digests, lowest first.
     pub fn diff_ids(&self) -> Result<Vec<[u8; 32]>, ConfigError> {
-        self.rootfs.diff_ids.iter().map(|text| parse_digest(text).ok_or_else(|| ConfigError::DiffId(text.clone()))).collect()
+        self.rootfs
+            .diff_ids
+            .iter()
+            .map(|text| parse_digest(text).ok_or_else(|| ConfigError::DiffId(text.clone())))
+            .collect()
     }
 }
 

@@ -61,10 +61,9 @@ fn entry(
     let kind = header.entry_type();
     let mut mtime = header.mtime().map_err(damaged)? as i64;
     let device = match kind {
-        tar::EntryType::Char | tar::EntryType::Block => (
-            header.device_major().map_err(damaged)?.unwrap_or(0),
-            header.device_minor().map_err(damaged)?.unwrap_or(0),
-        ),
+        tar::EntryType::Char | tar::EntryType::Block => {
+            (header.device_major().map_err(damaged)?.unwrap_or(0), header.device_minor().map_err(damaged)?.unwrap_or(0))
+        }
         _ => (0, 0),
     };
     let link = file.link_name_bytes().map(|link| link.into_owned());
@@ -200,9 +199,8 @@ fn normalise(raw: &[u8], name: &str) -> Result<Option<Vec<u8>>, ImportError> {
 
 /// Refuses an entry below a symbolic link of the same layer: on disk it would end up where the link points.
 fn through_link(path: &[u8], entries: &BTreeMap<Vec<u8>, Entry>, name: &str) -> Result<(), ImportError> {
-    let leads_away = |parent: &[u8]| {
-        entries.get(parent).is_some_and(|entry| !matches!(entry.kind, Kind::Directory { .. }))
-    };
+    let leads_away =
+        |parent: &[u8]| entries.get(parent).is_some_and(|entry| !matches!(entry.kind, Kind::Directory { .. }));
     if ancestors(path).any(leads_away) {
         return Err(ImportError::ThroughLink { name: name.to_owned(), path: text(path) });
     }

@@ -11,17 +11,17 @@ mod archive;
 mod chunker;
 mod config;
 mod layer;
-mod unpack;
 #[cfg(test)]
 mod tests;
+mod unpack;
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 pub use archive::{ImportError, Imported, Limits, Progress, import};
-pub use chunker::{Chunker, MAX_CHUNK, WHOLE};
 pub(crate) use chunker::content_of;
+pub use chunker::{Chunker, MAX_CHUNK, WHOLE};
 pub use config::{ConfigError, ImageConfig, Process};
 pub use unpack::{UnpackError, unpack};
 

@@ -130,14 +130,8 @@ fn copy(from: &Path, to: &Path) -> Result<(), UnpackError> {
 /// Owner, then mode (a change of owner clears setuid), then attributes (a change of owner clears capabilities).
 fn dress(entry: &Entry, path: &Path) -> Result<(), UnpackError> {
     let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-    nix::unistd::fchownat(
-        nix::fcntl::AT_FDCWD,
-        path,
-        Some(uid),
-        Some(gid),
-        nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
-    )
-    .step("set the owner of", path)?;
+    nix::unistd::fchownat(nix::fcntl::AT_FDCWD, path, Some(uid), Some(gid), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)
+        .step("set the owner of", path)?;
     if !matches!(entry.kind, Kind::Symlink(_)) {
         fs::set_permissions(path, fs::Permissions::from_mode(entry.mode)).step("set the mode of", path)?;
     }

@@ -102,7 +102,8 @@ fn steps(
 
 /// As docker does, a working folder that is missing is made.
 fn enter_workdir(path: &Path) -> Result<(), InitError> {
-    let failed = |error: io::Error| workload(126, format!("cannot enter the working folder {}: {error}", path.display()));
+    let failed =
+        |error: io::Error| workload(126, format!("cannot enter the working folder {}: {error}", path.display()));
     if !path.is_dir() {
         fs::create_dir_all(path).map_err(failed)?;
     }

@@ -147,7 +147,8 @@ fn mount_inside(entry: &Mount, root: &OwnedFd, bundle: &Path) -> Result<(), Root
         let source = bundle.join(entry.source().as_deref().unwrap_or(Path::new("")));
         let is_file = fs::metadata(&source).step("look at", &source)?.is_file();
         let target = make_inside(root, path, is_file)?;
-        return mount(Some(&source), &by_fd(&target), NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE).step("bind", path);
+        return mount(Some(&source), &by_fd(&target), NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
+            .step("bind", path);
     }
     let target = make_inside(root, path, false)?;
     let data = (!data.is_empty()).then_some(data.as_str());
@@ -212,7 +213,8 @@ fn mount_cgroups(root: &OwnedFd) -> Result<(), RootfsError> {
         let path = top.join(controller);
         let inside = make_inside(root, &path, false)?;
         // Not every host has every controller on v1, nor each by itself; what is missing is not shown.
-        let _unseen = mount(Some("cgroup"), &by_fd(&inside), Some("cgroup"), flags | MsFlags::MS_RDONLY, Some(controller));
+        let _unseen =
+            mount(Some("cgroup"), &by_fd(&inside), Some("cgroup"), flags | MsFlags::MS_RDONLY, Some(controller));
     }
     let again = open_inside(root, top).step("open", top)?;
     let remount = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;

@@ -66,13 +66,15 @@ fn start() -> Result<Container, Failure> {
     let read = |name: &str| fs::read(name).map_err(|error| failure(format!("cannot read {name}: {error}")));
     let malformed = |name: &str, error: serde_json::Error| failure(format!("{name} is malformed: {error}"));
     let spec: Spec = serde_json::from_slice(&read("config.json")?).map_err(|error| malformed("config.json", error))?;
-    let launch: Launch = serde_json::from_slice(&read("launch.json")?).map_err(|error| malformed("launch.json", error))?;
+    let launch: Launch =
+        serde_json::from_slice(&read("launch.json")?).map_err(|error| malformed("launch.json", error))?;
     let filter = init::parse_filter(&read("seccomp.bpf")?);
     let group = Group::create(&launch.cgroup, &launch.limits).map_err(|error| failure(error.to_string()))?;
     let started = start_in(&spec, &launch, &group, &filter);
     match started {
         Ok((pid, pidfd, stdout, stderr)) => {
-            let listener = UnixListener::bind("shim.sock").map_err(|error| failure(format!("cannot listen on shim.sock: {error}")))?;
+            let listener = UnixListener::bind("shim.sock")
+                .map_err(|error| failure(format!("cannot listen on shim.sock: {error}")))?;
             Ok(Container { group, pid, pidfd, stdout: Some(stdout), stderr: Some(stderr), listener })
         }
         Err(error) => {
@@ -88,9 +90,13 @@ fn start_in(
     group: &Group,
     filter: &[crate::seccomp::Instruction],
 ) -> Result<(i32, OwnedFd, File, File), Failure> {
-    nix::sched::unshare(CloneFlags::CLONE_NEWNS).map_err(|error| failure(format!("cannot make a mount namespace: {error}")))?;
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS)
+        .map_err(|error| failure(format!("cannot make a mount namespace: {error}")))?;
     rootfs::mount_overlay(launch).map_err(|error| failure(error.to_string()))?;
-    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| failure(format!("cannot make a pipe: {error}")));
+    let pipe = || {
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+            .map_err(|error| failure(format!("cannot make a pipe: {error}")))
+    };
     let (stdout, stdout_inside) = pipe()?;
     let (stderr, stderr_inside) = pipe()?;
     let (errors, errors_inside) = pipe()?;
@@ -146,7 +152,11 @@ impl Container {
                 PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
             ];
             let open: Vec<usize> = (0..2).filter(|at| output[*at].is_some()).collect();
-            fds.extend(open.iter().filter_map(|at| output[*at].as_ref()).map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN)));
+            fds.extend(
+                open.iter()
+                    .filter_map(|at| output[*at].as_ref())
+                    .map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN)),
+            );
             fds.extend(clients.iter().map(|client| PollFd::new(client.as_fd(), PollFlags::POLLIN)));
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
@@ -162,13 +172,13 @@ impl Container {
             let mut asked = ready[2 + open.len()..].iter();
             let pidfd = self.pidfd.as_raw_fd();
             clients.retain_mut(|client| !asked.next().is_some_and(|ready| *ready) || obey(client, pidfd));
-            if ready[1] && clients.len() < MAX_CLIENTS {
-                if let Ok((client, _)) = self.listener.accept()
-                    && tell(&client, &running)
-                    && client.set_nonblocking(true).is_ok()
-                {
-                    clients.push(client);
-                }
+            if ready[1]
+                && clients.len() < MAX_CLIENTS
+                && let Ok((client, _)) = self.listener.accept()
+                && tell(&client, &running)
+                && client.set_nonblocking(true).is_ok()
+            {
+                clients.push(client);
             }
             ended = ready[0];
         }
@@ -177,7 +187,8 @@ impl Container {
 
     /// Copies what is there; an end of file closes.
     fn copy_output(&mut self, at: usize, buffer: &mut [u8], log: &mut LogWriter) -> bool {
-        let (slot, stream) = if at == 0 { (&mut self.stdout, Stream::Stdout) } else { (&mut self.stderr, Stream::Stderr) };
+        let (slot, stream) =
+            if at == 0 { (&mut self.stdout, Stream::Stdout) } else { (&mut self.stderr, Stream::Stderr) };
         let Some(file) = slot else { return false };
         match file.read(buffer) {
             Ok(0) => *slot = None,

@@ -99,7 +99,9 @@ pub(super) fn signal_pidfd(pidfd: RawFd, signal: i32) -> io::Result<()> {
 /// A session keyring of its own, so that the host's is not inherited. Hosts without keyrings have none to hide.
 pub(super) fn own_keyring() {
     // SAFETY: a null name asks for an anonymous keyring.
-    unsafe { libc::syscall(libc::SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, std::ptr::null::<u8>()) };
+    unsafe {
+        libc::syscall(libc::SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, std::ptr::null::<u8>())
+    };
 }
 
 /// Brings `lo` up in this network namespace.
@@ -171,14 +173,16 @@ pub(super) fn install_filter(program: &[Instruction]) -> io::Result<()> {
     }
     let program = Program { len: program.len() as libc::c_ushort, filter: program.as_ptr() };
     // SAFETY: `filter` points to `len` instructions laid out as sock_filter; the kernel copies them.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, &program) }).map(drop)
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, 0, &program)
+    })
+    .map(drop)
 }
 
 /// Becomes another program; returns only why it could not.
 pub(super) fn exec(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
-    let pointers = |list: &[CString]| {
-        list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
-    };
+    let pointers =
+        |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>();
     let (args, env) = (pointers(args), pointers(env));
     // SAFETY: both arrays end with null and point to strings that live until exec has copied them.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };

@@ -72,7 +72,6 @@ pub const CONDITIONAL: &[(c_long, &[Condition])] = &[
 /// The newest call that this list has judged (mseal); what is above gets ENOSYS.
 pub const NEWEST: c_long = 462;
 
-
 /// Calls that every architecture has.
 pub const ALLOWED: &[c_long] = &calls![
     SYS_accept SYS_accept4 SYS_adjtimex SYS_bind SYS_brk SYS_capget SYS_capset SYS_chdir SYS_chroot

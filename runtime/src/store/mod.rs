@@ -138,7 +138,8 @@ impl Store {
         }
         let tmp = dir.join("tmp");
         for left in fs::read_dir(&tmp).map_err(|error| StoreError::io("read", &tmp, error))?.flatten() {
-            let gone = if left.path().is_dir() { fs::remove_dir_all(left.path()) } else { fs::remove_file(left.path()) };
+            let gone =
+                if left.path().is_dir() { fs::remove_dir_all(left.path()) } else { fs::remove_file(left.path()) };
             gone.map_err(|error| StoreError::io("remove", &left.path(), error))?;
         }
         Ok(Store {
@@ -185,7 +186,8 @@ impl Store {
     }
 
     fn root(&self, root: &Chunk) -> Result<Root, StoreError> {
-        let bytes = self.chunk(root)?.ok_or_else(|| StoreError::Damaged(format!("image root {} is gone", hex(root))))?;
+        let bytes =
+            self.chunk(root)?.ok_or_else(|| StoreError::Damaged(format!("image root {} is gone", hex(root))))?;
         if bytes.len() > MAX_ROOT {
             return Err(StoreError::Damaged(format!("an image root of {} bytes", bytes.len())));
         }

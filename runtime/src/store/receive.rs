@@ -39,7 +39,8 @@ impl Store {
             return Ok(stage);
         }
         let parsed = self.root(root)?;
-        let lists: Vec<&Content> = [&parsed.config].into_iter().chain(parsed.layers.iter().map(|layer| &layer.tree)).collect();
+        let lists: Vec<&Content> =
+            [&parsed.config].into_iter().chain(parsed.layers.iter().map(|layer| &layer.tree)).collect();
         let stage = self.contents_stage(false, &lists)?;
         if stage.present.iter().any(|here| !here) {
             return Ok(stage);

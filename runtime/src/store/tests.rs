@@ -45,8 +45,13 @@ fn transfer(from: &Arc<Store>, to: &Arc<Store>, root: &Chunk) -> usize {
         if missing.complete {
             return moved;
         }
-        let wanted: Vec<Chunk> =
-            missing.pieces.iter().zip(&missing.present).filter(|(_, here)| !**here).map(|((chunk, _), _)| *chunk).collect();
+        let wanted: Vec<Chunk> = missing
+            .pieces
+            .iter()
+            .zip(&missing.present)
+            .filter(|(_, here)| !**here)
+            .map(|((chunk, _), _)| *chunk)
+            .collect();
         moved += wanted.len();
         std::thread::scope(|scope| {
             for part in wanted.chunks(wanted.len().div_ceil(8).max(1)) {
@@ -73,7 +78,12 @@ fn an_image_travels_chunk_by_chunk_and_arrives_whole() {
     // Many rounds: batches that arrive side by side once cut one another's file short.
     for round in 0..5 {
         let (_dir, one, two) = two_stores();
-        let files = [("big", noise(round, 9 << 20)), ("twice", noise(round, 3 << 20)), ("small", noise(99, 100)), ("none", Vec::new())];
+        let files = [
+            ("big", noise(round, 9 << 20)),
+            ("twice", noise(round, 3 << 20)),
+            ("small", noise(99, 100)),
+            ("none", Vec::new()),
+        ];
         let image = import(&archive(&files)[..], &one, Limits::default(), &Progress::default()).unwrap().remove(0);
         transfer(&one, &two, &image.root);
         let runnable = two.runnable(&image.root).unwrap().unwrap();
@@ -90,7 +100,8 @@ fn what_two_images_share_is_stored_and_sent_once() {
     let shared = noise(1, 2 << 20);
     let first = archive(&[("a", shared.clone()), ("b", noise(2, 1 << 20))]);
     let second = archive(&[("c", shared), ("d", noise(3, 1 << 20))]);
-    let load = |store: &Store, bytes: &[u8]| import(bytes, store, Limits::default(), &Progress::default()).unwrap().remove(0);
+    let load =
+        |store: &Store, bytes: &[u8]| import(bytes, store, Limits::default(), &Progress::default()).unwrap().remove(0);
     let (first, again, second) = (load(&one, &first), load(&one, &first), load(&one, &second));
     assert_eq!(again.root, first.root);
     assert_eq!(again.chunks.1, 0, "nothing of it was new");
@@ -103,7 +114,9 @@ fn what_two_images_share_is_stored_and_sent_once() {
 #[test]
 fn wrong_bytes_are_refused_and_lost_bytes_are_fetched_again() {
     let (dir, one, two) = two_stores();
-    let image = import(&archive(&[("a", noise(5, 1 << 20))])[..], &one, Limits::default(), &Progress::default()).unwrap().remove(0);
+    let image = import(&archive(&[("a", noise(5, 1 << 20))])[..], &one, Limits::default(), &Progress::default())
+        .unwrap()
+        .remove(0);
     assert!(matches!(two.put_chunks(vec![(image.root, b"not it".to_vec())]), Err(StoreError::WrongChunk(_))));
     assert_eq!(two.chunk(&image.root).unwrap(), None);
     // All chunks arrive, and then the disk loses some before the image is put together.
@@ -162,7 +175,9 @@ fn a_store_that_is_opened_again_knows_what_it_had() {
     let dir = tempfile::tempdir().unwrap();
     let image = {
         let store = Store::open(dir.path()).unwrap();
-        import(&archive(&[("a", noise(9, 100_000))])[..], &store, Limits::default(), &Progress::default()).unwrap().remove(0)
+        import(&archive(&[("a", noise(9, 100_000))])[..], &store, Limits::default(), &Progress::default())
+            .unwrap()
+            .remove(0)
     };
     fs::write(dir.path().join("tmp/left"), b"x").unwrap();
     let store = Store::open(dir.path()).unwrap();

@@ -87,9 +87,8 @@ impl Writer<'_> {
         let mut out = File::create(&temporary).map_err(|error| StoreError::io("make", &temporary, error))?;
         self.written.push((temporary.clone(), None));
         let mut chunker = Chunker::default();
-        let mut emit = |_: &Chunk, bytes: &[u8]| {
-            out.write_all(bytes).map_err(|error| StoreError::io("write", &temporary, error))
-        };
+        let mut emit =
+            |_: &Chunk, bytes: &[u8]| out.write_all(bytes).map_err(|error| StoreError::io("write", &temporary, error));
         let mut buffer = vec![0; BUFFER];
         let mut left = size;
         while left > 0 {
@@ -134,10 +133,11 @@ impl Writer<'_> {
         let mut distinct: BTreeSet<(Chunk, u32)> = content.chunks.into_iter().collect();
         distinct.extend(root.config.chunks.iter().copied());
         distinct.extend(root.layers.iter().flat_map(|layer| layer.tree.chunks.iter().copied()));
-        distinct.extend(trees.iter().flat_map(|tree| tree.contents()).flat_map(|content| content.chunks.iter().copied()));
+        distinct
+            .extend(trees.iter().flat_map(|tree| tree.contents()).flat_map(|content| content.chunks.iter().copied()));
         let size = distinct.iter().map(|(_, len)| u64::from(*len)).sum();
         self.changes.images.push(Held { id, root: chunk, size });
-        self.trees.push((root.clone(), trees.iter().map(|tree| Tree::clone(tree)).collect()));
+        self.trees.push((root.clone(), trees.iter().map(|tree| (*tree).clone()).collect()));
         Ok((chunk, size, (distinct.len() as u64, self.new_chunks)))
     }
 

@@ -1,0 +1,25 @@
+//! No node over its capacity: what runs on a machine never asks for more than it has. The containers counted are those
+//! of the modelled machine, not what the node believes.
+
+use moyai_protocol::workload::Resources;
+
+use super::Checker;
+use crate::Simulator;
+use crate::host::CAPACITY;
+
+/// See above.
+pub(super) struct NeverExceeded;
+
+impl Checker for NeverExceeded {
+    fn name(&self) -> &'static str {
+        "no node over its capacity"
+    }
+
+    fn step(&mut self, mesh: &Simulator) -> Option<String> {
+        let (at, host) = mesh.last_touched()?;
+        let asked = host.running.keys().filter_map(|placement| mesh.asked(&placement.workload));
+        let sum = asked.fold(Resources::default(), |sum, asked| sum.plus(&asked));
+        let over = sum.cpu_milli > CAPACITY.cpu_milli || sum.memory > CAPACITY.memory;
+        over.then(|| format!("node {at} runs what asks for {sum:?}, and has {CAPACITY:?}"))
+    }
+}
