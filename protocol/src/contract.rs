@@ -238,6 +238,11 @@ pub enum Command {
     },
     /// An image was loaded here.
     ImageAdded(ImageHeld),
+    /// Fetch an image from whoever has it.
+    FetchImage {
+        /// Its root chunk.
+        root: ChunkId,
+    },
     /// Run this. Answered when it is written down here.
     Submit(Box<Spec>),
     /// Change how many replicas are wanted; zero stops it and keeps its name.

@@ -81,6 +81,12 @@ impl Client {
         into_stream(response).await
     }
 
+    /// POST without a body, answered by many lines.
+    pub async fn post_stream(&self, path: &str) -> anyhow::Result<Stream> {
+        let response = self.send(Method::POST, path, empty()).await?;
+        into_stream(response).await
+    }
+
     /// POST of a file, answered by many lines. `read` is told how many bytes have been sent.
     pub async fn upload(
         &self,

@@ -28,7 +28,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::types::{Failure, Invitation, InviteRequest, LoadStep, LogRow, RunRequest, Submitted};
+use super::types::{Failure, Invitation, InviteRequest, LoadStep, LogRow, PullStep, RunRequest, Submitted};
 use super::view::{self, Found};
 use crate::daemon::driver::{Handle, Stopping};
 use crate::daemon::home::random;
@@ -90,6 +90,7 @@ pub fn start(socket: &Path, state: State) -> anyhow::Result<()> {
         .route("/v1/nodes", get(nodes))
         .route("/v1/images", get(images))
         .route("/v1/images/load", post(load))
+        .route("/v1/images/pull", post(pull))
         .route("/v1/workloads", get(workloads).post(run))
         .route("/v1/workloads/{name}", get(workload).delete(remove))
         .route("/v1/workloads/{name}/scale", post(scale))
@@ -474,6 +475,53 @@ async fn load(
         };
         for step in end {
             let _gone = steps.send(Ok(line(&step))).await;
+        }
+    });
+    Ok(Body::from_stream(ReceiverStream::new(receiver)).into_response())
+}
+
+#[derive(Deserialize)]
+struct PullQuery {
+    name: String,
+}
+
+async fn pull(AxumState(state): AxumState<State>, Query(query): Query<PullQuery>) -> Result<Response, Failed> {
+    let name = query.name.clone();
+    let pin = state.handle.ask(move |node, _| view::find_image(node, &name)).await??;
+    let root = pin.root;
+    state.handle.command(Command::FetchImage { root }).await?.map_err(|refusal| refused(&refusal))?;
+    let (steps, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(16);
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            tick.tick().await;
+            let looked = state.handle.ask(move |node, _| {
+                if node.images().iter().any(|image| image.root == root) {
+                    return None;
+                }
+                let download = node.exchange().downloads().find(|(other, _)| **other == root);
+                Some(match download {
+                    Some((_, download)) => Ok(download.progress()),
+                    None if node.exchange().is_waiting(&root) => Ok((0, 0)),
+                    None => Err(node.exchange().failure(&root).unwrap_or("it was given up").to_owned()),
+                })
+            });
+            let step = match looked.await {
+                Ok(None) => {
+                    let (reference, id) = (pin.reference.familiar(), format!("sha256:{}", pin.id));
+                    PullStep::Done { reference, id, size: pin.size }
+                }
+                Ok(Some(Ok((here, all)))) => PullStep::Progress(here, all),
+                Ok(Some(Err(error))) => {
+                    let hint = "`moyai images` shows which nodes have it, `moyai nodes` which are alive".to_owned();
+                    PullStep::Failed(Failure { error, hint })
+                }
+                Err(_) => return,
+            };
+            let last = !matches!(step, PullStep::Progress(..));
+            if steps.send(Ok(line(&step))).await.is_err() || last {
+                return;
+            }
         }
     });
     Ok(Body::from_stream(ReceiverStream::new(receiver)).into_response())

@@ -191,6 +191,25 @@ pub enum LoadStep {
     Failed(Failure),
 }
 
+/// How far a pull is, and its end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PullStep {
+    /// Bytes of this stage that are here, and all of them.
+    Progress(u64, u64),
+    /// All of it is here.
+    Done {
+        /// As people write it.
+        reference: String,
+        /// `sha256:…` of its config.
+        id: String,
+        /// Bytes.
+        size: u64,
+    },
+    /// It cannot be had.
+    Failed(Failure),
+}
+
 /// What `invite` asks for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InviteRequest {

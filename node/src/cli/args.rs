@@ -54,6 +54,8 @@ pub enum Verb {
     Events(EventsWish),
     /// Load an image from an archive (docker save, OCI layout; .gz and .zst too)
     Load(LoadWish),
+    /// Fetch an image from the nodes that have it to this one
+    Pull(PullWish),
     /// List the images of the mesh
     Images,
     /// Run a container somewhere in the mesh
@@ -186,6 +188,15 @@ pub struct LoadWish {
     /// The most bytes its files may have, decompressed
     #[arg(long, default_value = "32g", value_name = "SIZE")]
     pub limit: String,
+}
+
+/// `pull`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:
+  moyai pull alpine            # so that a later run here starts at once")]
+pub struct PullWish {
+    /// A name, or the beginning of an id
+    pub image: String,
 }
 
 /// `run`.

@@ -1,4 +1,4 @@
-//! load, images.
+//! load, pull, images.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::fs::File;
 
 use super::Context;
-use super::args::LoadWish;
+use super::args::{LoadWish, PullWish};
 use super::output::{json_lines, parse_size, size, table};
 use crate::api::client::Stream;
-use crate::api::types::{ImageRow, LoadStep};
+use crate::api::types::{ImageRow, LoadStep, PullStep};
 use crate::daemon::problem;
 
 /// Loads an image archive.
@@ -153,6 +153,34 @@ pub(super) fn encode(text: &str) -> String {
             byte => format!("%{byte:02X}"),
         })
         .collect()
+}
+
+/// Fetches an image to this node.
+pub async fn pull(context: &Context, wish: &PullWish) -> anyhow::Result<u8> {
+    let bar = bar(0, &wish.image);
+    let mut stream = context.client().post_stream(&format!("/v1/images/pull?name={}", encode(&wish.image))).await?;
+    while let Some(step) = stream.next::<PullStep>().await? {
+        match step {
+            PullStep::Progress(here, all) => {
+                bar.set_length(all);
+                bar.set_position(here);
+            }
+            PullStep::Done { reference, id, size: bytes } => {
+                bar.finish_and_clear();
+                if context.json {
+                    println!("{}", serde_json::json!({"reference": reference, "id": id, "size": bytes}));
+                } else {
+                    println!("{reference}  {}…  {}  is here", id.get(..19).unwrap_or(&id), size(bytes));
+                }
+                return Ok(0);
+            }
+            PullStep::Failed(failure) => {
+                bar.finish_and_clear();
+                return Err(problem(format!("{}: {}", wish.image, failure.error), failure.hint));
+            }
+        }
+    }
+    Err(problem("the daemon broke off", "its log is daemon.log in its data folder"))
 }
 
 /// Lists the images.

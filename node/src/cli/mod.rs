@@ -2,7 +2,7 @@
 //!
 //! - [`args`]: what can be asked
 //! - [`mesh`]: init, invite, join, up, down, leave, nodes
-//! - [`images`]: load, images
+//! - [`images`]: load, pull, images
 //! - [`workloads`]: run, ps, logs, why, stop, start, scale, rm, wait
 //! - [`output`]: sizes, times, tables, errors
 //!
@@ -88,6 +88,7 @@ async fn other(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Status => mesh::status(context).await,
         Verb::Events(wish) => mesh::events(context, &wish).await,
         Verb::Load(wish) => images::load(context, &wish).await,
+        Verb::Pull(wish) => images::pull(context, &wish).await,
         Verb::Images => images::list(context).await,
         Verb::Run(wish) => workloads::run(context, *wish).await,
         Verb::Ps(wish) => workloads::ps(context, &wish).await,

@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 use super::effects::Effects;
 use super::home::Home;
 use crate::net::admission::Gate;
-use crate::net::control::{Incoming, Outgoing};
+use crate::net::control::{AddressBook, Incoming, Outgoing};
 
 /// Requests waiting for the loop.
 const QUEUE: usize = 4096;
@@ -149,6 +149,7 @@ pub struct Driver {
     zero: TokioInstant,
     effects: Effects,
     outgoing: mpsc::Sender<Outgoing>,
+    addresses: AddressBook,
     gate: Arc<Gate>,
     home: Home,
     capacity: Command,
@@ -167,6 +168,7 @@ impl Driver {
         seed: u64,
         effects: Effects,
         outgoing: mpsc::Sender<Outgoing>,
+        addresses: AddressBook,
         gate: Arc<Gate>,
         home: Home,
         capacity: Command,
@@ -179,6 +181,7 @@ impl Driver {
             zero,
             effects,
             outgoing,
+            addresses,
             gate,
             home,
             capacity,
@@ -198,7 +201,7 @@ impl Driver {
     pub async fn run(mut self, mut requests: Requests, mut incoming: mpsc::Receiver<Incoming>) {
         let capacity = self.capacity.clone();
         self.command(capacity, None);
-        self.drain(&requests).await;
+        self.drain(&requests);
         let mut look = tokio::time::interval(LOOK);
         loop {
             let timeout = self.node.poll_timeout().map(|at| self.zero + Duration::from_nanos(at.as_nanos()));
@@ -230,7 +233,7 @@ impl Driver {
                 }
                 _ = look.tick() => self.look(),
             }
-            self.drain(&requests).await;
+            self.drain(&requests);
         }
     }
 
@@ -273,19 +276,19 @@ impl Driver {
         self.gate.set_members(reachable.map(|(node, member)| (*node, member.addresses.clone())).collect());
     }
 
-    async fn drain(&mut self, requests: &Requests) {
+    fn drain(&mut self, requests: &Requests) {
         let mut changed = false;
         while let Some(output) = self.node.poll_output() {
             match output {
                 Output::Transmit { to, bytes } => {
-                    if self.outgoing.try_send(Outgoing::Message { to, bytes }).is_err() {
+                    if self.outgoing.try_send(Outgoing { to, bytes }).is_err() {
                         debug!(to = %to.short(), "dropped a message: the network is behind");
                     }
                 }
                 Output::Effect { id, effect } => self.effects.carry_out(&self.node, id, effect),
                 Output::Event(event) => {
                     changed = true;
-                    self.event(event, requests).await;
+                    self.event(event, requests);
                 }
             }
         }
@@ -295,7 +298,7 @@ impl Driver {
         }
     }
 
-    async fn event(&mut self, event: Event, requests: &Requests) {
+    fn event(&mut self, event: Event, requests: &Requests) {
         let told = match event {
             Event::Reply { id, result } => {
                 if let Some(answer) = self.waiting.remove(&id) {
@@ -304,11 +307,7 @@ impl Driver {
                 }
                 return;
             }
-            Event::Addresses { node, addresses } => {
-                // The swarm's queue is bounded; addresses are too important to lose.
-                let _ended = self.outgoing.send(Outgoing::Addresses { node, addresses }).await;
-                return;
-            }
+            Event::Addresses { node, addresses } => return self.addresses.insert(&node, &addresses),
             Event::Changed(_) => return,
             Event::Dropped { from, reason } => {
                 warn!(from = %from.short(), reason, "dropped what it sent");

@@ -184,7 +184,16 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let listen: SocketAddr = settings.listen.parse().map_err(|_| listen_problem(&settings.listen))?;
     let (incoming_sender, incoming) = mpsc::channel(1024);
     let addresses = multiaddrs(&listen);
-    let control = control::start(&key, Arc::clone(&gate), membership.role, &addresses, settings.mdns, incoming_sender);
+    let book = control::AddressBook::default();
+    let control = control::start(
+        &key,
+        Arc::clone(&gate),
+        membership.role,
+        &addresses,
+        settings.mdns,
+        book.clone(),
+        incoming_sender,
+    );
     let outgoing = control.await.map_err(|error| {
         let hint = "`moyai up --listen ADDR:PORT` chooses another; port 0 takes any";
         problem(error.to_string(), hint)
@@ -234,7 +243,8 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     };
     let capacity = capacity(&settings);
     let (stop_sender, stop) = watch::channel(false);
-    let driver = Driver::new(config, seed, effects, outgoing, Arc::clone(&gate), home.clone(), capacity, plane.port());
+    let driver =
+        Driver::new(config, seed, effects, outgoing, book, Arc::clone(&gate), home.clone(), capacity, plane.port());
     let driver = tokio::spawn(driver.run(requests, incoming));
 
     let state = server::State {

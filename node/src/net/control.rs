@@ -10,7 +10,7 @@
 //! **Strangers.** Before they have shown a good certificate they are libp2p "pending" connections, at most
 //! [`MAX_PENDING`]. A peer found by mDNS that turned out to be of another mesh is left alone for [`STRANGER_REST`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -63,23 +63,32 @@ pub enum Incoming {
     Listening(Vec<String>),
 }
 
-/// What the driver asks of the swarm.
+/// A message that the driver wants sent.
 #[derive(Debug)]
-pub enum Outgoing {
-    /// Send this.
-    Message {
-        /// To whom.
-        to: NodeId,
-        /// What.
-        bytes: Vec<u8>,
-    },
-    /// A member is to be found there.
-    Addresses {
-        /// Who.
-        node: NodeId,
-        /// As multiaddresses.
-        addresses: Vec<String>,
-    },
+pub struct Outgoing {
+    /// To whom.
+    pub to: NodeId,
+    /// What.
+    pub bytes: Vec<u8>,
+}
+
+/// Where members are to be found. The driver writes it and the swarm reads it; not a channel, because each of the two
+/// waits for the other's queue at times.
+#[derive(Clone, Default)]
+pub struct AddressBook(Arc<Mutex<HashMap<PeerId, Vec<Multiaddr>>>>);
+
+impl AddressBook {
+    /// A member is to be found there. Members are bounded by the membership, addresses by each of them.
+    pub fn insert(&self, node: &NodeId, addresses: &[String]) {
+        let parsed: Vec<Multiaddr> = addresses.iter().filter_map(|text| text.parse().ok()).collect();
+        if let Some(peer) = peer_id(node).filter(|_| !parsed.is_empty()) {
+            self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(peer, parsed);
+        }
+    }
+
+    fn get(&self, peer: &PeerId) -> Vec<Multiaddr> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(peer).cloned().unwrap_or_default()
+    }
 }
 
 /// One protocol message and nothing.
@@ -158,6 +167,7 @@ pub async fn start(
     role: Role,
     listen: &[Multiaddr],
     use_mdns: bool,
+    addresses: AddressBook,
     incoming: mpsc::Sender<Incoming>,
 ) -> Result<mpsc::Sender<Outgoing>, ListenError> {
     let other = |address: &str, error: &dyn std::fmt::Display| ListenError::Other {
@@ -210,7 +220,7 @@ pub async fn start(
         swarm,
         incoming,
         admitted,
-        addresses: BTreeMap::new(),
+        addresses,
         listening: Vec::new(),
         dials: HashMap::new(),
         strangers: HashMap::new(),
@@ -244,7 +254,7 @@ struct Control {
     swarm: Swarm<Behaviour>,
     incoming: mpsc::Sender<Incoming>,
     admitted: Arc<Mutex<HashMap<PeerId, Membership>>>,
-    addresses: BTreeMap<PeerId, Vec<Multiaddr>>,
+    addresses: AddressBook,
     listening: Vec<Multiaddr>,
     dials: HashMap<PeerId, Dial>,
     strangers: HashMap<PeerId, Instant>,
@@ -281,9 +291,8 @@ impl Control {
         loop {
             tokio::select! {
                 event = self.swarm.select_next_some() => self.event(event).await,
-                wish = outgoing.recv() => match wish {
-                    Some(Outgoing::Message { to, bytes }) => self.send(&to, bytes),
-                    Some(Outgoing::Addresses { node, addresses }) => self.learn(&node, &addresses),
+                message = outgoing.recv() => match message {
+                    Some(Outgoing { to, bytes }) => self.send(&to, bytes),
                     // The driver is gone, and with it the daemon.
                     None => return,
                 },
@@ -303,7 +312,7 @@ impl Control {
             dial.waiting += 1;
             if !dial.under_way {
                 dial.under_way = true;
-                let known = self.addresses.get(&peer).cloned().unwrap_or_default();
+                let known = self.addresses.get(&peer);
                 let options =
                     DialOpts::peer_id(peer).addresses(known).condition(PeerCondition::DisconnectedAndNotDialing);
                 if let Err(error) = self.swarm.dial(options.build()) {
@@ -312,17 +321,6 @@ impl Control {
             }
         }
         self.swarm.behaviour_mut().messages.send_request(&peer, bytes);
-    }
-
-    fn learn(&mut self, node: &NodeId, addresses: &[String]) {
-        let Some(peer) = peer_id(node) else { return };
-        let parsed: Vec<Multiaddr> = addresses.iter().filter_map(|text| text.parse().ok()).collect();
-        for address in &parsed {
-            self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
-        }
-        if !parsed.is_empty() {
-            self.addresses.insert(peer, parsed);
-        }
     }
 
     async fn event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -397,7 +395,8 @@ impl Control {
 
     fn dial_failed(&mut self, peer: PeerId, reason: &str) {
         debug!(%peer, reason, "cannot reach");
-        if self.addresses.contains_key(&peer) {
+        let known = self.addresses.get(&peer);
+        if !known.is_empty() {
             self.dials.insert(peer, Dial { failed: Some(Instant::now()), ..Dial::default() });
             // A member that has moved: somebody may know where to.
             self.swarm.behaviour_mut().kad.get_closest_peers(peer);

@@ -168,6 +168,10 @@ impl DataPlane {
         let started = Instant::now();
         let mut fetched = Fetched { got: Vec::new(), bytes: 0, elapsed: Duration::ZERO, fault: None };
         if let Err(fault) = self.fetch_into(provider, addresses, &pieces, &mut fetched).await {
+            if matches!(fault, FetchFault::Unreachable(_)) {
+                // The connection may be to an earlier life of that node, and would stall until it times out.
+                self.forget(&provider).await;
+            }
             fetched.fault = Some(fault);
         }
         fetched.elapsed = started.elapsed();

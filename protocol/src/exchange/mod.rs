@@ -36,6 +36,8 @@ use crate::time::Instant;
 
 /// Images received at one time; more wait until one is complete.
 pub const MAX_DOWNLOADS: usize = 16;
+/// Failures that are remembered for whoever asks.
+const MAX_FAILURES: usize = 64;
 /// Batches in flight for one image.
 pub const MAX_BATCHES: usize = 8;
 /// Of those, with one provider: while one is written the next is on its way.
@@ -120,6 +122,8 @@ pub struct Download {
 pub struct Exchange {
     downloads: BTreeMap<ChunkId, Download>,
     waiting: Vec<ChunkId>,
+    /// Why downloads failed, until they are wanted again; the latest [`MAX_FAILURES`].
+    failures: BTreeMap<ChunkId, String>,
     next_batch: u64,
     actions: Vec<Action>,
 }
@@ -134,6 +138,7 @@ impl Exchange {
             self.waiting.push(root);
             return;
         }
+        self.failures.remove(&root);
         self.downloads.insert(root, Download::new(now));
         self.actions.push(Action::Survey(root));
     }
@@ -141,6 +146,16 @@ impl Exchange {
     /// Images on their way, with what is known of their pieces.
     pub fn downloads(&self) -> impl Iterator<Item = (&ChunkId, &Download)> {
         self.downloads.iter()
+    }
+
+    /// Why an image could not be had, when it was wanted last.
+    pub fn failure(&self, root: &ChunkId) -> Option<&str> {
+        self.failures.get(root).map(String::as_str)
+    }
+
+    /// Whether an image waits until others are complete.
+    pub fn is_waiting(&self, root: &ChunkId) -> bool {
+        self.waiting.contains(root)
     }
 
     /// Who may have an image: all of it, or some.
@@ -325,6 +340,10 @@ impl Exchange {
 
     fn fail(&mut self, root: ChunkId, reason: String, now: Instant) {
         self.finish(root, now);
+        if self.failures.len() >= MAX_FAILURES {
+            self.failures.pop_first();
+        }
+        self.failures.insert(root, reason.clone());
         self.actions.push(Action::Failed(root, reason));
     }
 

@@ -206,7 +206,7 @@ impl Node {
         self.images.iter().any(|image| image.root == *root)
     }
 
-    /// An image is here, under this name; the name leaves what had it before.
+    /// An image is here, under this name. Of two images with one name, the one named last is meant.
     pub(super) fn image_here(&mut self, image: ImageHeld, now: Instant) {
         let root = image.root;
         let known = |other: &ImageHeld| other.reference == image.reference && other.root == image.root;

@@ -438,6 +438,13 @@ impl Node {
                 self.image_here(image, now);
                 Ok(Reply::Done)
             }
+            Command::FetchImage { root } => {
+                if !self.has_image(&root) {
+                    self.exchange.want(root, now);
+                    self.publish_node(now);
+                }
+                Ok(Reply::Done)
+            }
             Command::Submit(spec) => self.submit(*spec, now),
             Command::Scale { workload, replicas } => self.scale(workload, replicas, now),
             Command::Remove { workload } => self.remove(workload, now),
