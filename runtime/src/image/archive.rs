@@ -280,7 +280,8 @@ impl Members {
         Ok(manifests
             .into_iter()
             .map(|manifest| Described {
-                names: manifest.repo_tags.unwrap_or_default(),
+                // A name without a tag is a name; in an OCI layout it is a tag.
+                names: manifest.repo_tags.unwrap_or_default().into_iter().map(with_tag).collect(),
                 config: manifest.config,
                 layers: manifest.layers,
             })
@@ -367,6 +368,10 @@ impl Members {
     }
 }
 
+fn with_tag(name: String) -> String {
+    if name.rsplit('/').next().is_some_and(|last| last.contains(':')) { name } else { format!("{name}:latest") }
+}
+
 /// Checks a descriptor's digest and says where a layout keeps it.
 fn blob_name(descriptor: &Descriptor) -> Result<String, ImportError> {
     match parse_digest(&descriptor.digest) {
@@ -451,8 +456,10 @@ fn read_layer(
             io::copy(&mut input, &mut io::sink()).map_err(|error| ImportError::damaged(name, &error))?;
             Ok(tree)
         });
+        // Uncompressed, the blob's digest and the layer's are one and the same.
+        let compressed = is_gzip(&head) || is_zstd(&head);
         let mut raw = Hashing { inner: io::Cursor::new(head).chain(entry), hash: Sha256::new(), read: 0 };
-        let hashed = pump(&mut raw, &sender).and_then(|diff_id| {
+        let hashed = pump(&mut raw, &sender, compressed).and_then(|diff_id| {
             // What follows the compressed stream belongs to the blob's digest too.
             io::copy(&mut raw, &mut io::sink())?;
             Ok(diff_id)
@@ -468,30 +475,24 @@ fn read_layer(
         if raw.read != size {
             return Err(ImportError::Damaged { name: name.to_owned(), reason: "it ends too early".to_owned() });
         }
-        Ok(Member::Layer { digest: raw.hash.finalize().into(), diff_id, tree })
+        let digest = raw.hash.finalize().into();
+        Ok(Member::Layer { digest, diff_id: diff_id.unwrap_or(digest), tree })
     })
 }
 
-/// Decompresses, hashes and hands over; returns the digest of what it handed over.
-fn pump(raw: &mut impl Read, sender: &SyncSender<io::Result<Vec<u8>>>) -> io::Result<[u8; 32]> {
+/// Decompresses and hands over; with `again` it also returns the digest of what it handed over.
+fn pump(raw: &mut impl Read, sender: &SyncSender<io::Result<Vec<u8>>>, again: bool) -> io::Result<Option<[u8; 32]>> {
     let mut plain = decompress(BufReader::with_capacity(BUFFER, raw)).map_err(io::Error::other)?;
-    let mut hash = Sha256::new();
+    let mut hash = again.then(Sha256::new);
     loop {
-        let mut piece = vec![0; BUFFER];
-        let mut filled = 0;
-        while filled < piece.len() {
-            match plain.read(&mut piece[filled..]) {
-                Ok(0) => break,
-                Ok(len) => filled += len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        let mut piece = Vec::with_capacity(BUFFER);
+        plain.by_ref().take(BUFFER as u64).read_to_end(&mut piece)?;
+        if piece.is_empty() {
+            return Ok(hash.map(|hash| hash.finalize().into()));
         }
-        if filled == 0 {
-            return Ok(hash.finalize().into());
+        if let Some(hash) = &mut hash {
+            hash.update(&piece);
         }
-        piece.truncate(filled);
-        hash.update(&piece);
         if sender.send(Ok(piece)).is_err() {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the parser has stopped"));
         }

@@ -51,9 +51,7 @@ impl Chunker {
         let mut start = 0;
         while buffer.len() - start > keep {
             let rest = &buffer[start..];
-            let cutter = fastcdc::v2020::FastCDC::new(rest, MIN, AVERAGE, MAX_CHUNK);
-            let (_, end) = cutter.cut(0, rest.len());
-            let len = if end == 0 { rest.len() } else { end };
+            let len = cut_point(rest);
             self.emit(&rest[..len], emit)?;
             start += len;
         }
@@ -69,12 +67,20 @@ impl Chunker {
     }
 }
 
-/// Cuts what is all in memory.
+/// Cuts what is all in memory, without a copy.
 pub(crate) fn content_of(bytes: &[u8]) -> Content {
-    let mut ignore = |_: &Chunk, _: &[u8]| Ok::<(), std::convert::Infallible>(());
-    let mut chunker = Chunker::default();
-    match chunker.push(bytes, &mut ignore).and_then(|()| chunker.finish(&mut ignore)) {
-        Ok(content) => content,
-        Err(never) => match never {},
+    let mut content = Content::default();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let len = if content.chunks.is_empty() && rest.len() <= WHOLE { rest.len() } else { cut_point(rest) };
+        content.chunks.push((*blake3::hash(&rest[..len]).as_bytes(), len as u32));
+        rest = &rest[len..];
     }
+    content
+}
+
+/// Where the first chunk of `bytes` ends.
+fn cut_point(bytes: &[u8]) -> usize {
+    let (_, end) = fastcdc::v2020::FastCDC::new(bytes, MIN, AVERAGE, MAX_CHUNK).cut(0, bytes.len());
+    if end == 0 { bytes.len() } else { end }
 }
