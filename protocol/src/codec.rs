@@ -46,10 +46,10 @@ pub enum DecodeError {
     },
 }
 
-/// The bytes of `value`.
+/// The bytes of `value`. What is longer than [`MESSAGE_LIMIT`] no peer decodes; writers bound what they collect.
 ///
 /// # Panics
-/// When `value` does not fit [`MESSAGE_LIMIT`], which every writer keeps by bounding what it collects.
+/// Never for the plain data this crate encodes: bincode fails only on types that serde cannot size.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     bincode::serde::encode_to_vec(value, CONFIG).expect("a bounded plain value always encodes")
 }

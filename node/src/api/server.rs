@@ -171,6 +171,17 @@ async fn find(state: &State, name: String) -> Result<Found, Failed> {
     Ok(state.handle.ask(move |node, _| view::find_workload(node, &name)).await??)
 }
 
+/// For what is done to all replicas of a workload or to none.
+async fn find_whole(state: &State, name: &str) -> Result<Found, Failed> {
+    let found = find(state, name.to_owned()).await?;
+    if found.replica.is_some() {
+        let whole = name.rsplit_once('.').map_or(name, |(whole, _)| whole);
+        let hint = format!("name all of it: {whole}; `moyai scale {whole} N` changes how many run");
+        return Err(failed(format!("{name} is one replica, and is not stopped or removed by itself"), hint));
+    }
+    Ok(found)
+}
+
 async fn rows_of(state: &State, workload: WorkloadId) -> Result<Vec<super::types::Row>, Failed> {
     let rows = state.handle.ask(move |node, _| {
         node.catalog().workload(&workload).map(|known| view::rows_of(node, &known)).unwrap_or_default()
@@ -267,7 +278,7 @@ async fn scale(
     UrlPath(name): UrlPath<String>,
     Query(query): Query<ScaleQuery>,
 ) -> Answer<Submitted> {
-    let found = find(&state, name.clone()).await?;
+    let found = find_whole(&state, &name).await?;
     let command = Command::Scale { workload: found.workload, replicas: query.replicas };
     match state.handle.command(command).await? {
         Ok(_) => Ok(Json(Submitted { id: found.workload.short(), name })),
@@ -276,7 +287,7 @@ async fn scale(
 }
 
 async fn remove(AxumState(state): AxumState<State>, UrlPath(name): UrlPath<String>) -> Answer<Submitted> {
-    let found = find(&state, name.clone()).await?;
+    let found = find_whole(&state, &name).await?;
     match state.handle.command(Command::Remove { workload: found.workload }).await? {
         Ok(_) => Ok(Json(Submitted { id: found.workload.short(), name })),
         Err(refusal) => Err(refused(&refusal)),
@@ -294,7 +305,12 @@ async fn decided(AxumState(state): AxumState<State>, UrlPath(name): UrlPath<Stri
 async fn ended(AxumState(state): AxumState<State>, UrlPath(name): UrlPath<String>) -> Answer<Vec<super::types::Row>> {
     let found = find(&state, name).await?;
     wait_until(&state, move |node| match node.catalog().workload(&found.workload) {
-        Some(known) => view::rows_of(node, &known).iter().all(|row| row.state == "exited"),
+        Some(known) => view::rows_of(node, &known).iter().all(|row| match row.state.as_str() {
+            "exited" => true,
+            // Nothing more will come of these once nobody wants them.
+            "failed" | "lost" | "pending" => row.wanted == 0,
+            _ => false,
+        }),
         None => true,
     })
     .await?;

@@ -220,7 +220,16 @@ pub(super) fn find_image(node: &Node, text: &str) -> Result<ImagePin, Failure> {
     let is_id = hex.len() >= 4 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     let reference = text.parse::<Reference>();
     if let Ok(reference) = &reference {
-        let named = held().filter(|image| image.reference == *reference).max_by_key(|image| (image.named, image.root));
+        // A worker may hold an image under a name, and may not decide what the name means.
+        let may_name = |fact: &moyai_protocol::catalog::NodeFact| {
+            fact.chain.as_ref().and_then(Chain::leaf).is_some_and(|leaf| leaf.role >= Role::Submitter)
+        };
+        let reports = node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id));
+        let named = reports
+            .flat_map(|(_, fact)| fact.images.iter().map(move |image| (may_name(fact), image)))
+            .filter(|(_, image)| image.reference == *reference)
+            .max_by_key(|(may_name, image)| (*may_name, image.named, image.root))
+            .map(|(_, image)| image);
         if let Some(image) = named {
             return Ok(pin(image));
         }

@@ -24,6 +24,12 @@ use crate::net::join;
 
 /// Moyai's own port: nothing else is registered there.
 const DEFAULT_LISTEN: &str = "0.0.0.0:4755";
+/// What makes a folder a member's.
+const MEMBERSHIP: [&str; 3] = ["mesh.json", "certificates", "peers.json"];
+/// And a founder's.
+const FOUNDING: [&str; 4] = ["mesh.json", "certificates", "peers.json", "root.key"];
+/// A log larger than this is put aside at the next start.
+const MAX_LOG: u64 = 16 << 20;
 /// How long a daemon may take to come up before the command line stops waiting.
 const START: Duration = Duration::from_secs(30);
 
@@ -48,6 +54,8 @@ pub fn init(context: &Context, wish: &InitWish) -> anyhow::Result<u8> {
     // Checked before anything is made.
     let draft = settings(moyai_protocol::id::MeshId([0; 32]))?;
     home.create()?;
+    // A root key that was put here beforehand is a mesh begun again, and never deleted.
+    let made: &[&str] = if home.path("root.key").exists() { &MEMBERSHIP } else { &FOUNDING };
     let root = home.new_root_key()?;
     let mesh = mesh_of(&node_of(&root));
     let key = home.key()?;
@@ -70,7 +78,7 @@ pub fn init(context: &Context, wish: &InitWish) -> anyhow::Result<u8> {
         println!("Next: run `moyai invite` here, and the line it prints on another machine.");
         anyhow::Ok(())
     };
-    begin(context, &home, wish.node.foreground, say)
+    begin(context, &home, wish.node.foreground, made, say)
 }
 
 /// Joins a mesh.
@@ -109,7 +117,7 @@ pub fn join(context: &Context, wish: &JoinWish) -> anyhow::Result<u8> {
         }
         anyhow::Ok(())
     };
-    begin(context, &home, wish.node.foreground, say)
+    begin(context, &home, wish.node.foreground, &MEMBERSHIP, say)
 }
 
 /// Waits a little until the new node has met another.
@@ -209,14 +217,15 @@ fn begin(
     context: &Context,
     home: &Home,
     foreground: bool,
+    made: &[&str],
     say: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<u8> {
     if foreground {
         say_in_front(context, home)?;
-        return daemon(context, false).inspect_err(|_| undo(home));
+        return daemon(context, false).inspect_err(|_| undo(home, made));
     }
     if let Err(error) = start_daemon(context) {
-        undo(home);
+        undo(home, made);
         return Err(error);
     }
     say()?;
@@ -232,9 +241,12 @@ fn say_in_front(context: &Context, home: &Home) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn undo(home: &Home) {
-    // A daemon that had come up has a socket and a store; one that never did has left only these.
-    for name in ["mesh.json", "certificates", "root.key", "peers.json"] {
+fn undo(home: &Home, made: &[&str]) {
+    // One that is late, and not failed, still holds its folder.
+    if home.lock().is_err() {
+        return;
+    }
+    for name in made {
         let _absent = std::fs::remove_file(home.path(name));
     }
 }
@@ -243,6 +255,9 @@ fn undo(home: &Home) {
 pub fn start_daemon(context: &Context) -> anyhow::Result<()> {
     let (mut told, tell) = std::io::pipe().context("cannot make a pipe")?;
     let log_path = Home::new(&context.options.data).path("daemon.log");
+    if std::fs::metadata(&log_path).is_ok_and(|meta| meta.len() > MAX_LOG) {
+        let _kept = std::fs::rename(&log_path, log_path.with_extension("log.1"));
+    }
     let log = File::options().create(true).append(true).open(&log_path);
     let log = log.with_context(|| format!("cannot open {}", log_path.display()))?;
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);

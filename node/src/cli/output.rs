@@ -118,6 +118,9 @@ pub fn humanise_times(text: &str) -> String {
 
 /// A table: columns aligned, and the widest one that may be cut is cut to fit the terminal, visibly.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    // What other nodes say of themselves must not move the cursor.
+    let clean = |cell: &String| cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect::<String>();
+    let rows: &[Vec<String>] = &rows.iter().map(|row| row.iter().map(clean).collect()).collect::<Vec<_>>();
     let columns = header.len();
     let mut widths: Vec<usize> = header.iter().map(|title| title.chars().count()).collect();
     for row in rows {

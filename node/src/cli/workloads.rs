@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::FutureExt;
 
 use super::Context;
 use super::args::{LogsWish, ManyWish, OneWish, PsWish, RunWish, ScaleWish};
@@ -120,7 +121,8 @@ fn start_failure(row: &Row, removed: bool) -> anyhow::Result<u8> {
 /// Shows what the first replica writes until it ends, and exits as it did.
 async fn attached(client: &Client, submitted: &Submitted, replicas: u32, remove: bool) -> anyhow::Result<u8> {
     let id = &submitted.id;
-    let logs = copy_logs(client, id, true, None, false, replicas > 1);
+    // Fused: it may end before the workload does, and is asked once more then.
+    let logs = copy_logs(client, id, true, None, false, replicas > 1).fuse();
     let ended = async {
         let ended = client.get::<Vec<Row>>(&format!("/v1/workloads/{id}/ended")).await?;
         anyhow::Ok(ended)

@@ -202,6 +202,7 @@ impl Driver {
         let capacity = self.capacity.clone();
         self.command(capacity, None);
         self.drain(&requests);
+        self.effects.sweep(&self.node);
         let mut look = tokio::time::interval(LOOK);
         loop {
             let timeout = self.node.poll_timeout().map(|at| self.zero + Duration::from_nanos(at.as_nanos()));

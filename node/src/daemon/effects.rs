@@ -50,6 +50,30 @@ pub(super) fn folder(placement: &PlacementId) -> String {
 }
 
 impl Effects {
+    /// Deletes containers that no placement accounts for: a daemon that was killed between starting one and writing it
+    /// down leaves such.
+    pub(super) fn sweep(&self, node: &Node) {
+        let known: std::collections::BTreeSet<String> = node
+            .worker()
+            .placements()
+            .map(|((workload, replica), held)| {
+                folder(&PlacementId { workload: *workload, replica: *replica, epoch: held.fact.epoch })
+            })
+            .collect();
+        let containers = self.containers.clone();
+        tokio::task::spawn_blocking(move || {
+            for entry in std::fs::read_dir(&containers).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if !known.contains(&name) {
+                    tracing::info!(name, "deleting a container that nothing accounts for");
+                    if let Err(error) = container::remove(&entry.path()) {
+                        tracing::warn!(name, %error, "cannot delete all that it left");
+                    }
+                }
+            }
+        });
+    }
+
     /// Begins an effect.
     pub(super) fn carry_out(&self, node: &Node, id: EffectId, effect: Effect) {
         match effect {
@@ -58,9 +82,9 @@ impl Effects {
                 self.spawn(id, move |effects| async move { Outcome::Started(effects.start(placement, &spec).await) })
             }
             Effect::Adopt { placement } => {
-                let spec = node.worker().placement(&placement.workload, placement.replica);
-                let stop = spec.and_then(|held| held.spec.stop_signal.clone());
-                self.spawn(id, move |effects| async move { Outcome::Adopted(effects.adopt(placement, stop).await) });
+                let held = node.worker().placement(&placement.workload, placement.replica);
+                let spec = held.map(|held| Arc::clone(&held.spec));
+                self.spawn(id, move |effects| async move { Outcome::Adopted(effects.adopt(placement, spec).await) });
             }
             Effect::Watch { placement } => {
                 self.spawn(id, move |effects| async move { Outcome::Exited(effects.watch(placement).await) })
@@ -134,6 +158,13 @@ impl Effects {
         let machine = |error: &dyn std::fmt::Display| StartError::Node(error.to_string());
         let image = self.store.runnable(&spec.image.root.0).map_err(|error| machine(&error))?;
         let image = image.ok_or_else(|| StartError::Node("its image is not complete here".to_owned()))?;
+        if image.id != spec.image.id.0 {
+            let reason = format!(
+                "its image has the id {}, not the one it was asked for by",
+                moyai_protocol::id::ImageId(image.id)
+            );
+            return Err(StartError::Workload { code: 125, reason });
+        }
         let signal = spec.stop_signal.clone().or(image.config.process().stop_signal);
         let name = folder(placement);
         let dir = self.containers.join(&name);
@@ -149,13 +180,7 @@ impl Effects {
                 memory: spec.resources.memory,
                 pids: spec.pids,
             },
-            cgroup: format!(
-                "moyai-{}-{}-{}-{}",
-                self.node.short(),
-                spec.id.short(),
-                placement.replica + 1,
-                placement.epoch
-            ),
+            cgroup: format!("moyai-{}-{}-{}-{}", self.node.short(), spec.id, placement.replica + 1, placement.epoch),
         };
         container::write_bundle(&dir, &image, &request).map_err(|error| match error {
             container::BundleError::Io { .. } => StartError::Node(error.to_string()),
@@ -165,12 +190,19 @@ impl Effects {
         Ok((stream, stop_number(signal)))
     }
 
-    async fn adopt(&self, placement: PlacementId, stop: Option<String>) -> Adopted {
+    async fn adopt(&self, placement: PlacementId, spec: Option<Arc<Spec>>) -> Adopted {
         let dir = self.containers.join(folder(&placement));
-        let found = tokio::task::spawn_blocking(move || container::find(&dir)).await;
+        let store = Arc::clone(&self.store);
+        let found = tokio::task::spawn_blocking(move || {
+            let image = spec.as_ref().and_then(|spec| store.runnable(&spec.image.root.0).ok().flatten());
+            let stop = spec.and_then(|spec| spec.stop_signal.clone());
+            let stop = stop.or_else(|| image.and_then(|image| image.config.process().stop_signal));
+            (container::find(&dir), stop)
+        });
+        let Ok((found, stop)) = found.await else { return Adopted::Gone };
         match found {
-            Ok(Ok(Found::Exited(exit))) => Adopted::Exited(status(exit)),
-            Ok(Ok(Found::Running(stream))) => match into_tokio(stream) {
+            Ok(Found::Exited(exit)) => Adopted::Exited(status(exit)),
+            Ok(Found::Running(stream)) => match into_tokio(stream) {
                 Ok((read, write)) => {
                     let mut reports = BufReader::new(read);
                     let first = next_report(&mut reports).await;
@@ -183,7 +215,7 @@ impl Effects {
                 }
                 Err(_) => Adopted::Gone,
             },
-            Ok(Ok(Found::Gone) | Err(_)) | Err(_) => Adopted::Gone,
+            Ok(Found::Gone) | Err(_) => Adopted::Gone,
         }
     }
 

@@ -93,7 +93,13 @@ impl Home {
 
     fn key_file(&self, name: &str) -> anyhow::Result<SigningKey> {
         let path = self.path(name);
-        if let Ok(text) = fs::read_to_string(&path) {
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            // A key that cannot be read is not a key that is not there.
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        if let Some(text) = text {
             let bytes = data_encoding::HEXLOWER.decode(text.trim().as_bytes()).ok();
             let bytes: Option<[u8; 32]> = bytes.and_then(|bytes| bytes.try_into().ok());
             let Some(bytes) = bytes else { bail!("{} is damaged: it is no key", path.display()) };

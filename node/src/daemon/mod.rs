@@ -43,7 +43,7 @@ use home::{Home, random};
 /// On how many nodes an image is kept.
 const IMAGE_COPIES: usize = 3;
 /// The root's own certificate for the node that holds it, in seconds.
-pub const FOUNDER_LIFE: u64 = 3650 * 24 * 3600;
+pub const FOUNDER_LIFE: u64 = moyai_protocol::node::ADMIN_LIFE;
 
 /// An error that a user caused or can mend: a sentence, and what to do.
 #[derive(Debug, thiserror::Error)]

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ed25519_dalek::SigningKey;
 use moyai_protocol::codec;
 use moyai_protocol::id::{MeshId, NodeId};
-use moyai_protocol::node::CERTIFICATE_LIFE;
+use moyai_protocol::node::certificate_life;
 use moyai_protocol::trust::{Chain, Membership, Role, VoucherError, Vouchers};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -223,7 +223,7 @@ impl Gate {
             redeemed
         };
         let serial = now << 16 | u64::from(peer.0[0]) << 8 | u64::from(peer.0[1]);
-        let chain = self.chain().issue(&self.key, peer, redeemed.role, now, CERTIFICATE_LIFE, serial);
+        let chain = self.chain().issue(&self.key, peer, redeemed.role, now, certificate_life(redeemed.role), serial);
         let members = self.members.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         Ok(Answer::Welcome { chain, members })
     }

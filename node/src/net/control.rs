@@ -317,6 +317,8 @@ impl Control {
                     DialOpts::peer_id(peer).addresses(known).condition(PeerCondition::DisconnectedAndNotDialing);
                 if let Err(error) = self.swarm.dial(options.build()) {
                     debug!(%peer, %error, "cannot dial");
+                    // No event follows, and nothing is under way.
+                    self.dials.remove(&peer);
                 }
             }
         }

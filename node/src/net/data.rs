@@ -19,20 +19,25 @@ use std::time::{Duration, Instant};
 use moyai_protocol::contract::{FetchFault, Fetched, Piece};
 use moyai_protocol::exchange::BATCH_PIECES;
 use moyai_protocol::id::{ChunkId, NodeId};
+use moyai_protocol::trust::Role;
 use moyai_protocol::workload::PlacementId;
 use moyai_runtime::store::Store;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
 
-use super::admission::{AdmissionError, Gate, PATIENCE, read_frame, write_frame};
+use super::admission::{AdmissionError, Gate, PATIENCE, read_frame, unix_now, write_frame};
 use super::{key_pair, node_id, peer_id};
 
 const ALPN: &[u8] = b"moyai-data/1";
 const MAX_CONNECTIONS: usize = 256;
 const MAX_STREAMS: u32 = 64;
+/// Of the connections, those that have not shown a certificate yet: strangers take no member's place.
+const MAX_UNADMITTED: usize = 32;
+/// The most last lines of a log that are looked for.
+const MAX_TAIL: u32 = 10_000;
 /// Also of an image's root, which is one chunk however many layers it has.
 const MAX_CHUNK: u32 = 4 << 20;
 const IDLE: Duration = Duration::from_secs(30);
@@ -124,43 +129,52 @@ impl DataPlane {
 
     async fn serve(self: Arc<Self>, logs: Arc<dyn LogSource>) {
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let hall = Arc::new(Semaphore::new(MAX_UNADMITTED));
         while let Some(incoming) = self.endpoint.accept().await {
-            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            let Ok(entry) = Arc::clone(&hall).try_acquire_owned() else {
                 incoming.refuse();
                 continue;
             };
-            let (plane, logs) = (Arc::clone(&self), Arc::clone(&logs));
+            let (plane, logs, room) = (Arc::clone(&self), Arc::clone(&logs), Arc::clone(&room));
             tokio::spawn(async move {
-                if let Err(error) = plane.serve_one(incoming, &logs).await {
+                if let Err(error) = plane.serve_one(incoming, &logs, entry, &room).await {
                     debug!(%error, "a data connection ended");
                 }
-                drop(permit);
             });
         }
     }
 
-    async fn serve_one(&self, incoming: quinn::Incoming, logs: &Arc<dyn LogSource>) -> anyhow::Result<()> {
+    async fn serve_one(
+        &self,
+        incoming: quinn::Incoming,
+        logs: &Arc<dyn LogSource>,
+        entry: OwnedSemaphorePermit,
+        room: &Semaphore,
+    ) -> anyhow::Result<()> {
         let admitted = async {
             let connection = incoming.await?;
             let peer = peer_of(&connection)?;
             let (send, receive) = connection.accept_bi().await?;
-            self.gate.listen(peer, tokio::io::join(receive, send)).await?;
-            Ok::<_, anyhow::Error>(connection)
+            let membership = self.gate.listen(peer, tokio::io::join(receive, send)).await?;
+            Ok::<_, anyhow::Error>((connection, membership))
         };
-        let connection = tokio::time::timeout(PATIENCE * 2, admitted).await??;
-        loop {
+        let (connection, membership) = tokio::time::timeout(PATIENCE * 2, admitted).await??;
+        drop(entry);
+        let _place = room.try_acquire()?;
+        while unix_now() <= membership.not_after {
             let (send, receive) = match connection.accept_bi().await {
                 Ok(streams) => streams,
                 Err(_) => return Ok(()),
             };
-            let (store, logs) = (Arc::clone(&self.store), Arc::clone(logs));
+            let (store, logs, role) = (Arc::clone(&self.store), Arc::clone(logs), membership.role);
             // Bounded by MAX_STREAMS, which the peer cannot exceed.
             tokio::spawn(async move {
-                if let Err(error) = answer(store, logs, send, receive).await {
+                if let Err(error) = answer(store, logs, role, send, receive).await {
                     debug!(%error, "a request was not answered");
                 }
             });
         }
+        Ok(())
     }
 
     /// Gets chunks from a provider, checks each, keeps them.
@@ -347,6 +361,7 @@ fn transport_config() -> quinn::TransportConfig {
 async fn answer(
     store: Arc<Store>,
     logs: Arc<dyn LogSource>,
+    role: Role,
     mut send: quinn::SendStream,
     mut receive: quinn::RecvStream,
 ) -> anyhow::Result<()> {
@@ -365,7 +380,9 @@ async fn answer(
                 }
             }
         }
-        Request::Logs(request) => {
+        Request::Logs(_) if role < Role::Submitter => anyhow::bail!("a worker asked for a log"),
+        Request::Logs(mut request) => {
+            request.tail = request.tail.map(|tail| tail.min(MAX_TAIL));
             let (sink, mut frames) = tokio::sync::mpsc::channel(64);
             tokio::spawn(logs.send(request, sink));
             loop {

@@ -24,9 +24,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use record::{Basis, Cause, MAX_QUOTES, Quote, Record, Refusal};
+pub use record::{Basis, Cause, MAX_QUOTES, MAX_RECORD, Quote, Record, Refusal};
 
 use crate::catalog::Fact;
+use crate::catalog::fact::MAX_EPOCH;
 use crate::id::{NodeId, WorkloadId};
 use crate::message::Message;
 use crate::time::{Instant, UnixMillis};
@@ -104,6 +105,8 @@ struct Auction {
     reserve: Vec<NodeId>,
     waiting: BTreeSet<NodeId>,
     asking_until: Option<Instant>,
+    /// When the last of those asked were.
+    asked_at: Instant,
     needs: BTreeMap<u32, Need>,
     bids: BTreeMap<NodeId, (Vec<u32>, Basis)>,
     won: BTreeMap<u32, NodeId>,
@@ -153,6 +156,7 @@ impl Auctioneer {
             reserve,
             waiting: BTreeSet::new(),
             asking_until: None,
+            asked_at: cx.now,
             bids: BTreeMap::new(),
             won: BTreeMap::new(),
             refusals: BTreeMap::new(),
@@ -176,11 +180,13 @@ impl Auctioneer {
             Message::Refusal { auction: id, refusal } => {
                 let Some(auction) = self.auctions.get_mut(&id) else { return };
                 if auction.waiting.remove(&from) {
-                    auction.refusals.insert(from, refusal);
+                    auction.refusals.insert(from, refusal.bounded());
                 }
                 self.advance(id, cx);
             }
-            Message::Verdict { placement, refusal } => self.verdict(from, placement, refusal, cx),
+            Message::Verdict { placement, refusal } => {
+                self.verdict(from, placement, refusal.map(Refusal::bounded), cx);
+            }
             _ => {}
         }
     }
@@ -258,7 +264,7 @@ impl Auctioneer {
                 auction.bids.remove(&from);
                 // A bidder that knows a later epoch than the auctioneer did says so.
                 let epoch = match &refusal {
-                    Refusal::Superseded { epoch } => placement.epoch.max(epoch + 1),
+                    Refusal::Superseded { epoch } => placement.epoch.max((*epoch).min(MAX_EPOCH) + 1),
                     _ => placement.epoch,
                 };
                 auction.refusals.insert(from, refusal);
@@ -274,7 +280,7 @@ impl Auctioneer {
             auction.asking_until = None;
         }
         if let Some(until) = auction.asking_until {
-            let impatient = !auction.bids.is_empty() && cx.now >= auction.opened + PATIENCE;
+            let impatient = !auction.bids.is_empty() && cx.now >= auction.asked_at + PATIENCE;
             if cx.now < until && !impatient {
                 return;
             }
@@ -305,6 +311,7 @@ impl Auctioneer {
 impl Auction {
     fn ask(&mut self, id: u64, nodes: Vec<NodeId>, cx: &mut Context<'_>) {
         self.asking_until = Some(cx.now + DEADLINE);
+        self.asked_at = cx.now;
         let replicas = self.needs.len() as u32;
         for node in nodes {
             self.asked.insert(node);
@@ -374,7 +381,7 @@ impl Auction {
             Need::Open(_) => None,
         });
         let asking = self.asking_until.map(|until| {
-            let patience = self.opened + PATIENCE;
+            let patience = self.asked_at + PATIENCE;
             if self.bids.is_empty() { until } else { until.min(patience) }
         });
         verdicts.chain(asking).min()

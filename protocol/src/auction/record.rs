@@ -60,6 +60,18 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Cut to what a record can carry: it comes from a peer, and goes into facts.
+    pub fn bounded(self) -> Refusal {
+        const MOST: usize = 120;
+        let cut = |text: String| text.chars().take(MOST).collect::<String>();
+        match self {
+            Refusal::Label { name, value } => Refusal::Label { name: cut(name), value: cut(value) },
+            Refusal::Requires(feature) => Refusal::Requires(cut(feature)),
+            Refusal::Unauthorised(reason) => Refusal::Unauthorised(cut(reason)),
+            other => other,
+        }
+    }
+
     /// The reason without its amounts, by which refusals are counted.
     pub fn kind(&self) -> String {
         match self {
@@ -172,6 +184,9 @@ pub struct Record {
     /// All refusals by kind.
     pub refused: Vec<(String, u32)>,
 }
+
+/// The most bytes of a record, as its bounds allow.
+pub const MAX_RECORD: usize = 32 * 1024;
 
 impl Record {
     pub(crate) fn new(

@@ -16,18 +16,20 @@ use std::sync::Arc;
 use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
-use super::hlc::Hlc;
+use super::hlc::{Hlc, MAX_SKEW};
 use crate::auction::Record;
 use crate::codec;
 use crate::id::{ChunkId, ImageId, KeyHash, MeshId, NodeId, Signature, WorkloadId};
 use crate::reference::Reference;
 use crate::trust::{Chain, Role, node_of, sign, verify};
 use crate::worker::PlacementState;
-use crate::workload::{Resources, SignedSpec, Spec};
+use crate::workload::{MAX_REPLICAS, Resources, SignedSpec, Spec};
 
 const DOMAIN: &str = "moyai fact v1";
 /// The most bytes a fact's content may have.
 pub const MAX_FACT: usize = 96 * 1024;
+/// The highest epoch: a million years of a failover each second.
+pub const MAX_EPOCH: u64 = 1 << 45;
 /// The most images one node tells of; those loaded last.
 pub const MAX_IMAGES: usize = 256;
 
@@ -122,6 +124,8 @@ pub struct PlacementFact {
     pub detail: String,
     /// Starts after the first.
     pub restarts: u32,
+    /// It ended because it was stopped: wanted again, it is missing, whatever order the two wishes arrived in.
+    pub stopped: bool,
     /// The workload's generation it was awarded under.
     pub generation: u64,
     /// When this node accepted it, in milliseconds since 1970.
@@ -248,7 +252,13 @@ impl Fact {
             codec::decode(&self.content).map_err(|error| FactError::Malformed { reason: error.to_string() })?;
         match (self.key, body) {
             (Key::Node(_), Body::Node(fact)) => self.open_node(fact, mesh),
-            (Key::Placement(..), Body::Placement(fact)) => Ok(Said::Placement(fact)),
+            (Key::Placement(_, _, replica), Body::Placement(fact)) => {
+                // Beyond these nobody asks, and arithmetic on them must not overflow.
+                if replica >= MAX_REPLICAS || fact.epoch > MAX_EPOCH {
+                    return Err(FactError::Malformed { reason: format!("replica {replica}, epoch {}", fact.epoch) });
+                }
+                Ok(Said::Placement(fact))
+            }
             (Key::Pending(..), Body::Pending(record)) => Ok(Said::Pending(record)),
             (Key::Workload(id), Body::Workload(fact)) => self.open_workload(id, fact, mesh),
             (Key::Node(_) | Key::Placement(..) | Key::Pending(..), Body::Gone) => Ok(Said::Gone),
@@ -261,6 +271,10 @@ impl Fact {
             chain
                 .verify_shown_by(&self.author, mesh, self.version.time().as_secs())
                 .map_err(|error| FactError::Unauthorised { reason: error.to_string() })?;
+        }
+        let latest = self.version.time().after(MAX_SKEW);
+        if fact.images.iter().any(|image| image.named.time() > latest) {
+            return Err(FactError::Malformed { reason: "an image named in the future".to_owned() });
         }
         if fact.images.len() > MAX_IMAGES || fact.fetching.len() > MAX_IMAGES {
             return Err(FactError::Malformed { reason: format!("more than {MAX_IMAGES} images") });
@@ -278,6 +292,9 @@ impl Fact {
             return Err(unauthorised(format!("node {} is a {}", author.node.short(), author.role)));
         }
         let (spec, submitter) = fact.spec.open(mesh).map_err(|error| unauthorised(error.to_string()))?;
+        if fact.replicas > MAX_REPLICAS {
+            return Err(FactError::Malformed { reason: format!("{} replicas", fact.replicas) });
+        }
         if spec.id != id {
             return Err(FactError::Malformed { reason: format!("workload {} under the key of another", spec.id) });
         }

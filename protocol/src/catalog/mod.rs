@@ -39,6 +39,8 @@ pub const FANOUT: usize = 4;
 pub const RECONCILE: Duration = Duration::from_secs(2);
 /// The most facts a node keeps; a new key beyond it is refused.
 pub const MAX_FACTS: usize = 200_000;
+/// Of those, the most by one author: one member cannot fill the catalog for all.
+pub const MAX_BY_AUTHOR: usize = 50_000;
 /// How long a tombstone is kept.
 pub const TOMBSTONE: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -86,6 +88,7 @@ pub struct Catalog {
     index: reconcile::Index,
     /// Placement keys again, by what runs rather than where.
     located: BTreeSet<(WorkloadId, u32, NodeId)>,
+    by_author: BTreeMap<NodeId, usize>,
 }
 
 impl Catalog {
@@ -97,6 +100,7 @@ impl Catalog {
             keys: BTreeMap::new(),
             index: BTreeMap::new(),
             located: BTreeSet::new(),
+            by_author: BTreeMap::new(),
         }
     }
 
@@ -113,6 +117,16 @@ impl Catalog {
             return Err(NotTaken::Full);
         }
         let said = fact.open(&self.mesh)?;
+        let replaced = self.facts.get(&fact.key).map(|entry| entry.fact.author);
+        if replaced != Some(fact.author) {
+            if self.by_author.get(&fact.author).copied().unwrap_or(0) >= MAX_BY_AUTHOR {
+                return Err(NotTaken::Full);
+            }
+            if let Some(before) = replaced {
+                self.uncount(&before);
+            }
+            *self.by_author.entry(fact.author).or_default() += 1;
+        }
         let hash = fact.key.hash();
         self.index.insert(hash, fact.version);
         self.keys.insert(hash, fact.key);
@@ -123,19 +137,21 @@ impl Catalog {
         Ok(Taken::New)
     }
 
-    /// Forgets tombstones older than [`TOMBSTONE`], and returns their keys.
-    pub fn expire(&mut self, now: UnixMillis) -> Vec<Key> {
+    /// Forgets tombstones, and what nodes said that are gone, once older than [`TOMBSTONE`]; returns their keys.
+    pub fn expire(&mut self, now: UnixMillis, is_live: impl Fn(&NodeId) -> bool) -> Vec<Key> {
         let old = |entry: &Entry| now.0.saturating_sub(entry.fact.version.time().0) > TOMBSTONE.as_millis() as u64;
         let dead = |entry: &Entry| match &entry.said {
             Said::Gone => true,
             Said::Workload { fact, .. } => fact.removed,
-            _ => false,
+            _ => entry.fact.key.owner().is_some_and(|owner| !is_live(&owner)),
         };
         let keys: Vec<Key> =
             self.facts.iter().filter(|(_, entry)| dead(entry) && old(entry)).map(|(key, _)| *key).collect();
         for key in &keys {
             let hash = key.hash();
-            self.facts.remove(key);
+            if let Some(entry) = self.facts.remove(key) {
+                self.uncount(&entry.fact.author);
+            }
             self.keys.remove(&hash);
             self.index.remove(&hash);
             if let Key::Placement(node, workload, replica) = key {
@@ -143,6 +159,15 @@ impl Catalog {
             }
         }
         keys
+    }
+
+    fn uncount(&mut self, author: &NodeId) {
+        if let Some(count) = self.by_author.get_mut(author) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_author.remove(author);
+            }
+        }
     }
 
     /// The stamps, for reconciliation.
@@ -231,6 +256,7 @@ impl Catalog {
         assert_eq!(self.facts.len(), self.keys.len());
         assert_eq!(self.facts.len(), self.index.len());
         assert!(self.facts.len() <= MAX_FACTS);
+        assert_eq!(self.by_author.values().sum::<usize>(), self.facts.len());
     }
 }
 

@@ -79,7 +79,7 @@ pub fn missing(workload: &Workload<'_>, catalog: &Catalog, is_live: impl Fn(&Nod
                 Some(last) if !is_live(&last.node) => Cause::NodeDown(last.node),
                 Some(last) => Cause::Lost(last.node),
             };
-            Some(Missing { replica, epoch: last.map_or(0, |last| last.fact.epoch) + 1, cause })
+            Some(Missing { replica, epoch: last.map_or(0, |last| last.fact.epoch).saturating_add(1), cause })
         })
         .collect()
 }
@@ -89,7 +89,7 @@ fn stands(workload: &Workload<'_>, placement: &Placement<'_>, is_live: &impl Fn(
     match &placement.fact.state {
         // What has finished stays finished, wherever its node is now. A workload started again after a stop has a
         // later generation than the one its containers ended in.
-        PlacementState::Exited(_) => placement.fact.generation >= workload.fact.revived,
+        PlacementState::Exited(_) => !placement.fact.stopped && placement.fact.generation >= workload.fact.revived,
         state => state.is_active() && is_live(&placement.node),
     }
 }

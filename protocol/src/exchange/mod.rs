@@ -36,6 +36,8 @@ use crate::time::Instant;
 
 /// Images received at one time; more wait until one is complete.
 pub const MAX_DOWNLOADS: usize = 16;
+/// Images that wait for their turn.
+const MAX_WAITING: usize = 256;
 /// Failures that are remembered for whoever asks.
 const MAX_FAILURES: usize = 64;
 /// Batches in flight for one image.
@@ -135,7 +137,10 @@ impl Exchange {
             return;
         }
         if self.downloads.len() >= MAX_DOWNLOADS {
-            self.waiting.push(root);
+            // Beyond the bound it is not remembered; whoever needs it asks again.
+            if self.waiting.len() < MAX_WAITING {
+                self.waiting.push(root);
+            }
             return;
         }
         self.failures.remove(&root);

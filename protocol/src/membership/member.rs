@@ -1,9 +1,16 @@
 //! One member as another sees it, and the rule by which news about it replaces what is known.
 
+use ed25519_dalek::SigningKey;
+
+use crate::codec;
+use crate::id::{NodeId, Signature};
+use crate::time::Instant;
+use crate::trust::{sign, verify};
+
 use serde::{Deserialize, Serialize};
 
-use crate::id::NodeId;
-use crate::time::Instant;
+/// The purpose that members' own words are bound to.
+const DOMAIN: &str = "moyai member v1";
 
 /// The most addresses kept and passed on for one member.
 pub const MAX_ADDRESSES: usize = 8;
@@ -43,9 +50,29 @@ pub struct Update {
     pub state: State,
     /// Where it is reached.
     pub addresses: Vec<String>,
+    /// The member's own, over all but `state`, and whether it leaves. Nobody else can raise an incarnation, and who
+    /// accuses can only accuse what the member has said.
+    pub signature: Signature,
 }
 
 impl Update {
+    /// The member's own word.
+    pub(super) fn sign(mut self, key: &SigningKey) -> Self {
+        self = self.bounded();
+        self.signature = sign(key, DOMAIN, &self.signed());
+        self
+    }
+
+    /// Whether the member has said this; an accusation is of what it has said.
+    pub(super) fn is_genuine(&self) -> bool {
+        verify(&self.node, DOMAIN, &self.signed(), &self.signature)
+    }
+
+    fn signed(&self) -> Vec<u8> {
+        let leaves = self.state == State::Left;
+        codec::encode(&(self.node, self.incarnation, self.boot, &self.addresses, leaves))
+    }
+
     /// Cut to what one member may take up.
     pub(super) fn bounded(mut self) -> Self {
         self.addresses.retain(|address| address.len() <= MAX_ADDRESS_LEN);
@@ -70,6 +97,8 @@ pub struct Member {
     pub state: State,
     /// Where it is reached.
     pub addresses: Vec<String>,
+    /// Its own, over what it said last; nothing while it has not been heard of.
+    pub signature: Option<Signature>,
     /// Since when `state` is believed.
     pub changed: Instant,
     /// When it last answered a probe of this node.
@@ -78,8 +107,9 @@ pub struct Member {
 
 impl Member {
     pub(super) fn new(update: Update, now: Instant) -> Self {
-        let Update { incarnation, boot, state, addresses, .. } = update;
-        Member { incarnation, boot, state, addresses, changed: now, last_heard: now }
+        let Update { incarnation, boot, state, addresses, signature, .. } = update;
+        let signature = (incarnation > 0).then_some(signature);
+        Member { incarnation, boot, state, addresses, signature, changed: now, last_heard: now }
     }
 
     pub(super) fn take(&mut self, update: Update, now: Instant) {
@@ -88,17 +118,14 @@ impl Member {
         }
         self.incarnation = update.incarnation;
         self.state = update.state;
-        if update.boot != 0 {
-            self.boot = update.boot;
-        }
-        // Who accuses need not know addresses; only the member's own word replaces them.
-        if !update.addresses.is_empty() {
-            self.addresses = update.addresses;
-        }
+        self.boot = update.boot;
+        self.addresses = update.addresses;
+        self.signature = Some(update.signature);
     }
 
-    pub(super) fn update(&self, node: NodeId) -> Update {
-        let (incarnation, boot, state) = (self.incarnation, self.boot, self.state);
-        Update { node, incarnation, boot, state, addresses: self.addresses.clone() }
+    /// What can be passed on about it; nothing before it has said something itself.
+    pub(super) fn update(&self, node: NodeId) -> Option<Update> {
+        let (incarnation, boot, state, signature) = (self.incarnation, self.boot, self.state, self.signature?);
+        Some(Update { node, incarnation, boot, state, addresses: self.addresses.clone(), signature })
     }
 }

@@ -4,7 +4,8 @@
 //! higher incarnation undoes any of them, and only its owner raises it: to refute, or because it restarted (an
 //! incarnation starts at the wall clock's milliseconds).
 //!
-//! **Who writes.** A member's incarnation and addresses: the member. That it is suspect or down: whoever probed.
+//! **Who writes.** A member's incarnation and addresses: the member, signed. That it is suspect or down: whoever probed,
+//! and only about what the member has said, so nobody can accuse it beyond its own last incarnation.
 //!
 //! **Probes.** Each interval the next member of a shuffled list is pinged. No answer in time: three helpers are asked
 //! to ping it too. Helpers that hear nothing say so (Nack), which tells a prober with a bad link of its own (fewer
@@ -24,9 +25,10 @@ mod member;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use ed25519_dalek::SigningKey;
 use fastrand::Rng;
 
-use crate::id::NodeId;
+use crate::id::{NodeId, Signature};
 use crate::message::Message;
 use crate::time::Instant;
 
@@ -76,6 +78,8 @@ pub enum Change {
     State(NodeId, State),
     /// A member's addresses, or a new member.
     Addresses(NodeId),
+    /// A member that has been gone for so long that it is not remembered any more.
+    Forgotten(NodeId),
     /// Another machine has this node's key and started first.
     Cloned {
         /// When it started, in milliseconds since 1970.
@@ -114,6 +118,8 @@ struct Suspicion {
 #[derive(Debug)]
 pub struct Membership {
     me: NodeId,
+    key: SigningKey,
+    own: Update,
     boot: u64,
     incarnation: u64,
     addresses: Vec<String>,
@@ -135,8 +141,19 @@ pub struct Membership {
 
 impl Membership {
     /// A node alone. `boot` is when it started, in milliseconds since 1970, and its first incarnation.
-    pub fn new(me: NodeId, boot: u64, now: Instant) -> Self {
+    pub fn new(key: SigningKey, boot: u64, now: Instant) -> Self {
+        let me = crate::trust::node_of(&key);
+        let own = Update {
+            node: me,
+            incarnation: boot,
+            boot,
+            state: State::Alive,
+            addresses: Vec::new(),
+            signature: Signature([0; 64]),
+        };
         Membership {
+            own: own.sign(&key),
+            key,
             me,
             boot,
             incarnation: boot,
@@ -160,7 +177,8 @@ impl Membership {
     /// Takes up a member known from an earlier life; it counts as down until it answers.
     pub fn restore(&mut self, node: NodeId, addresses: Vec<String>, now: Instant) {
         if node != self.me && self.members.len() < MAX_MEMBERS {
-            let update = Update { node, incarnation: 0, boot: 0, state: State::Down, addresses };
+            let signature = Signature([0; 64]);
+            let update = Update { node, incarnation: 0, boot: 0, state: State::Down, addresses, signature };
             self.members.insert(node, Member::new(update.bounded(), now));
             self.changes.push(Change::Addresses(node));
         }
@@ -201,8 +219,7 @@ impl Membership {
         if self.addresses != addresses {
             self.addresses = addresses;
             self.addresses.truncate(MAX_ADDRESSES);
-            self.incarnation += 1;
-            self.gossip.insert(self.me, 0);
+            self.say(self.incarnation.saturating_add(1));
         }
     }
 
@@ -214,7 +231,13 @@ impl Membership {
         let known = self.members.get(&node);
         let addresses = known.map_or_else(|| address.into_iter().collect(), |member| member.addresses.clone());
         if known.is_none() {
-            self.apply(Update { node, incarnation: 0, boot: 0, state: State::Alive, addresses }, node, cx);
+            // Until its own word comes, it counts as alive here, and is not passed on.
+            if self.members.len() < MAX_MEMBERS {
+                let signature = Signature([0; 64]);
+                let update = Update { node, incarnation: 0, boot: 0, state: State::Alive, addresses, signature };
+                self.members.insert(node, Member::new(update.bounded(), cx.now));
+                self.news(node, Some(State::Alive), true);
+            }
         }
         self.push_pull(node, true, cx);
     }
@@ -222,8 +245,8 @@ impl Membership {
     /// Tells some members that this node goes. It answers no more probes afterwards.
     pub fn leave(&mut self, cx: &mut Context<'_>) {
         self.leaving = true;
-        self.incarnation += 1;
-        let update = Update { state: State::Left, ..self.own_update() };
+        self.say(self.incarnation.saturating_add(1));
+        let update = self.own.clone();
         let live: Vec<NodeId> = self.live().collect();
         for node in live.into_iter().take(16) {
             cx.out.push((node, Message::Leave { update: update.clone() }));
@@ -294,7 +317,7 @@ impl Membership {
                 }
             }
             Message::Leave { update } if update.node == from => {
-                self.apply(Update { state: State::Left, ..update }, from, cx);
+                self.hear(Update { state: State::Left, ..update }, from, cx);
             }
             _ => {}
         }
@@ -311,12 +334,6 @@ impl Membership {
         }
         let suspects = self.members.values().filter(|member| member.state == State::Suspect).count();
         assert_eq!(suspects, self.suspicions.len(), "each suspect has a clock running");
-    }
-
-    fn own_update(&self) -> Update {
-        let state = if self.leaving { State::Left } else { State::Alive };
-        let (node, incarnation, boot) = (self.me, self.incarnation, self.boot);
-        Update { node, incarnation, boot, state, addresses: self.addresses.clone() }
     }
 
     /// This process was stopped for a while: whatever its timers say about others is void.
@@ -432,8 +449,11 @@ impl Membership {
     fn suspect(&mut self, target: NodeId, cx: &mut Context<'_>) {
         let Some(member) = self.members.get(&target) else { return };
         if member.state.is_live() {
-            let update = Update { state: State::Suspect, ..member.update(target) };
-            self.apply(update, self.me, cx);
+            match member.update(target) {
+                Some(update) => self.apply(Update { state: State::Suspect, ..update }, self.me, cx),
+                // It has never said a word, so there is nothing to accuse, and nobody to tell.
+                None => self.give_up(target, cx.now),
+            }
         }
     }
 
@@ -459,8 +479,9 @@ impl Membership {
             .collect();
         for node in due {
             let Some(member) = self.members.get(&node) else { continue };
-            let update = Update { state: State::Down, ..member.update(node) };
-            self.apply(update, self.me, cx);
+            if let Some(update) = member.update(node) {
+                self.apply(Update { state: State::Down, ..update }, self.me, cx);
+            }
         }
     }
 
@@ -468,8 +489,41 @@ impl Membership {
 
     fn apply_all(&mut self, updates: Vec<Update>, from: NodeId, cx: &mut Context<'_>) {
         for update in updates.into_iter().take(MAX_MEMBERS) {
-            self.apply(update.bounded(), from, cx);
+            self.hear(update, from, cx);
         }
+    }
+
+    /// Takes news from outside: only what the member itself has said, or an accusation of it.
+    fn hear(&mut self, update: Update, from: NodeId, cx: &mut Context<'_>) {
+        let update = update.bounded();
+        let known = self.members.get(&update.node);
+        let same_word = known.is_some_and(|member| {
+            member.signature == Some(update.signature)
+                && (member.incarnation, member.boot) == (update.incarnation, update.boot)
+                && member.addresses == update.addresses
+                && (member.state == State::Left) == (update.state == State::Left)
+        });
+        if same_word || update.is_genuine() {
+            self.apply(update, from, cx);
+        }
+    }
+
+    fn give_up(&mut self, node: NodeId, now: Instant) {
+        if let Some(member) = self.members.get_mut(&node) {
+            member.state = State::Down;
+            member.changed = now;
+            self.changes.push(Change::State(node, State::Down));
+        }
+    }
+
+    /// A new word of this node's own.
+    fn say(&mut self, incarnation: u64) {
+        self.incarnation = incarnation;
+        let state = if self.leaving { State::Left } else { State::Alive };
+        let (node, boot, addresses) = (self.me, self.boot, self.addresses.clone());
+        let signature = Signature([0; 64]);
+        self.own = Update { node, incarnation, boot, state, addresses, signature }.sign(&self.key);
+        self.gossip.insert(self.me, 0);
     }
 
     fn apply(&mut self, update: Update, from: NodeId, cx: &mut Context<'_>) {
@@ -543,12 +597,10 @@ impl Membership {
             if update.boot < self.boot {
                 self.changes.push(Change::Cloned { other_boot: update.boot });
             }
-            self.incarnation = update.incarnation + 1;
-            self.gossip.insert(self.me, 0);
+            self.say(update.incarnation.saturating_add(1));
         } else if update.state != State::Alive && update.incarnation >= self.incarnation && !self.leaving {
-            self.incarnation = update.incarnation + 1;
+            self.say(update.incarnation.saturating_add(1));
             self.health = (self.health + 1).min(MAX_HEALTH);
-            self.gossip.insert(self.me, 0);
         }
     }
 
@@ -560,7 +612,7 @@ impl Membership {
         waiting.sort_unstable();
         let mut updates = Vec::new();
         if let Some(member) = self.members.get(to).filter(|member| member.state != State::Alive) {
-            updates.push(member.update(*to));
+            updates.extend(member.update(*to));
         }
         for (sent, node) in waiting.into_iter().take(MAX_UPDATES) {
             if sent + 1 >= limit {
@@ -569,10 +621,10 @@ impl Membership {
                 self.gossip.insert(node, sent + 1);
             }
             if node == self.me {
-                updates.push(self.own_update());
+                updates.push(self.own.clone());
             } else if let Some(member) = self.members.get(&node) {
                 // Also what is said of `to`: another machine with its key may be saying it.
-                updates.push(member.update(node));
+                updates.extend(member.update(node));
             }
         }
         updates
@@ -581,15 +633,17 @@ impl Membership {
     fn push_pull(&self, to: NodeId, answer: bool, cx: &mut Context<'_>) {
         // Half of a message's limit, at about 200 bytes a member, so that it always fits.
         const MOST: usize = 2500;
-        let mut updates: Vec<Update> = self.members.iter().map(|(node, member)| member.update(*node)).collect();
+        let mut updates: Vec<Update> = self.members.iter().filter_map(|(node, member)| member.update(*node)).collect();
         cx.rng.shuffle(&mut updates);
         updates.truncate(MOST);
-        updates.push(self.own_update());
+        updates.push(self.own.clone());
         cx.out.push((to, Message::MembersPush { updates, answer }));
     }
 
     fn forget_old(&mut self, now: Instant) {
         let old = |member: &Member| !member.state.is_live() && now.since(member.changed) > FORGET;
+        let gone = self.members.iter().filter(|(_, member)| old(member)).map(|(node, _)| Change::Forgotten(*node));
+        self.changes.extend(gone);
         self.members.retain(|_, member| !old(member));
         let members = &self.members;
         self.gossip.retain(|node, _| *node == self.me || members.contains_key(node));

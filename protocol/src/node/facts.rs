@@ -11,7 +11,6 @@ use crate::custody;
 use crate::id::{ChunkId, KeyHash, NodeId, WorkloadId};
 use crate::message::Message;
 use crate::time::Instant;
-use crate::worker::PlacementState;
 
 impl Node {
     /// Says something: stamps, signs, keeps and pushes it.
@@ -130,6 +129,13 @@ impl Node {
         }
     }
 
+    /// The same once more, under a new stamp.
+    pub(super) fn publish_node_again(&mut self, now: Instant) {
+        if let Some(fact) = self.catalog.node(&self.me).cloned() {
+            self.publish(Key::Node(self.me), &Body::Node(fact), now);
+        }
+    }
+
     pub(super) fn publish_placement(&mut self, workload: WorkloadId, replica: u32, now: Instant) {
         let body = match self.worker.placement(&workload, replica) {
             Some(held) => Body::Placement(held.fact.clone()),
@@ -171,7 +177,8 @@ impl Node {
             .placements_of(&workload)
             .filter(|other| other.replica == replica && other.node != self.me)
             .filter(|other| self.membership.is_live(&other.node))
-            .filter(|other| other.fact.state.is_active() || matches!(other.fact.state, PlacementState::Exited(_)))
+            // One that has ended elsewhere is no reason to take this one down.
+            .filter(|other| other.fact.state.is_active())
             .map(|other| (other.fact.epoch, other.node))
             .find(|other| !custody::keeps(mine, *other));
         if let Some((epoch, node)) = rival {
@@ -252,7 +259,9 @@ impl Node {
             }
         }
         for (root, nodes) in holders {
-            if nodes.len() >= self.image_copies || nodes.contains(&self.me) {
+            // What could not be had is fetched again when something needs it, not for its own sake.
+            let hopeless = self.exchange.failure(&root).is_some();
+            if nodes.len() >= self.image_copies || nodes.contains(&self.me) || hopeless {
                 continue;
             }
             let key = WorkloadId(root.0[..16].try_into().expect("half an id"));

@@ -39,10 +39,13 @@ pub const WARM_UP: Duration = Duration::from_secs(6);
 const FROZEN: Duration = Duration::from_secs(5);
 /// Between two looks at this node's own certificate.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(30);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Between two looks for tombstones to forget.
 const EXPIRY: Duration = Duration::from_secs(3600);
 /// How long a certificate signed here is good for, in seconds.
 pub const CERTIFICATE_LIFE: u64 = 30 * 24 * 3600;
+/// An admin's: with it, others' certificates end, so it outlives the machine that founded the mesh.
+pub const ADMIN_LIFE: u64 = 3650 * 24 * 3600;
 /// The most bytes of facts in one message.
 const FACTS_BYTES: usize = 256 * 1024;
 
@@ -162,7 +165,7 @@ impl Node {
             next_reconcile: now + catalog::RECONCILE,
             next_certificate_check: now,
             next_expiry: now + EXPIRY,
-            membership: Membership::new(me, config.wall.0, now),
+            membership: Membership::new(config.key.clone(), config.wall.0, now),
             catalog: Catalog::new(config.mesh),
             auctioneer: Auctioneer::default(),
             worker: Worker::new(config.labels),
@@ -223,8 +226,14 @@ impl Node {
         }
         if now >= self.next_expiry {
             self.next_expiry = now + EXPIRY;
-            for key in self.catalog.expire(self.wall_at(now)) {
+            let (membership, wall) = (&self.membership, self.wall_at(now));
+            for key in self.catalog.expire(wall, |node| membership.is_live(node)) {
                 self.records.insert(RecordKey::Fact(key), None);
+            }
+            // Said again each day, so that a catalog with nothing newer is one that was out of touch.
+            let stamp = self.catalog.get(&Key::Node(self.me)).map_or(0, |entry| entry.fact.version.time().0);
+            if wall.0.saturating_sub(stamp) > DAY.as_millis() as u64 {
+                self.publish_node_again(now);
             }
         }
         self.settle(now);
@@ -329,7 +338,8 @@ impl Node {
         if let Some(own) = self.catalog.node(&self.me) {
             self.images = own.images.iter().filter(|image| images.contains(&image.root)).cloned().collect();
         }
-        self.take_up_placements();
+        self.worker.hold_starts(self.custody_from);
+        self.take_up_placements(now);
         for (workload, _) in self.worker.placements().map(|(key, _)| *key).collect::<Vec<_>>() {
             self.check_wanted(workload, now);
         }
@@ -382,7 +392,7 @@ impl Node {
             }
             Message::Award { placement, workload, record } => self.awarded(from, placement, workload, record, now),
             Message::AwardQuery { placement } => {
-                let refusal = self.worker.query(placement).err();
+                let refusal = self.worker.query(from, placement).err();
                 self.sends.push((from, Message::Verdict { placement, refusal }));
             }
             Message::Bid { .. } | Message::Refusal { .. } | Message::Verdict { .. } => {
@@ -597,6 +607,9 @@ impl Node {
                 }
                 self.refresh_providers(now);
             }
+            Change::Forgotten(node) => {
+                self.records.insert(RecordKey::Member(node), None);
+            }
             Change::Cloned { other_boot } => self.tell(Event::Cloned { other_boot }),
         }
     }
@@ -653,7 +666,7 @@ impl Node {
         match chain.verify_shown_by(&from, &self.mesh, wall) {
             Ok(member) if am_admin => {
                 let serial = self.rng.u64(..);
-                let chain = self.chain.issue(&self.key, from, member.role, wall, CERTIFICATE_LIFE, serial);
+                let chain = self.chain.issue(&self.key, from, member.role, wall, certificate_life(member.role), serial);
                 self.sends.push((from, Message::Renewed { chain }));
             }
             Ok(_) => {}
@@ -684,6 +697,11 @@ impl Node {
     fn said(&self, key: &Key) -> Option<&Said> {
         self.catalog.get(key).map(|entry| &entry.said)
     }
+}
+
+/// How long a certificate for this role is good for, in seconds.
+pub fn certificate_life(role: Role) -> u64 {
+    if role == Role::Admin { ADMIN_LIFE } else { CERTIFICATE_LIFE }
 }
 
 /// Facts in groups that fit a message.

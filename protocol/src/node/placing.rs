@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Node, Owner};
-use crate::auction::{self, ASK_ALL, Cause, Ended, Lot, Record, Refusal, SAMPLE};
+use crate::auction::{self, ASK_ALL, Cause, Ended, Lot, MAX_RECORD, Record, Refusal, SAMPLE};
 use crate::catalog::{Body, Fact, Key, Said, Workload, WorkloadFact};
 use crate::contract::{Effect, Event, Refused, Reply};
 use crate::custody::{self, Missing};
@@ -111,6 +111,10 @@ impl Node {
         now: Instant,
     ) {
         let wall = self.wall_at(now);
+        if crate::codec::encode(&*record).len() > MAX_RECORD {
+            let refusal = Some(Refusal::Unauthorised("a record larger than records are".to_owned()));
+            return self.sends.push((from, Message::Verdict { placement, refusal }));
+        }
         let verdict = self.take_workload(from, &workload, now).and_then(|(spec, fact)| {
             if spec.id != placement.workload || placement.replica >= fact.replicas {
                 return Err(Refusal::Unwanted);
@@ -126,7 +130,7 @@ impl Node {
                 return Err(Refusal::Superseded { epoch });
             }
             let here = self.has_image(&spec.image.root);
-            self.worker.award(placement, &spec, record, fact.generation, here, (now, wall))
+            self.worker.award(from, placement, &spec, record, fact.generation, here, (now, wall))
         });
         self.sends.push((from, Message::Verdict { placement, refusal: verdict.err() }));
     }
@@ -169,7 +173,7 @@ impl Node {
     }
 
     /// The placements that this node's earlier life published.
-    pub(super) fn take_up_placements(&mut self) {
+    pub(super) fn take_up_placements(&mut self, now: Instant) {
         let own: Vec<_> = self
             .catalog
             .placements()
@@ -179,8 +183,10 @@ impl Node {
         for (workload, replica, fact) in own {
             // Also of a removed workload: its container is still to be stopped.
             let Some(Said::Workload { spec, .. }) = self.said(&Key::Workload(workload)) else {
+                // Its workload is forgotten here: whatever is left of it goes, and the others are told.
                 let placement = PlacementId { workload, replica, epoch: fact.epoch };
                 self.effect(Effect::Remove { placement }, Owner::Placement(placement));
+                self.publish(Key::Placement(self.me, workload, replica), &Body::Gone, now);
                 continue;
             };
             let spec = Arc::clone(spec);
@@ -261,7 +267,8 @@ impl Node {
             return self.custody.settled(&workload);
         }
         let urgent = missing.iter().any(|replica| matches!(replica.cause, Cause::NodeDown(_)));
-        if self.custody.is_due(workload, urgent, now) && self.auctioneer.has_room() {
+        // Without room it is looked at again when the watch is due, which then is not in the past.
+        if self.auctioneer.has_room() && self.custody.is_due(workload, urgent, now) {
             self.hold_auction(workload, missing, now);
         }
     }

@@ -677,6 +677,40 @@ fn malformed_and_forged_messages_are_counted_and_change_nothing() {
 }
 
 #[test]
+fn nobody_speaks_for_another_member() {
+    let mut mesh = Mesh::new(3, 17);
+    mesh.run(secs(4));
+    let (victim, liar) = (mesh.id(1), mesh.id(2));
+    let known = mesh.node(0).membership().member(&victim).unwrap().clone();
+    let forged = |incarnation: u64, state: State, boot: u64| membership::Update {
+        node: victim,
+        incarnation,
+        boot,
+        state,
+        addresses: vec!["/memory/9".to_owned(); 100],
+        signature: known.signature.unwrap(),
+    };
+    let now = mesh.now;
+    for update in [
+        forged(u64::MAX, State::Down, known.boot),
+        forged(known.incarnation + 1, State::Alive, 1),
+        forged(known.incarnation, State::Left, known.boot),
+    ] {
+        let bytes = codec::encode_message(&Message::MembersPush { updates: vec![update], answer: false });
+        for at in 0..2 {
+            let node = mesh.hosts[at].node.as_mut().unwrap();
+            node.handle(now, Input::Message { from: liar, bytes: bytes.clone() });
+            mesh.drain(at);
+        }
+    }
+    let after = mesh.node(0).membership().member(&victim).unwrap();
+    assert_eq!((after.incarnation, after.state, &after.addresses), (known.incarnation, State::Alive, &known.addresses));
+    assert!(!mesh.hosts[1].events.iter().any(|event| matches!(event, Event::Cloned { .. })));
+    mesh.run(secs(5));
+    assert!(mesh.everybody_alive());
+}
+
+#[test]
 fn a_clock_a_day_ahead_poisons_nobody_and_its_owner_is_told() {
     let mut mesh = Mesh::new(2, 14);
     mesh.run(secs(3));

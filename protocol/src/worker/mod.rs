@@ -162,7 +162,10 @@ pub struct Worker {
     pressure: u8,
     bandwidth: u64,
     placements: BTreeMap<(WorkloadId, u32), Held>,
-    cancelled: VecDeque<PlacementId>,
+    /// By who asked: one auctioneer cannot have another's awards refused.
+    cancelled: VecDeque<(NodeId, PlacementId)>,
+    /// Until then nothing from an earlier life is started: it may have been moved meanwhile.
+    hold_until: Instant,
     /// Replicas that failed here, and until when they are not taken again.
     shunned: BTreeMap<(WorkloadId, u32), Instant>,
     actions: Vec<Action>,
@@ -173,6 +176,11 @@ impl Worker {
     pub fn new(labels: BTreeMap<String, String>) -> Self {
         // 100 MB/s until measured: a gigabit link.
         Worker { labels, bandwidth: 100_000_000, ..Worker::default() }
+    }
+
+    /// Nothing from an earlier life is started before `until`.
+    pub fn hold_starts(&mut self, until: Instant) {
+        self.hold_until = until;
     }
 
     /// What the machine can give, and how busy its processors are (0–100).
@@ -232,6 +240,7 @@ impl Worker {
     /// Accepts an award, or refuses it. Saying yes again to one that is held is right: the verdict may have been lost.
     pub fn award(
         &mut self,
+        from: NodeId,
         placement: PlacementId,
         spec: &Arc<Spec>,
         record: Arc<Record>,
@@ -254,7 +263,7 @@ impl Worker {
             let placement = PlacementId { epoch: held.fact.epoch, ..placement };
             self.actions.push(Action::Effect(placement, Effect::Remove { placement }));
         }
-        if self.cancelled.contains(&placement) {
+        if self.cancelled.contains(&(from, placement)) {
             return Err(Refusal::NotSeen);
         }
         self.refuse(spec, now, Some(key))?;
@@ -264,6 +273,7 @@ impl Worker {
             state,
             detail: String::new(),
             restarts: 0,
+            stopped: false,
             generation,
             accepted: wall.0,
             started: 0,
@@ -280,7 +290,7 @@ impl Worker {
     }
 
     /// Whether this award is held here; one that was never seen is refused from now on.
-    pub fn query(&mut self, placement: PlacementId) -> Result<(), Refusal> {
+    pub fn query(&mut self, from: NodeId, placement: PlacementId) -> Result<(), Refusal> {
         match self.placements.get(&(placement.workload, placement.replica)) {
             Some(held) if held.fact.epoch == placement.epoch => Ok(()),
             Some(held) if held.fact.epoch > placement.epoch => Err(Refusal::Superseded { epoch: held.fact.epoch }),
@@ -288,7 +298,7 @@ impl Worker {
                 if self.cancelled.len() >= MAX_CANCELLED {
                     self.cancelled.pop_front();
                 }
-                self.cancelled.push_back(placement);
+                self.cancelled.push_back((from, placement));
                 Err(Refusal::NotSeen)
             }
         }
@@ -375,15 +385,19 @@ impl Worker {
             Outcome::Started(Err(StartError::Workload { code, reason })) => {
                 held.busy = None;
                 held.fact.detail = reason;
-                self.exited(key, ExitStatus { code, out_of_memory: false }, false, now);
+                self.exited(key, ExitStatus { code, out_of_memory: false }, false, false, now);
             }
             Outcome::Started(Err(StartError::Node(reason))) => {
                 held.busy = None;
                 self.fail(key, reason, now);
             }
-            Outcome::Exited(status) | Outcome::Adopted(Adopted::Exited(status)) => {
+            Outcome::Exited(status) => {
                 held.busy = None;
-                self.exited(key, status, true, now);
+                self.exited(key, status, true, false, now);
+            }
+            Outcome::Adopted(Adopted::Exited(status)) => {
+                held.busy = None;
+                self.exited(key, status, true, true, now);
             }
             Outcome::Adopted(Adopted::Gone) => {
                 held.busy = None;
@@ -492,17 +506,19 @@ impl Worker {
         self.pursue(key, now);
     }
 
-    fn exited(&mut self, key: (WorkloadId, u32), status: ExitStatus, may_restart: bool, now: Instant) {
+    fn exited(&mut self, key: (WorkloadId, u32), status: ExitStatus, may_restart: bool, adopted: bool, now: Instant) {
         let Some(held) = self.placements.get_mut(&key) else { return };
         let restarts = held.fact.restarts;
         if may_restart && held.intent == Intent::Run && held.spec.restart.applies(status.code, restarts) {
             let stable = held.started.is_some_and(|started| now.since(started) >= STABLE);
             let doubled = if stable { 0 } else { restarts.min(10) };
-            held.restart_at = Some(now + (BACKOFF * (1 << doubled)).min(MAX_BACKOFF));
+            let wait = (BACKOFF * (1 << doubled)).min(MAX_BACKOFF);
+            held.restart_at = Some(if adopted { self.hold_until.max(now + wait) } else { now + wait });
             held.fact.state = PlacementState::Waiting;
             held.fact.detail = format!("exited with {}", status.code);
         } else {
             held.fact.state = PlacementState::Exited(status);
+            held.fact.stopped = held.intent != Intent::Run;
         }
         self.actions.push(Action::Publish(key.0, key.1));
         self.pursue(key, now);
@@ -535,6 +551,7 @@ impl Worker {
             PlacementState::Waiting if held.intent == Intent::Stop => {
                 held.restart_at = None;
                 held.fact.state = PlacementState::Exited(ExitStatus::default());
+                held.fact.stopped = true;
                 self.actions.push(Action::Publish(key.0, key.1));
             }
             PlacementState::Exited(_) | PlacementState::Failed | PlacementState::Lost

@@ -19,6 +19,7 @@ fn worker() -> Worker {
     worker
 }
 
+const ME: NodeId = NodeId([1; 32]);
 const T: (Instant, UnixMillis) = (Instant::ZERO, UnixMillis(1));
 
 fn placement(replica: u32, epoch: u64) -> PlacementId {
@@ -29,10 +30,10 @@ fn placement(replica: u32, epoch: u64) -> PlacementId {
 fn awards_are_idempotent_and_never_exceed_the_machine() {
     let mut worker = worker();
     let spec = Arc::new(spec("web"));
-    assert_eq!(worker.award(placement(0, 1), &spec, record(), 0, true, T), Ok(()));
-    assert_eq!(worker.award(placement(0, 1), &spec, record(), 0, true, T), Ok(()));
-    assert_eq!(worker.award(placement(1, 1), &spec, record(), 0, true, T), Ok(()));
-    let refused = worker.award(placement(2, 1), &spec, record(), 0, true, T);
+    assert_eq!(worker.award(ME, placement(0, 1), &spec, record(), 0, true, T), Ok(()));
+    assert_eq!(worker.award(ME, placement(0, 1), &spec, record(), 0, true, T), Ok(()));
+    assert_eq!(worker.award(ME, placement(1, 1), &spec, record(), 0, true, T), Ok(()));
+    let refused = worker.award(ME, placement(2, 1), &spec, record(), 0, true, T);
     assert!(matches!(refused, Err(Refusal::Cpu { .. })));
     let starts = |action: &&Action| matches!(action, Action::Effect(_, Effect::Start { .. }));
     assert_eq!(worker.take_actions().iter().filter(starts).count(), 2);
@@ -42,11 +43,11 @@ fn awards_are_idempotent_and_never_exceed_the_machine() {
 #[test]
 fn an_award_asked_about_before_it_came_is_refused_when_it_comes() {
     let mut worker = worker();
-    assert_eq!(worker.query(placement(0, 1)), Err(Refusal::NotSeen));
-    let refused = worker.award(placement(0, 1), &Arc::new(spec("web")), record(), 0, true, T);
+    assert_eq!(worker.query(ME, placement(0, 1)), Err(Refusal::NotSeen));
+    let refused = worker.award(ME, placement(0, 1), &Arc::new(spec("web")), record(), 0, true, T);
     assert_eq!(refused, Err(Refusal::NotSeen));
-    assert_eq!(worker.award(placement(0, 2), &Arc::new(spec("web")), record(), 0, true, T), Ok(()));
-    assert_eq!(worker.query(placement(0, 2)), Ok(()));
+    assert_eq!(worker.award(ME, placement(0, 2), &Arc::new(spec("web")), record(), 0, true, T), Ok(()));
+    assert_eq!(worker.query(ME, placement(0, 2)), Ok(()));
 }
 
 #[test]
@@ -64,7 +65,7 @@ fn bids_cover_only_what_fits_and_dearer_is_what_comes_later() {
 fn a_crashing_container_waits_longer_each_time() {
     let mut worker = worker();
     let spec = Arc::new(Spec { restart: crate::workload::Restart::OnFailure { max: 3 }, ..spec("web") });
-    worker.award(placement(0, 1), &spec, record(), 0, true, T).unwrap();
+    worker.award(ME, placement(0, 1), &spec, record(), 0, true, T).unwrap();
     let mut now = Instant::ZERO;
     let mut waits = Vec::new();
     loop {
@@ -87,7 +88,7 @@ fn a_crashing_container_waits_longer_each_time() {
 fn a_removal_while_it_starts_is_carried_out_when_it_has_started() {
     let mut worker = worker();
     let spec = Arc::new(spec("web"));
-    worker.award(placement(0, 1), &spec, record(), 0, true, T).unwrap();
+    worker.award(ME, placement(0, 1), &spec, record(), 0, true, T).unwrap();
     worker.want(&spec.id, 0, true, Instant::ZERO);
     worker.take_actions();
     worker.ended(placement(0, 1), Outcome::Started(Ok(())), Instant::ZERO, UnixMillis(1));

@@ -57,16 +57,18 @@ impl LogWriter {
         let mut partial = std::mem::take(&mut self.partial[stream as usize]);
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             partial.extend_from_slice(piece);
-            if partial.ends_with(b"\n") {
+            let whole = partial.ends_with(b"\n");
+            if whole {
                 partial.pop();
+            }
+            while partial.len() > MAX_LINE {
+                let rest = partial.split_off(MAX_LINE);
+                self.line(stream, &partial, b"P");
+                partial = rest;
+            }
+            if whole {
                 self.line(stream, &partial, b"F");
                 partial.clear();
-            } else {
-                while partial.len() >= MAX_LINE {
-                    let rest = partial.split_off(MAX_LINE);
-                    self.line(stream, &partial, b"P");
-                    partial = rest;
-                }
             }
         }
         self.partial[stream as usize] = partial;

@@ -127,8 +127,18 @@ pub fn signal(mut stream: &UnixStream, signal: i32) -> io::Result<()> {
     writeln!(stream, "{signal}")
 }
 
-/// Deletes all that a stopped container left. Nothing left is no error.
+/// Deletes all that a container left; one that still runs is killed first. Nothing left is no error.
 pub fn remove(dir: &Path) -> io::Result<()> {
+    if let Ok(Found::Running(stream)) = find(dir) {
+        const SIGKILL: i32 = 9;
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
+        signal(&stream, SIGKILL)?;
+        while let Ok(Some(report)) = next_report(&stream) {
+            if matches!(report, Report::Exited(_)) {
+                break;
+            }
+        }
+    }
     if let Ok(bytes) = fs::read(dir.join("launch.json"))
         && let Ok(launch) = serde_json::from_slice::<Launch>(&bytes)
     {

@@ -79,7 +79,7 @@ fn entry(
             key => {
                 if let Some(key) = key.strip_prefix(b"SCHILY.xattr.") {
                     // Overlay's own marks would be obeyed when the layer is mounted.
-                    if !key.starts_with(b"trusted.overlay.") && !key.starts_with(b"user.overlay.") {
+                    if !super::is_overlay_mark(key) {
                         xattrs.push((key.to_vec(), value.to_vec()));
                     }
                 }

@@ -141,6 +141,11 @@ pub enum Kind {
     Whiteout,
 }
 
+/// Whether overlayfs would obey an attribute of this name.
+pub(crate) fn is_overlay_mark(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+}
+
 impl Root {
     /// As it is stored and hashed.
     pub fn encode(&self) -> Vec<u8> {
@@ -189,7 +194,19 @@ impl Tree {
                 || path.contains(&0)
                 || path.split(|byte| *byte == b'/').any(|part| part.is_empty() || part == b"." || part == b"..")
         };
-        let links = |entry: &Entry| matches!(&entry.kind, Kind::Hardlink(target) if bad(target));
+        // A link's target must be a file of this tree: only then is each folder on the way to it one that is unpacked
+        // from here, and no symbolic link leads to the host's files.
+        let files: BTreeSet<&[u8]> = tree
+            .entries
+            .iter()
+            .filter(|entry| matches!(entry.kind, Kind::File(_) | Kind::Symlink(_)))
+            .map(|entry| entry.path.as_slice())
+            .collect();
+        let links = |entry: &Entry| matches!(&entry.kind, Kind::Hardlink(target) if !files.contains(target.as_slice()));
+        let obeyed = |entry: &Entry| entry.xattrs.iter().any(|(name, _)| is_overlay_mark(name));
+        if let Some(entry) = tree.entries.iter().find(|entry| obeyed(entry)) {
+            return Err(format!("overlayfs's own marks on `{}`", String::from_utf8_lossy(&entry.path)));
+        }
         if let Some(entry) = tree.entries.iter().find(|entry| bad(&entry.path) || links(entry)) {
             return Err(format!("a layer tree with the path `{}`", String::from_utf8_lossy(&entry.path)));
         }

@@ -41,5 +41,11 @@ fn a_tree_from_a_peer_cannot_lead_out() {
     assert!(decode(through_link).is_err());
     assert!(decode(vec![entry("b", Kind::Fifo), entry("a", Kind::Fifo)]).is_err(), "out of order");
     assert!(decode(vec![entry("a", Kind::Hardlink(b"../x".to_vec()))]).is_err());
+    let host_file =
+        vec![entry("a", Kind::Symlink(b"/var/lib".to_vec())), entry("b", Kind::Hardlink(b"a/root.key".to_vec()))];
+    assert!(decode(host_file).is_err(), "a hard link through a symbolic one would be to the host's file");
+    let obeyed =
+        Entry { xattrs: vec![(b"trusted.overlay.redirect".to_vec(), b"/".to_vec())], ..entry("a", Kind::Fifo) };
+    assert!(decode(vec![obeyed]).is_err());
     assert!(Tree::decode(b"\xff\xff\xff\xff\xff\xff").is_err());
 }

@@ -97,9 +97,10 @@ pub fn zygote() -> io::Result<()> {
     sys::ignore_signals(&[libc::SIGCHLD]);
     while let Some((dir, line)) = receive(&socket)? {
         // SAFETY: this process has one thread, so the child may run any code.
-        match unsafe { nix::unistd::fork() }? {
-            ForkResult::Parent { .. } => {}
-            ForkResult::Child => {
+        match unsafe { nix::unistd::fork() } {
+            // The line closes, and the daemon sees that nothing was started; the next request may be luckier.
+            Err(_) | Ok(ForkResult::Parent { .. }) => {}
+            Ok(ForkResult::Child) => {
                 drop(socket);
                 shim::run(&dir, line);
             }

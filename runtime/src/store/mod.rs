@@ -109,6 +109,8 @@ pub struct Held {
 /// What is needed to run an image.
 #[derive(Clone, Debug)]
 pub struct Runnable {
+    /// SHA-256 of its config.
+    pub id: [u8; 32],
     /// Its config.
     pub config: ImageConfig,
     /// Its layers' folders, lowest first.
@@ -158,14 +160,12 @@ impl Store {
 
     /// What is needed to run a complete image; `None` when it is not.
     pub fn runnable(&self, root: &Chunk) -> Result<Option<Runnable>, StoreError> {
-        if self.index.image(root)?.is_none() {
-            return Ok(None);
-        }
+        let Some(held) = self.index.image(root)? else { return Ok(None) };
         let parsed = self.root(root)?;
         let config = self.content(&parsed.config)?;
         let config = ImageConfig::parse(&config).map_err(|error| StoreError::Damaged(error.to_string()))?;
         let layers = parsed.layers.iter().map(|layer| self.layer_dir(&layer.tree.id())).collect();
-        Ok(Some(Runnable { config, layers }))
+        Ok(Some(Runnable { id: held.id, config, layers }))
     }
 
     /// A chunk's bytes, checked; `None` when it is not here.

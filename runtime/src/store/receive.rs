@@ -12,6 +12,11 @@ use crate::image::{Chunk, Content, ContentId, MAX_CHUNK, MAX_ROOT, Root, Tree};
 
 /// How much of a download a crash may cost.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// The most bytes of an image's config, and of one layer's tree: both are read into memory.
+const MAX_CONFIG: u64 = 4 << 20;
+const MAX_TREE: u64 = 256 << 20;
+/// The most bytes of an image's files, as its trees state them.
+const MAX_FILES: u64 = 256 << 30;
 
 /// What an image still needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,19 +39,28 @@ impl Store {
             return Ok(Missing { complete: true, contents: true, pieces: Vec::new(), present: Vec::new() });
         }
         // A root's length is not known beforehand; it is bounded when it comes.
-        let stage = self.stage(false, vec![(*root, 0)], BTreeMap::new())?;
+        let mut stage = self.stage(false, vec![(*root, 0)], BTreeMap::new())?;
+        self.recheck(&mut stage)?;
         if !stage.present[0] {
             return Ok(stage);
         }
         let parsed = self.root(root)?;
         let lists: Vec<&Content> =
             [&parsed.config].into_iter().chain(parsed.layers.iter().map(|layer| &layer.tree)).collect();
-        let stage = self.contents_stage(false, &lists)?;
+        let large = parsed.config.size() > MAX_CONFIG || parsed.layers.iter().any(|layer| layer.tree.size() > MAX_TREE);
+        if large {
+            return Err(StoreError::Damaged("an image whose lists are larger than any honest one's".to_owned()));
+        }
+        let mut stage = self.contents_stage(false, &lists)?;
+        self.recheck(&mut stage)?;
         if stage.present.iter().any(|here| !here) {
             return Ok(stage);
         }
         let trees = parsed.layers.iter().map(|layer| self.tree(&layer.tree)).collect::<Result<Vec<Tree>, _>>()?;
         let contents: Vec<&Content> = trees.iter().flat_map(Tree::contents).collect();
+        if contents.iter().fold(0u64, |sum, content| sum.saturating_add(content.size())) > MAX_FILES {
+            return Err(StoreError::Damaged(format!("an image of more than {MAX_FILES} bytes")));
+        }
         let stage = self.contents_stage(true, &contents)?;
         if stage.present.iter().any(|here| !here) {
             return Ok(stage);
@@ -93,6 +107,17 @@ impl Store {
         self.index.add(&changes, durable)
     }
 
+    /// Lists that the disk has lost, or changed, are fetched again.
+    fn recheck(&self, stage: &mut Missing) -> Result<(), StoreError> {
+        for ((chunk, _), here) in stage.pieces.iter().zip(&mut stage.present) {
+            if *here && self.chunk(chunk)?.is_none() {
+                self.index.forget(&[*chunk])?;
+                *here = false;
+            }
+        }
+        Ok(())
+    }
+
     fn contents_stage(&self, contents: bool, list: &[&Content]) -> Result<Missing, StoreError> {
         let mut pieces = Vec::new();
         let mut seen = BTreeSet::new();
@@ -100,6 +125,11 @@ impl Store {
         for content in list {
             let (id, mut offset) = (content.id(), 0);
             for (chunk, len) in &content.chunks {
+                // A chunk has one length. A list that states another could have a file cut to it that is somebody else's.
+                let known = self.index.chunk(chunk)?;
+                if known.is_some_and(|location| location.len != *len) {
+                    return Err(StoreError::Damaged(format!("an image that names a chunk with a wrong length, {len}")));
+                }
                 if *len as usize > MAX_CHUNK {
                     return Err(StoreError::Damaged(format!("an image that names a chunk of {len} bytes")));
                 }

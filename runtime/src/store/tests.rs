@@ -171,6 +171,29 @@ fn a_failed_import_leaves_nothing_and_harms_nothing() {
 }
 
 #[test]
+fn an_image_that_lies_about_lengths_harms_no_other() {
+    let (_dir, one, two) = two_stores();
+    let honest = import(&archive(&[("a", noise(11, 500_000))])[..], &one, Limits::default(), &Progress::default())
+        .unwrap()
+        .remove(0);
+    transfer(&one, &two, &honest.root);
+    // A hostile image whose layer is the honest one's root, "one byte long", and one whose tree never ends.
+    let root = |layers: Vec<crate::image::Content>, config: crate::image::Content| {
+        let layers = layers.into_iter().map(|tree| crate::image::Layer { diff_id: [0; 32], tree }).collect();
+        Root { version: crate::image::VERSION, config, layers }.encode()
+    };
+    let cut = crate::image::Content { chunks: vec![(honest.root, 1)] };
+    let endless = crate::image::Content { chunks: vec![(honest.root, 200_000); 100_000] };
+    for bytes in [root(vec![cut.clone()], cut), root(vec![endless.clone()], endless)] {
+        let id = *blake3::hash(&bytes).as_bytes();
+        two.put_chunks(vec![(id, bytes)]).unwrap();
+        assert!(matches!(two.survey(&id), Err(StoreError::Damaged(_))));
+    }
+    assert!(two.runnable(&honest.root).unwrap().is_some());
+    assert_eq!(two.chunk(&honest.root).unwrap(), one.chunk(&honest.root).unwrap());
+}
+
+#[test]
 fn a_store_that_is_opened_again_knows_what_it_had() {
     let dir = tempfile::tempdir().unwrap();
     let image = {
