@@ -238,6 +238,7 @@ impl Worker {
     }
 
     /// Accepts an award, or refuses it. Saying yes again to one that is held is right: the verdict may have been lost.
+    #[expect(clippy::too_many_arguments, reason = "each says another thing of one award")]
     pub fn award(
         &mut self,
         from: NodeId,

@@ -183,7 +183,7 @@ fn an_image_that_lies_about_lengths_harms_no_other() {
         Root { version: crate::image::VERSION, config, layers }.encode()
     };
     let cut = crate::image::Content { chunks: vec![(honest.root, 1)] };
-    let endless = crate::image::Content { chunks: vec![(honest.root, 200_000); 100_000] };
+    let endless = crate::image::Content { chunks: vec![(honest.root, 200_000); 40_000] };
     for bytes in [root(vec![cut.clone()], cut), root(vec![endless.clone()], endless)] {
         let id = *blake3::hash(&bytes).as_bytes();
         two.put_chunks(vec![(id, bytes)]).unwrap();
