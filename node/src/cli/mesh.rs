@@ -242,9 +242,13 @@ fn say_in_front(context: &Context, home: &Home) -> anyhow::Result<()> {
 }
 
 fn undo(home: &Home, made: &[&str]) {
-    // One that is late, and not failed, still holds its folder.
-    if home.lock().is_err() {
-        return;
+    // A daemon that failed is gone in a moment; one that is late, and not failed, goes on holding its folder.
+    let until = Instant::now() + Duration::from_secs(3);
+    while home.lock().is_err() {
+        if Instant::now() > until {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
     for name in made {
         let _absent = std::fs::remove_file(home.path(name));

@@ -48,7 +48,10 @@ impl Context {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return refuse(&error),
+    };
     let data = args.data.unwrap_or_else(|| PathBuf::from(DEFAULT_DATA));
     // A node that lives elsewhere has its socket there, so that two on one machine do not meet.
     let socket = args.socket.unwrap_or_else(|| {
@@ -73,6 +76,16 @@ pub fn main() -> ExitCode {
             ExitCode::from(if runs { 125 } else { 1 })
         }
     }
+}
+
+/// What clap says, and a hint where it is an error and not the help that was asked for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    // Nobody may be reading.
+    let _unread = error.print();
+    if error.use_stderr() {
+        eprintln!("hint: `moyai --help` lists the commands, `moyai COMMAND --help` their options");
+    }
+    ExitCode::from(error.exit_code() as u8)
 }
 
 /// Runs one command's future; the command line needs no second thread.

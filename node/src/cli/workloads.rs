@@ -4,7 +4,6 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures::FutureExt;
 
 use super::Context;
 use super::args::{LogsWish, ManyWish, OneWish, PsWish, RunWish, ScaleWish};
@@ -121,26 +120,32 @@ fn start_failure(row: &Row, removed: bool) -> anyhow::Result<u8> {
 /// Shows what the first replica writes until it ends, and exits as it did.
 async fn attached(client: &Client, submitted: &Submitted, replicas: u32, remove: bool) -> anyhow::Result<u8> {
     let id = &submitted.id;
-    // Fused: it may end before the workload does, and is asked once more then.
-    let logs = copy_logs(client, id, true, None, false, replicas > 1).fuse();
+    let logs = copy_logs(client, id, true, None, false, replicas > 1);
     let ended = async {
         let ended = client.get::<Vec<Row>>(&format!("/v1/workloads/{id}/ended")).await?;
         anyhow::Ok(ended)
     };
     tokio::pin!(ended, logs);
-    let rows = tokio::select! {
-        rows = &mut ended => {
-            // What it wrote last is still on its way.
-            let _late = tokio::time::timeout(Duration::from_secs(5), &mut logs).await;
-            rows?
-        }
-        Err(error) = &mut logs => return Err(error),
-        _ = tokio::signal::ctrl_c() => {
-            let _asked: Submitted = client.post(&format!("/v1/workloads/{id}/scale?replicas=0"), &()).await?;
-            eprintln!("{} is being stopped", submitted.name);
-            ended.await?
+    let mut all_read = false;
+    let rows = loop {
+        tokio::select! {
+            rows = &mut ended => break rows?,
+            // They may end before the workload's end is known here.
+            read = &mut logs, if !all_read => {
+                read?;
+                all_read = true;
+            }
+            _ = tokio::signal::ctrl_c() => {
+                let _asked: Submitted = client.post(&format!("/v1/workloads/{id}/scale?replicas=0"), &()).await?;
+                eprintln!("{} is being stopped", submitted.name);
+                break ended.await?;
+            }
         }
     };
+    if !all_read {
+        // What it wrote last is still on its way.
+        let _late = tokio::time::timeout(Duration::from_secs(5), &mut logs).await;
+    }
     if remove {
         let _removed: Submitted = client.delete(&format!("/v1/workloads/{id}")).await?;
     }

@@ -9,10 +9,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use moyai_protocol::catalog::Key;
 use moyai_protocol::contract::{Command, CommandId, Completion, Event, Input, Output, Refused, Reply};
-use moyai_protocol::id::NodeId;
+use moyai_protocol::id::{NodeId, WorkloadId};
 use moyai_protocol::node::{Config, Node};
 use moyai_protocol::time::{Instant, UnixMillis};
+use moyai_protocol::worker::PlacementState;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant as TokioInstant;
@@ -309,6 +311,12 @@ impl Driver {
                 return;
             }
             Event::Addresses { node, addresses } => return self.addresses.insert(&node, &addresses),
+            Event::Changed(Key::Placement(node, workload, replica)) => {
+                match self.placement_words(&node, &workload, replica) {
+                    Some(words) => words,
+                    None => return,
+                }
+            }
             Event::Changed(_) => return,
             Event::Dropped { from, reason } => {
                 warn!(from = %from.short(), reason, "dropped what it sent");
@@ -364,7 +372,22 @@ impl Driver {
         self.names.get(node).cloned().unwrap_or_else(|| node.short())
     }
 
-    fn workload_name(&self, workload: &moyai_protocol::id::WorkloadId) -> String {
+    /// What a placement's change means to people; its end and its removal are told by the workload's own.
+    fn placement_words(&mut self, node: &NodeId, workload: &WorkloadId, replica: u32) -> Option<(String, String)> {
+        let on = self.name_of(node);
+        let mut all = self.node.catalog().placements_of(workload);
+        let fact = all.find(|placement| placement.node == *node && placement.replica == replica)?.fact;
+        let state = format!("{:?}", fact.state).split('(').next().unwrap_or_default().to_lowercase();
+        let code = match fact.state {
+            PlacementState::Exited(status) => format!(" with {}", status.code),
+            _ => String::new(),
+        };
+        let detail = if fact.detail.is_empty() { String::new() } else { format!(": {}", fact.detail) };
+        let text = format!("{state}{code} on {on}, epoch {}{detail}", fact.epoch);
+        Some((format!("{}.{}", self.workload_name(workload), replica + 1), text))
+    }
+
+    fn workload_name(&self, workload: &WorkloadId) -> String {
         self.node.catalog().workload(workload).map_or_else(|| workload.short(), |known| known.spec.name.clone())
     }
 

@@ -214,7 +214,7 @@ pub async fn start(
     let config = libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE);
     let mut swarm = Swarm::new(transport, behaviour, peer, config);
     for address in listen {
-        swarm.listen_on(address.clone()).map_err(|error| listen_error(address, &error.to_string()))?;
+        swarm.listen_on(address.clone()).map_err(|error| listen_error(address, &whole(&error)))?;
     }
     let mut control = Control {
         swarm,
@@ -232,13 +232,26 @@ pub async fn start(
     Ok(sender)
 }
 
+/// An error with its causes; libp2p's own words for what a transport says are empty.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    if text.trim_matches([':', ' ']).is_empty() { format!("{error:?}") } else { text }
+}
+
 fn listen_error(address: &Multiaddr, reason: &str) -> ListenError {
     let port = address.iter().find_map(|part| match part {
         libp2p::multiaddr::Protocol::Tcp(port) | libp2p::multiaddr::Protocol::Udp(port) => Some(port),
         _ => None,
     });
     match port {
-        Some(port) if reason.contains("in use") || reason.contains("os error 98") => ListenError::InUse { port },
+        Some(port) if ["in use", "os error 98", "AddrInUse"].iter().any(|word| reason.contains(word)) => {
+            ListenError::InUse { port }
+        }
         _ => ListenError::Other { address: address.to_string(), reason: reason.to_owned() },
     }
 }

@@ -450,7 +450,7 @@ fn read_layer(
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel(QUEUE);
         let parser = scope.spawn(move || {
-            let mut input = Pieces { receiver, piece: Vec::new(), at: 0 };
+            let mut input = Pieces { receiver, piece: Vec::new(), at: 0, total: 0 };
             let tree = layer::read(&mut input, name, writer)?;
             // The digest covers what follows the last entry, too.
             io::copy(&mut input, &mut io::sink()).map_err(|error| ImportError::damaged(name, &error))?;
@@ -519,6 +519,7 @@ struct Pieces {
     receiver: Receiver<io::Result<Vec<u8>>>,
     piece: Vec<u8>,
     at: usize,
+    total: u64,
 }
 
 impl Read for Pieces {
@@ -526,8 +527,13 @@ impl Read for Pieces {
         if self.at == self.piece.len() {
             match self.receiver.recv() {
                 Ok(piece) => (self.piece, self.at) = (piece?, 0),
-                Err(_) => return Ok(0),
+                // Some tools leave the last block short (umoci insert). The digest says whether anything is missing.
+                Err(_) => {
+                    let short = (512 - self.total % 512) % 512;
+                    (self.piece, self.at) = (vec![0; short as usize], 0);
+                }
             }
+            self.total += self.piece.len() as u64;
         }
         let len = buffer.len().min(self.piece.len() - self.at);
         buffer[..len].copy_from_slice(&self.piece[self.at..self.at + len]);

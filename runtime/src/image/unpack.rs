@@ -1,12 +1,14 @@
 //! A layer's tree becomes a folder that overlayfs can use as a lower layer.
 //!
 //! Files are hard links to the store's contents where owner, mode and time agree (nearly always), so there is no second
-//! copy; else they are copied, shared by reflink where the file system can. Nothing ever writes to them: overlayfs
+//! copy, and where the layer has not linked that content already: two files of one layer that are alike are still two
+//! files, with inodes of their own (`cp` and `mv` ask). Else they are copied, shared by reflink where the file system can. Nothing ever writes to them: overlayfs
 //! copies up. Whiteouts are overlayfs's own, a character device 0/0, and `trusted.overlay.opaque`.
 //!
 //! The target is a fresh folder that only root may enter, and each path's parents are folders of the same tree
 //! ([`Tree::decode`] checks that), so plain paths cannot be led astray.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -49,8 +51,9 @@ pub fn unpack(tree: &Tree, target: &Path, object: &dyn Fn(&ContentId) -> PathBuf
     // Hard links last: their target sorts anywhere.
     let (links, others): (Vec<&Entry>, Vec<&Entry>) =
         tree.entries.iter().partition(|entry| matches!(entry.kind, Kind::Hardlink(_)));
+    let mut linked = BTreeSet::new();
     for entry in others {
-        make(entry, &at(target, &entry.path), object)?;
+        make(entry, &at(target, &entry.path), object, &mut linked)?;
     }
     for entry in links {
         if let Kind::Hardlink(to) = &entry.kind {
@@ -69,13 +72,21 @@ fn at(target: &Path, path: &[u8]) -> PathBuf {
     target.join(OsStr::from_bytes(path))
 }
 
-fn make(entry: &Entry, path: &Path, object: &dyn Fn(&ContentId) -> PathBuf) -> Result<(), UnpackError> {
+fn make(
+    entry: &Entry,
+    path: &Path,
+    object: &dyn Fn(&ContentId) -> PathBuf,
+    linked: &mut BTreeSet<ContentId>,
+) -> Result<(), UnpackError> {
     let node = |kind: SFlag, major: u32, minor: u32| {
         mknod(path, kind, Mode::from_bits_truncate(0o600), makedev(u64::from(major), u64::from(minor)))
             .step("make the device", path)
     };
     match &entry.kind {
-        Kind::File(content) => return file(entry, path, &object(&content.id())),
+        Kind::File(content) => {
+            let id = content.id();
+            return file(entry, path, &object(&id), linked.insert(id));
+        }
         Kind::Directory { opaque } => {
             fs::create_dir(path).step("make", path)?;
             if *opaque {
@@ -93,8 +104,8 @@ fn make(entry: &Entry, path: &Path, object: &dyn Fn(&ContentId) -> PathBuf) -> R
     if matches!(entry.kind, Kind::Directory { .. }) { Ok(()) } else { set_time(entry, path) }
 }
 
-fn file(entry: &Entry, path: &Path, object: &Path) -> Result<(), UnpackError> {
-    if entry.xattrs.is_empty() {
+fn file(entry: &Entry, path: &Path, object: &Path, may_link: bool) -> Result<(), UnpackError> {
+    if entry.xattrs.is_empty() && may_link {
         let meta = fs::metadata(object).step("look at", object)?;
         let agrees = (meta.uid(), meta.gid(), meta.mode() & 0o7777, meta.mtime())
             == (entry.uid, entry.gid, entry.mode, entry.mtime);

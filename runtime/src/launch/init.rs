@@ -69,12 +69,8 @@ fn steps(
         fs::write(&file, "0").map_err(|error| machine(&format!("join {}", file.display()), error))?;
     }
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(|error| machine("make a cgroup namespace", error))?;
-    let null = fs::File::open("/dev/null").map_err(|error| machine("open /dev/null", error))?;
-    for (fd, to) in [(null.as_raw_fd(), 0), (output[0].as_raw_fd(), 1), (output[1].as_raw_fd(), 2)] {
-        // SAFETY: all four descriptors are open here, and 0 to 2 are the shim's own copies of nothing it needs.
-        if unsafe { libc::dup2(fd, to) } < 0 {
-            return Err(machine("pass on output", io::Error::last_os_error()));
-        }
+    for (fd, to) in [(output[0].as_raw_fd(), 1), (output[1].as_raw_fd(), 2)] {
+        pass(fd, to)?;
     }
     // A session of its own: no terminal of the host's to push characters into (CVE-2016-2568).
     nix::unistd::setsid().map_err(|error| machine("make a session", error))?;
@@ -86,6 +82,9 @@ fn steps(
     let bundle = std::env::current_dir().map_err(|error| machine("find the bundle", error))?;
     rootfs::enter(spec, &bundle).map_err(|error| machine("make the file system", error))?;
 
+    // The container's own, made a moment ago: not even a descriptor of the host's devices stays open inside.
+    let null = fs::File::open("/dev/null").map_err(|error| machine("open /dev/null", error))?;
+    pass(null.as_raw_fd(), 0)?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     sys::close_all_on_exec(3).map_err(|error| machine("close what is open", error))?;
     enter_workdir(process.cwd())?;
@@ -98,6 +97,15 @@ fn steps(
     sys::install_filter(filter).map_err(|error| machine("install the system call filter", error))?;
     let error = sys::exec(&program, &args, &env);
     Err(not_started(&program.to_string_lossy(), &error))
+}
+
+/// Makes an open descriptor one of the first three.
+fn pass(fd: i32, to: i32) -> Result<(), InitError> {
+    // SAFETY: dup2 takes integers; `fd` is open, and 0 to 2 are the shim's own copies of nothing it needs.
+    if unsafe { libc::dup2(fd, to) } < 0 {
+        return Err(machine("pass on input and output", io::Error::last_os_error()));
+    }
+    Ok(())
 }
 
 /// As docker does, a working folder that is missing is made.

@@ -1,0 +1,334 @@
+//! What runs in a container, and what it may not: as it ends, as the kernel shows it, as it sees itself. Commands are
+//! given on lab-1 and run on lab-2, so that all of it goes through the mesh.
+
+use moyai_tests::container::namespace;
+use moyai_tests::{Host, Lab, Output, PATIENCE, images, wait_for};
+
+const THERE: [&str; 4] = ["run", "--rm", "--on", "node=lab-2"];
+
+fn two_hosts() -> Lab {
+    let lab = Lab::mesh(2);
+    let [one, _] = lab.hosts();
+    one.load(&images::alpine());
+    one.load(&images::busybox("layers.tar"));
+    lab
+}
+
+fn run(host: &Host, rest: &[&str]) -> Output {
+    host.moyai(&[&THERE[..], rest].concat())
+}
+
+/// Starts `name` with `options` in the background on lab-2, and returns its id.
+fn begin(host: &Host, name: &str, rest: &[&str]) -> String {
+    host.moyai(&[&["run", "-d", "--name", name, "--on", "node=lab-2"], rest].concat()).ok();
+    host.workload(name).expect("a workload")["id"].as_str().expect("an id").to_owned()
+}
+
+#[test]
+fn exit_codes_are_those_of_docker() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    run(one, &["alpine", "true"]).ok();
+    run(one, &["alpine", "false"]).exits(1);
+    run(one, &["alpine", "sh", "-c", "exit 7"]).exits(7);
+    run(one, &["alpine", "sh", "-c", "exit 255"]).exits(255);
+    run(one, &["alpine", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"]).exits(137);
+    run(one, &["alpine", "sh", "-c", "sh -c 'kill -15 $$'; exit $?"]).exits(143);
+    run(one, &["alpine", "sh", "-c", "sh -c 'kill -SEGV $$'; exit $?"]).exits(139);
+    run(one, &["alpine", "/no/such/command"]).fails(127).says("/no/such/command");
+    run(one, &["alpine", "nosuchcommand"]).fails(127).says("nosuchcommand");
+    run(one, &["alpine", "/lab/not-executable"]).fails(126);
+    run(one, &["alpine", "/lab"]).fails(126);
+    run(one, &["nosuchimage", "true"]).fails(125).says("nosuchimage");
+    run(one, &["alpin", "true"]).fails(125).says("alpine");
+    for host in [one, two] {
+        wait_for("--rm to have removed everything", PATIENCE, || host.workloads().is_empty().then_some(()));
+        assert!(host.cgroups.groups("memory", "moyai-").is_empty(), "a cgroup was left on {}", host.name);
+        wait_for("every folder to be deleted", PATIENCE, || {
+            let left = std::fs::read_dir(host.data.join("containers"));
+            left.map_or(true, |mut entries| entries.next().is_none()).then_some(())
+        });
+    }
+}
+
+#[test]
+fn the_first_process_can_be_killed_by_a_signal() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    let id = begin(one, "victim", &["alpine", "sleep", "1000"]);
+    moyai_tests::host::signal("KILL", &[two.container(&id).pid]);
+    one.moyai(&["wait", "victim"]).exits(137).says("137");
+    assert_eq!(one.workload("victim").expect("a workload")["exit_code"], 137);
+}
+
+#[test]
+fn standard_output_and_error_stay_apart() {
+    let lab = two_hosts();
+    let [one, _] = lab.hosts();
+    let output = run(one, &["alpine", "sh", "-c", "echo out; echo err >&2; printf 'no newline'"]).ok();
+    assert_eq!((&*output.stdout, &*output.stderr), ("out\nno newline", "err\n"));
+    let output = run(one, &["alpine", "sh", "-c", "seq 1 20000"]).ok();
+    let lines: Vec<u32> = output.stdout.lines().map(|line| line.parse().expect("a number")).collect();
+    assert!(lines.iter().copied().eq(1..=20000), "{} lines, in order and complete", lines.len());
+    let long = run(one, &["alpine", "sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x; echo; echo end"]).ok();
+    assert_eq!(long.stdout.len(), 300_005, "a line longer than any buffer");
+}
+
+#[test]
+fn a_container_that_takes_too_much_memory_is_killed() {
+    let lab = two_hosts();
+    let [one, _] = lab.hosts();
+    let hungry = ["--memory", "16m", "alpine", "sh", "-c", "exec dd if=/dev/zero of=/dev/null bs=200M count=1"];
+    run(one, &hungry).exits(137).says("memory");
+    one.moyai(&[&["run", "-d", "--name", "hungry"], &hungry[..]].concat());
+    one.moyai(&["wait", "hungry"]).exits(137);
+    let row = one.workload("hungry").expect("a workload");
+    assert!(row["detail"].as_str().is_some_and(|text| text.contains("memory")), "{row}");
+    run(one, &["--memory", "64m", "alpine", "true"]).ok();
+}
+
+#[test]
+fn limits_are_set_in_its_cgroup() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    let id = begin(one, "limited", &["--cpus", "0.5", "-m", "64m", "--pids-limit", "17", "alpine", "sleep", "1000"]);
+    let part = format!("-{id}");
+    let value = |controller: &str, v1: &str, v2: &str| {
+        two.cgroups.value(controller, &part, if two.cgroups.v2() { v2 } else { v1 })
+    };
+    assert_eq!(value("memory", "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
+    assert_eq!(value("pids", "pids.max", "pids.max"), "17");
+    if two.cgroups.v2() {
+        assert_eq!(value("cpu", "", "cpu.max"), "50000 100000");
+    } else {
+        assert_eq!(value("cpu", "cpu.cfs_quota_us", ""), "50000");
+        assert_eq!(value("cpu", "cpu.cfs_period_us", ""), "100000");
+    }
+    let pids = two.cgroups.processes_of(&part);
+    assert!(pids.contains(&two.container(&id).pid), "{pids:?}");
+    let forks = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 100 & done; echo all";
+    let output = run(one, &["--pids-limit", "5", "alpine", "sh", "-c", forks]);
+    assert!(!output.stdout.contains("all"), "a fork beyond the limit fails: {output}");
+}
+
+#[test]
+fn it_has_namespaces_of_its_own() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    let id = begin(one, "alone", &["--hostname", "inside", "alpine", "sleep", "1000"]);
+    let (container, daemon) = (two.container(&id), two.daemon().to_string());
+    for kind in ["mnt", "uts", "ipc", "pid", "net", "cgroup"] {
+        let own = container.namespace(kind);
+        assert_ne!(own, namespace(&daemon, kind), "the daemon's {kind} namespace");
+        assert_ne!(own, namespace("self", kind), "the machine's {kind} namespace");
+    }
+    let ls = |path: &str| run(one, &["--hostname", "inside", "alpine", "sh", "-c", path]).ok().stdout;
+    assert_eq!(ls("hostname; cat /etc/hostname; echo $HOSTNAME"), "inside\ninside\ninside\n");
+    assert_eq!(ls("echo $$"), "1\n", "it is the first process it sees");
+    assert_eq!(ls("ls /sys/class/net"), "lo\n");
+    assert_eq!(
+        ls("cat /sys/class/net/lo/operstate; wget -q -O - http://127.0.0.1:1/ 2>&1 | grep -c refused").lines().last(),
+        Some("1")
+    );
+    let mounts = ls("cat /proc/self/mounts");
+    for secret in [&*two.data.to_string_lossy(), "moyai.sock", "/run/netns", "lowerdir=/work"] {
+        let shown: Vec<&str> =
+            mounts.lines().filter(|line| line.contains(secret) && !line.starts_with("overlay / ")).collect();
+        assert!(shown.is_empty(), "a mount of the host is seen inside: {shown:?}");
+    }
+    assert!(mounts.lines().next().is_some_and(|line| line.starts_with("overlay / overlay")), "{mounts}");
+}
+
+#[test]
+fn it_holds_nothing_of_the_host_open() {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    let id = begin(one, "closed", &["alpine", "sleep", "1000"]);
+    let container = two.container(&id);
+    let folder = format!("/proc/{}/fd", container.pid);
+    let mut open: Vec<String> = std::fs::read_dir(&folder)
+        .expect("a process")
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    open.sort();
+    assert_eq!(open, ["0", "1", "2"]);
+    for fd in ["1", "2"] {
+        assert!(std::fs::metadata(format!("{folder}/{fd}")).expect("an open file").file_type().is_fifo());
+    }
+    // Through a descriptor of the host's own /dev/null, root inside could change its mode for all of the host.
+    let input = std::fs::metadata(format!("{folder}/0")).expect("an open file");
+    let (inside, outside) = (std::fs::metadata(container.path("/dev/null")), std::fs::metadata("/dev/null"));
+    assert_ne!(input.dev(), outside.expect("a device").dev(), "standard input is the host's /dev/null");
+    assert_eq!(input.dev(), inside.expect("a device").dev());
+}
+
+#[test]
+fn it_has_no_more_rights_than_docker_gives() {
+    const DOCKER: u64 = 0xa804_25fb;
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    let root = begin(one, "root", &["alpine", "sleep", "1000"]);
+    let user = begin(one, "user", &["-u", "app", "alpine", "sleep", "1000"]);
+    let (root, user) = (two.container(&root), two.container(&user));
+    for (container, effective) in [(root, DOCKER), (user, 0)] {
+        let mask = |field: &str| u64::from_str_radix(&container.status(field), 16).expect("a mask");
+        assert_eq!(mask("CapEff") & !effective, 0, "effective capabilities beyond docker's");
+        assert_eq!(mask("CapBnd") & !DOCKER, 0, "bounding capabilities beyond docker's");
+        assert_eq!((mask("CapInh"), mask("CapAmb")), (0, 0), "CVE-2022-24769");
+        assert_eq!(container.status("NoNewPrivs"), "1");
+        assert_eq!(container.status("Seccomp"), "2");
+    }
+    assert_eq!(user.status("Uid").split_whitespace().next(), Some("1000"));
+    let inside = |script: &str| run(one, &["alpine", "sh", "-c", script]);
+    for forbidden in [
+        "mount -t tmpfs none /tmp",
+        "mount -o remount,rw /sys",
+        "mknod /tmp/disk b 254 0",
+        "unshare -m true",
+        "chroot /proc/1/root umount /proc",
+        "hostname other",
+        // Opened, not written to: if it can be, the machine need not suffer.
+        ": >> /proc/sys/kernel/sysrq",
+        ": >> /proc/sysrq-trigger",
+        ": >> /sys/kernel/uevent_helper",
+        "mkdir /sys/fs/cgroup/memory/more || mkdir /sys/fs/cgroup/more",
+        "dmesg | grep .",
+        "head -c 1 /proc/kcore | grep -c . | grep 1",
+        "cat /proc/keys | grep .",
+        "cat /proc/timer_list | grep .",
+        "ls /sys/firmware | grep .",
+        "cat /lab/null",
+        "renice -n -5 $$",
+    ] {
+        let output = inside(forbidden);
+        assert_ne!(output.code, 0, "`{forbidden}` must not work inside: {output}");
+        assert_ne!(output.code, 125, "{output}");
+    }
+    for allowed in [
+        "echo x > /dev/null && head -c 4 /dev/urandom > /tmp/x && test -c /dev/tty && test -L /dev/fd",
+        "touch /new && echo more >> /etc/kept && rm /etc/gone && mkdir -p /a/b/c && chown 5:6 /new",
+        "chown app /srv && chmod 4755 /bin/busybox && ln -s a /b2 && mkfifo /fifo",
+        "ls -ld /dev/shm | grep -q '^drwxrwxrwt' && echo x > /dev/shm/x",
+        "nslookup localhost 127.0.0.1 || true; ping -c 1 127.0.0.1",
+    ] {
+        inside(allowed).ok();
+    }
+}
+
+#[test]
+fn a_device_in_an_image_opens_nothing() {
+    use moyai_tests::hostile::{Entry, docker_archive, tar};
+    let lab = two_hosts();
+    let [one, _] = lab.hosts();
+    let busybox = std::fs::read("/bin/busybox").expect("busybox-static");
+    let layer = tar(&[
+        Entry::Folder("bin/".to_owned()),
+        Entry::File("bin/sh".to_owned(), busybox),
+        Entry::BlockDevice("disk".to_owned(), 254, 0),
+    ]);
+    let archive = lab.folder().join("disk.tar");
+    docker_archive(&archive, "disk", &[layer]);
+    one.load(&archive);
+    run(one, &["disk", "sh", "-c", "test -b /disk"]).ok();
+    let output = run(one, &["disk", "sh", "-c", "head -c 1 /disk | wc -c"]);
+    assert!(output.stdout.trim() == "0" && output.stderr.contains("ermission"), "{output}");
+}
+
+#[test]
+fn the_image_s_config_is_honoured_and_overruled() {
+    let lab = two_hosts();
+    let [one, _] = lab.hosts();
+    let said = |rest: &[&str]| run(one, rest).ok().stdout;
+    assert_eq!(said(&["lab/layers:1"]), "entry:/bin/echo default\ndefault\n");
+    assert_eq!(said(&["lab/layers:1", "echo", "mine"]), "entry:echo mine\nmine\n");
+    let script = "id -u; id -g; id -G; pwd; echo $LAB $KEPT $HOME";
+    let shell = ["--entrypoint", "/bin/sh", "lab/layers:1", "-c", script];
+    assert_eq!(said(&shell), "1000\n1000\n1000 2000\n/home/app\nimage yes /home/app\n");
+    let overruled = [&["-u", "0", "-w", "/srv", "-e", "LAB=mine"], &shell[..]].concat();
+    assert_eq!(said(&overruled), "0\n0\n0\n/srv\nmine yes /root\n");
+    let numbers = [&["-u", "4000:4001"], &shell[..]].concat();
+    assert!(said(&numbers).starts_with("4000\n4001\n4001\n"));
+    let file = lab.folder().join("variables");
+    std::fs::write(&file, "# a comment\nA=from the file\n\nB=b\n").expect("write a file");
+    let both = ["--env-file", &*file.to_string_lossy(), "-e", "B=over", "alpine", "sh", "-c", "echo $A $B"];
+    assert_eq!(said(&both), "from the file over\n");
+    let odd = ["-e", "ODD=a b\"c'd$e\\f\ng", "alpine", "sh", "-c", "printf %s \"$ODD\""];
+    assert_eq!(said(&odd), "a b\"c'd$e\\f\ng");
+    assert_eq!(said(&["alpine", "printf", "%s|", "a b", "", "*", "é", "-x", "--rm"]), "a b||*|é|-x|--rm|");
+    // A folder that is not there is made, as docker does.
+    assert_eq!(said(&["-w", "/new/folder", "alpine", "pwd"]), "/new/folder\n");
+    run(one, &["-w", "relative", "alpine", "pwd"]).fails(125);
+    run(one, &["-u", "nobodyknown", "alpine", "id"]).fails(125).says("nobodyknown");
+    one.load(&images::busybox("greedy.tar"));
+    run(one, &["greedy", "true"]).fails(125).says("nosuchuser");
+}
+
+#[test]
+fn stopping_asks_first() {
+    let lab = two_hosts();
+    let [one, _] = lab.hosts();
+    let loud =
+        |signal: &str| format!("trap 'echo got {signal}; exit 3' {signal}; echo ready; while true; do sleep 0.1; done");
+    let started = |name: &str, rest: &[&str]| {
+        begin(one, name, rest);
+        wait_for("its first line", PATIENCE, || one.moyai(&["logs", name]).stdout.contains("ready").then_some(()));
+        one.moyai(&["stop", name]).ok();
+        let row = one.workload(name).expect("a workload");
+        (row["exit_code"].as_i64().expect("an exit code"), one.moyai(&["logs", name]).ok().stdout)
+    };
+    let (code, log) = started("term", &["alpine", "sh", "-c", &loud("TERM")]);
+    assert_eq!((code, &*log), (3, "ready\ngot TERM\n"));
+    let (code, log) = started("int", &["--stop-signal", "SIGINT", "alpine", "sh", "-c", &loud("INT")]);
+    assert_eq!((code, &*log), (3, "ready\ngot INT\n"));
+    let (code, log) = started("image", &["--entrypoint", "/bin/sh", "lab/layers:1", "-c", &loud("USR1")]);
+    assert_eq!((code, &*log), (3, "ready\ngot USR1\n"), "the image's own stop signal");
+    let deaf = "trap '' TERM; echo ready; while true; do sleep 0.1; done";
+    let (code, log) = started("deaf", &["--stop-timeout", "1", "alpine", "sh", "-c", deaf]);
+    assert_eq!((code, &*log), (137, "ready\n"));
+}
+
+#[test]
+fn restart_policies_are_kept() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    begin(one, "thrice", &["--restart", "on-failure:2", "alpine", "sh", "-c", "echo try; exit 5"]);
+    one.moyai(&["wait", "thrice"]).exits(5);
+    let row = one.workload("thrice").expect("a workload");
+    assert_eq!((&row["restarts"], &row["exit_code"]), (&2.into(), &5.into()), "{row}");
+    assert_eq!(one.moyai(&["logs", "thrice"]).ok().stdout, "try\ntry\ntry\n");
+    begin(one, "well", &["--restart", "on-failure", "alpine", "true"]);
+    one.moyai(&["wait", "well"]).ok();
+    assert_eq!(one.workload("well").expect("a workload")["restarts"], 0);
+    let id = begin(one, "always", &["--restart", "always", "alpine", "sh", "-c", "echo begun; exec sleep 1000"]);
+    for round in 1..=2u64 {
+        let container = wait_for("a container", PATIENCE, || two.containers(&id).first().copied());
+        moyai_tests::host::signal("KILL", &[container.pid]);
+        wait_for("its restart", PATIENCE, || {
+            let row = one.workload("always")?;
+            let new = two.containers(&id).first().is_some_and(|new| *new != container);
+            (row["restarts"].as_u64() >= Some(round) && row["state"] == "running" && new).then_some(())
+        });
+    }
+    one.moyai(&["rm", "always"]).ok();
+    wait_for("its end", PATIENCE, || two.containers(&id).is_empty().then_some(()));
+}
+
+#[test]
+fn many_containers_leave_nothing_behind() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    one.moyai(&["run", "-d", "--name", "crowd", "--replicas", "24", "alpine", "sh", "-c", "exit 0"]).ok();
+    one.moyai(&["wait", "crowd"]).ok();
+    assert_eq!(one.workloads().len(), 24);
+    one.moyai(&["rm", "crowd"]).ok();
+    for host in [one, two] {
+        wait_for("nothing of them to be left", PATIENCE, || {
+            let folders = std::fs::read_dir(host.data.join("containers")).map_or(0, Iterator::count);
+            let mounts = host.run("cat", &["/proc/self/mounts"]).stdout;
+            let clean = folders == 0 && host.cgroups.groups("memory", "moyai-").is_empty();
+            (clean && !mounts.contains("overlay") && host.workloads().is_empty()).then_some(())
+        });
+    }
+}

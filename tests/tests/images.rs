@@ -1,0 +1,295 @@
+//! Images: every form goes in, what is in them comes out unchanged on another node, nothing is stored or sent twice.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+use moyai_tests::container::Container;
+use moyai_tests::{Host, Lab, PATIENCE, images, wait_for};
+
+/// Starts a container of `image` on lab-2 that only sleeps, to be looked into from outside.
+fn asleep(host: &Host, there: &Host, image: &str) -> Container {
+    let name = image.replace(['/', ':'], "-");
+    let sleep = ["run", "-d", "--name", &name, "--on", "node=lab-2", "--entrypoint", "/bin/sleep", image, "1000"];
+    host.moyai(&sleep).ok();
+    there.container(host.workload(&name).expect("a workload")["id"].as_str().expect("an id"))
+}
+
+fn attribute(path: &Path, name: &str) -> String {
+    let output = Command::new("getfattr").args(["--absolute-names", "-e", "hex", "-n", name]).arg(path).output();
+    let output = output.expect("run getfattr");
+    assert!(output.status.success(), "{} has no {name}", path.display());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().find_map(|line| line.split_once('=')).map(|(_, value)| value.to_owned()).expect("a value")
+}
+
+#[test]
+fn every_form_of_archive_is_the_same_image() {
+    let lab = Lab::mesh(1);
+    let [one] = lab.hosts();
+    let first = one.moyai(&["--json", "load", &images::alpine().to_string_lossy()]).ok().json();
+    assert_eq!(first["reference"], "alpine:latest");
+    assert!(first["new"].as_u64() > Some(10) && first["new"] == first["chunks"], "{first}");
+    // An image's id is the digest of its config (OCI image specification, "ImageID").
+    let layout = images::busybox("alpine.oci");
+    let json = |path: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(layout.join(path)).expect("a document")).expect("JSON")
+    };
+    let manifest = json("index.json")["manifests"][0]["digest"].as_str().expect("a digest").replace(':', "/");
+    assert_eq!(json(&format!("blobs/{manifest}"))["config"]["digest"], first["id"]);
+    let size = stored(&one.data);
+    for form in [
+        "alpine.tar",
+        "alpine.tar.gz",
+        "alpine.tar.zst",
+        "alpine.oci",
+        "alpine.oci.tar",
+        "alpine.oci.tar.gz",
+        "alpine.oci.tar.zst",
+    ] {
+        let again = one.moyai(&["--json", "load", &images::busybox(form).to_string_lossy()]).ok().json();
+        assert_eq!((&again["id"], &again["reference"]), (&first["id"], &first["reference"]), "{form}");
+        assert_eq!((&again["new"], &again["size"]), (&0.into(), &first["size"]), "{form} stored something anew");
+    }
+    assert!(stored(&one.data) <= size + (256 << 10), "the store has grown from {size} to {}", stored(&one.data));
+    assert_eq!(one.images().len(), 1);
+    let zstd = one.moyai(&["--json", "load", &images::busybox("zstd.oci").to_string_lossy()]).ok().json();
+    assert_eq!((&zstd["reference"], &zstd["new"]), (&"zstd:latest".into(), &0.into()), "layers compressed by zstd");
+    let fed = one.moyai_fed(&["load", "--tag", "lab/piped:2", "-"], &images::busybox("alpine.tar.zst")).ok();
+    assert!(fed.stdout.starts_with("lab/piped:2  sha256:") && fed.stdout.contains(", 0 new"), "{fed}");
+    let id = first["id"].as_str().expect("an id").to_owned();
+    for name in ["alpine", "alpine:latest", "docker.io/library/alpine:latest", "zstd", "lab/piped:2", &id, &id[7..19]] {
+        one.moyai(&["run", "--rm", name, "true"]).ok();
+    }
+}
+
+/// Bytes that a node's images take on its disk.
+fn stored(data: &Path) -> u64 {
+    fn below(path: &Path, seen: &mut std::collections::BTreeSet<u64>) -> u64 {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        let sizes = entries.filter_map(|entry| {
+            let meta = entry.path().symlink_metadata().ok()?;
+            let own = if seen.insert(meta.ino()) { meta.blocks() * 512 } else { 0 };
+            Some(if meta.is_dir() { own + below(&entry.path(), seen) } else { own })
+        });
+        sizes.sum()
+    }
+    below(&data.join("store"), &mut std::collections::BTreeSet::new())
+}
+
+#[test]
+fn what_is_in_a_layer_arrives_unchanged() {
+    let lab = Lab::mesh(2);
+    let [one, two] = lab.hosts();
+    one.load(&images::alpine());
+    let container = asleep(one, two, "alpine");
+    let at = |path: &str| container.path(path);
+    let meta = |path: &str| at(path).symlink_metadata().unwrap_or_else(|error| panic!("{path}: {error}"));
+    assert_eq!(meta("/lab/hard-a").ino(), meta("/lab/hard-b").ino());
+    assert_eq!(fs::read_link(at("/lab/symbolic")).expect("a link"), Path::new("hard-a"));
+    assert_eq!(fs::read_link(at("/lab/dangling")).expect("a link"), Path::new("/nowhere"));
+    assert_eq!(meta("/lab/setuid").permissions().mode() & 0o7777, 0o4755);
+    assert_eq!(meta("/tmp").permissions().mode() & 0o7777, 0o1777);
+    assert_eq!(meta("/root").permissions().mode() & 0o7777, 0o700);
+    let owned = meta("/lab/owned");
+    assert_eq!((owned.uid(), owned.gid(), owned.permissions().mode() & 0o7777), (1000, 2000, 0o640));
+    assert_eq!(owned.mtime(), 981_173_106, "2001-02-03 04:05:06 UTC");
+    let home = meta("/home/app");
+    assert_eq!((home.uid(), home.gid()), (1000, 1000));
+    // 1 << 8 | 3: major 1, minor 3, as the kernel encodes small numbers.
+    assert!(meta("/lab/null").file_type().is_char_device() && meta("/lab/null").rdev() == 0x103);
+    assert!(meta("/lab/fifo").file_type().is_fifo());
+    assert_eq!(attribute(&at("/lab/attributes"), "user.lab"), "0x616e20617474726962757465");
+    assert_eq!(attribute(&at("/lab/capable"), "security.capability"), "0x0100000200200000000000000000000000000000");
+    assert_eq!(fs::read(at("/lab/bytes")).expect("a file"), b"\xff\xfe not utf-8");
+    assert!(at("/lab/name with spaces").exists() && at("/lab/ünïcode").exists());
+    assert_eq!(fs::read(at("/bin/busybox")).expect("a file"), fs::read("/bin/busybox").expect("busybox-static"));
+    // What one container writes, the next one does not see.
+    let run = ["run", "--rm", "--on", "node=lab-2", "alpine", "sh", "-c"];
+    let change = "echo changed > /lab/hard-a; rm /etc/kept; cat /lab/hard-a";
+    assert_eq!(one.moyai(&[&run[..], &[change]].concat()).ok().stdout, "changed\n");
+    let look = "cat /lab/hard-a /etc/kept";
+    assert_eq!(one.moyai(&[&run[..], &[look]].concat()).ok().stdout, "linked\nkept\n");
+}
+
+#[test]
+fn upper_layers_hide_and_replace() {
+    let lab = Lab::mesh(2);
+    let [one, two] = lab.hosts();
+    one.load(&images::alpine());
+    let layers = one.moyai(&["--json", "load", &images::busybox("layers.tar").to_string_lossy()]).ok().json();
+    assert_eq!(layers["reference"], "lab/layers:1");
+    assert!(layers["new"].as_u64() < Some(20), "what two images share is stored once: {layers}");
+    let container = asleep(one, two, "lab/layers:1");
+    let names = |path: &str| {
+        let entries = fs::read_dir(container.path(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let mut names: Vec<String> =
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    };
+    assert!(!names("/etc").contains(&"gone".to_owned()) && names("/etc").contains(&"kept".to_owned()));
+    assert!(!names("/etc").iter().any(|name| name.starts_with(".wh.")));
+    assert_eq!(names("/opaque"), ["new"], "an opaque folder hides all below it");
+    assert_eq!(names("/lab/changes"), ["inside"], "a file that became a folder");
+    let run = one.moyai(&["run", "--rm", "--on", "node=lab-2", "lab/layers:1", "cat", "/etc/gone"]);
+    run.exits(1);
+}
+
+#[test]
+fn a_layer_that_umoci_inserted_is_taken() {
+    let lab = Lab::mesh(1);
+    let [one] = lab.hosts();
+    one.load(&images::busybox("inserted.tar"));
+    assert_eq!(one.moyai(&["run", "--rm", "inserted", "ls", "/opaque"]).ok().stdout, "new\n");
+}
+
+#[test]
+fn files_that_are_alike_are_not_the_same_file() {
+    use moyai_tests::hostile::{Entry, docker_archive, tar};
+    let lab = Lab::mesh(1);
+    let [one] = lab.hosts();
+    let busybox = fs::read("/bin/busybox").expect("busybox-static");
+    let layer = tar(&[
+        Entry::Folder("bin/".to_owned()),
+        Entry::File("bin/sh".to_owned(), busybox),
+        Entry::file("one"),
+        Entry::file("other"),
+        Entry::hardlink("link", "one"),
+    ]);
+    let archive = lab.folder().join("alike.tar");
+    docker_archive(&archive, "alike", &[layer]);
+    one.load(&archive);
+    let sh = |script: &str| one.moyai(&["run", "--rm", "alike", "sh", "-c", script]);
+    sh("echo changed > /one; cat /other").ok().says("content");
+    sh("test /one -ef /link").ok();
+    sh("test /one -ef /other").exits(1);
+    // cp(1) refuses to copy a file onto itself.
+    sh("cp /one /other").ok();
+}
+
+#[test]
+fn a_hundred_megabytes_are_loaded_in_every_form_and_fetched() {
+    let lab = Lab::mesh(2);
+    let [one, two] = lab.hosts();
+    let first = one.moyai(&["--json", "load", &images::debian("debian.tar").to_string_lossy()]).ok().json();
+    assert_eq!(first["reference"], "debian:minimal");
+    assert!(first["size"].as_u64() > Some(100_000_000), "{first}");
+    // Asked for before the automatic copies can be complete: it starts when its image is there.
+    let run = ["run", "--rm", "--on", "node=lab-2", "debian:minimal"];
+    let version = one.moyai(&[&run[..], &["cat", "/etc/debian_version"]].concat()).ok();
+    assert!(version.text().starts_with(|c: char| c.is_ascii_alphanumeric()), "{version}");
+    assert!(two.images()[0]["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2));
+    for form in ["debian.tar", "debian.oci", "debian.oci.tar"] {
+        for host in [one, two] {
+            let again = host.moyai(&["--json", "load", &images::debian(form).to_string_lossy()]).ok().json();
+            assert_eq!((&again["id"], &again["new"]), (&first["id"], &0.into()), "{form} on {}", host.name);
+        }
+    }
+    // Every file arrived as it was: the package manager has their checksums.
+    let check =
+        one.moyai(&[&run[..], &["sh", "-c", "cd /; cat var/lib/dpkg/info/*.md5sums | md5sum -c --quiet"]].concat());
+    assert_eq!((check.code, &*check.stdout), (0, ""), "{check}");
+}
+
+#[test]
+fn a_node_fetches_from_several_at_once() {
+    let lab = Lab::mesh(4);
+    let [one, two, three, four] = lab.hosts();
+    let hosts = [one, two, three, four];
+    one.load(&images::debian("debian.tar"));
+    let holders = wait_for("the automatic copies", PATIENCE * 2, || {
+        let nodes = one.images().first()?["nodes"].as_array()?.clone();
+        (nodes.len() >= 3).then_some(nodes)
+    });
+    let fetcher = hosts.into_iter().find(|host| !holders.contains(&host.name.as_str().into()));
+    let fetcher = fetcher.expect("one node without a copy: three are kept");
+    let before = hosts.map(Host::sent_bytes);
+    let on = format!("node={}", fetcher.name);
+    let one_of_them = if fetcher.name == "lab-1" { two } else { one };
+    one_of_them.moyai(&["run", "--rm", "--on", &on, "debian:minimal", "cat", "/etc/debian_version"]).ok();
+    let sent: Vec<u64> = hosts.iter().zip(before).map(|(host, before)| host.sent_bytes() - before).collect();
+    let providers = sent.iter().filter(|bytes| **bytes > 10_000_000).count();
+    assert!(providers >= 2, "bytes sent by each host: {sent:?}");
+    let all: u64 = sent.iter().sum();
+    let size = one.images()[0]["size"].as_u64().expect("a size");
+    assert!(all < size * 13 / 10, "{all} bytes were sent for an image of {size}: {sent:?}");
+}
+
+#[test]
+fn what_two_images_share_is_sent_once() {
+    use moyai_tests::hostile::{Entry, docker_archive, noise, tar};
+    let lab = Lab::mesh(2);
+    let [one, two] = lab.hosts();
+    let busybox = fs::read("/bin/busybox").expect("busybox-static");
+    let base = || {
+        vec![
+            Entry::Folder("bin/".to_owned()),
+            Entry::File("bin/sh".to_owned(), busybox.clone()),
+            Entry::File("bulk".to_owned(), noise(20_000_000, 7)),
+        ]
+    };
+    let load = |name: &str, entries: &[Entry]| {
+        let path = lab.folder().join(format!("{name}.tar"));
+        docker_archive(&path, name, &[tar(entries)]);
+        one.moyai(&["--json", "load", &path.to_string_lossy()]).ok().json()
+    };
+    load("first", &base());
+    one.moyai(&["run", "--rm", "--on", "node=lab-2", "first", "sh", "-c", "exit 0"]).ok();
+    let before = one.sent_bytes();
+    // Another layer, another digest, the same file under another name and with a few bytes put before it.
+    let mut moved = b"a few bytes".to_vec();
+    moved.extend(noise(20_000_000, 7));
+    let mut entries = base();
+    entries[2] = Entry::File("elsewhere".to_owned(), moved);
+    let second = load("second", &entries);
+    assert!(second["new"].as_u64() < second["chunks"].as_u64().map(|all| all / 4), "{second}");
+    one.moyai(&["run", "--rm", "--on", "node=lab-2", "second", "sh", "-c", "test -s /elsewhere"]).ok();
+    let sent = one.sent_bytes() - before;
+    assert!(sent < 5_000_000, "{sent} bytes were sent for what lab-2 had already");
+    assert_eq!(two.images().len(), 2);
+}
+
+#[test]
+fn a_name_moves_to_the_newer_image() {
+    use moyai_tests::hostile::{Entry, docker_archive, tar};
+    let lab = Lab::mesh(2);
+    let hosts: [&Host; 2] = lab.hosts();
+    let busybox = fs::read("/bin/busybox").expect("busybox-static");
+    for (round, host) in [(1, hosts[0]), (2, hosts[1]), (3, hosts[0])] {
+        let layer = tar(&[
+            Entry::Folder("bin/".to_owned()),
+            Entry::File("bin/sh".to_owned(), busybox.clone()),
+            Entry::File("round".to_owned(), format!("{round}\n").into_bytes()),
+        ]);
+        let archive = lab.folder().join(format!("round-{round}.tar"));
+        docker_archive(&archive, "app", &[layer]);
+        host.load(&archive);
+        for asked in hosts {
+            wait_for("the name to mean the newer image everywhere", PATIENCE, || {
+                let output = asked.moyai(&["run", "--rm", "app", "sh", "-c", "read line < /round; echo $line"]).ok();
+                (output.stdout == format!("{round}\n")).then_some(())
+            });
+        }
+    }
+    assert_eq!(hosts[1].images().len(), 1);
+}
+
+#[test]
+fn a_node_pulls_what_others_have() {
+    let lab = Lab::mesh(4);
+    let hosts: [&Host; 4] = lab.hosts();
+    hosts[0].load(&images::alpine());
+    let holders = wait_for("the automatic copies", PATIENCE, || {
+        let nodes = hosts[3].images().first()?["nodes"].as_array()?.clone();
+        (nodes.len() >= 3).then_some(nodes)
+    });
+    let without = hosts.into_iter().find(|host| !holders.contains(&host.name.as_str().into()));
+    let without = without.expect("one node without a copy: three are kept");
+    without.moyai(&["pull", "alpine"]).ok();
+    let nodes = without.images()[0]["nodes"].clone();
+    assert_eq!(nodes.as_array().map(Vec::len), Some(4), "{nodes}");
+    without.moyai(&["pull", "alpine"]).ok();
+    without.moyai(&["pull", "nosuchimage"]).fails(1).says("nosuchimage");
+}
