@@ -34,6 +34,9 @@ use super::{key_pair, node_id, peer_id, transport};
 const MAX_WAITING: u32 = 64;
 const MAX_PENDING: u32 = 64;
 const MAX_STRANGERS: usize = 256;
+/// Peers that mDNS has told of, and addresses of each; the latest are kept.
+const MAX_SEEN: usize = 512;
+const MAX_SEEN_EACH: usize = 4;
 const STRANGER_REST: Duration = Duration::from_secs(600);
 /// A member that could not be dialled is not dialled again sooner.
 const DIAL_REST: Duration = Duration::from_millis(700);
@@ -224,6 +227,7 @@ pub async fn start(
         listening: Vec::new(),
         dials: HashMap::new(),
         strangers: HashMap::new(),
+        seen: HashMap::new(),
         connections: HashMap::new(),
     };
     control.wait_for_listeners(listen).await?;
@@ -271,6 +275,8 @@ struct Control {
     listening: Vec<Multiaddr>,
     dials: HashMap<PeerId, Dial>,
     strangers: HashMap<PeerId, Instant>,
+    /// Where mDNS has seen peers. It tells once, perhaps while an old address is being dialled: later dials need it.
+    seen: HashMap<PeerId, Vec<Multiaddr>>,
     connections: HashMap<PeerId, Vec<(ConnectionId, Instant)>>,
 }
 
@@ -325,7 +331,8 @@ impl Control {
             dial.waiting += 1;
             if !dial.under_way {
                 dial.under_way = true;
-                let known = self.addresses.get(&peer);
+                let mut known = self.addresses.get(&peer);
+                known.extend(self.seen.get(&peer).into_iter().flatten().cloned());
                 let options =
                     DialOpts::peer_id(peer).addresses(known).condition(PeerCondition::DisconnectedAndNotDialing);
                 if let Err(error) = self.swarm.dial(options.build()) {
@@ -428,6 +435,14 @@ impl Control {
 
     fn discovered(&mut self, found: Vec<(PeerId, Multiaddr)>) {
         for (peer, address) in found {
+            if self.seen.len() < MAX_SEEN || self.seen.contains_key(&peer) {
+                let seen = self.seen.entry(peer).or_default();
+                let address = without_peer(address.clone());
+                if !seen.contains(&address) {
+                    seen.insert(0, address);
+                    seen.truncate(MAX_SEEN_EACH);
+                }
+            }
             let stranger = self.strangers.get(&peer).is_some_and(|since| since.elapsed() < STRANGER_REST);
             if stranger || self.swarm.is_connected(&peer) || peer == *self.swarm.local_peer_id() {
                 continue;
