@@ -1,15 +1,17 @@
 //! A node's folder: what makes it this node, and survives everything.
 //!
-//!     node.key       its identity (ed25519 secret, hexadecimal), readable by root only
-//!     root.key       the mesh's root key, on the node that began it
-//!     mesh.json      which mesh, its name here, how it listens
-//!     certificates   who says that it is a member
-//!     vouchers.json  invitations it gave
-//!     peers.json     where a joiner first looks for the others
-//!     state.redb     catalog and members
-//!     store/         images
-//!     containers/    containers
-//!     lock           held by the daemon
+//! ```text
+//! node.key       its identity (ed25519 secret, hexadecimal), readable by root only
+//! root.key       the mesh's root key, on the node that began it
+//! mesh.json      which mesh, its name here, how it listens
+//! certificates   who says that it is a member
+//! vouchers.json  invitations it gave
+//! peers.json     where a joiner first looks for the others
+//! state.redb     catalog and members
+//! store/         images
+//! containers/    containers
+//! lock           held by the daemon
+//! ```
 //!
 //! Each file is written whole under another name and renamed, so a crash leaves the old or the new one.
 

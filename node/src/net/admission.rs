@@ -1,13 +1,15 @@
 //! The first exchange on every connection, libp2p or quinn.
 //!
-//!     dialler                                   listener
-//!     Hello::Member(certificates)        →      verifies; shows its own only to a member
-//!                                        ←      Answer::Member(certificates), or Refused(reason)
-//!     verifies
+//! ```text
+//! dialler                                   listener
+//! Hello::Member(certificates)        →      verifies; shows its own only to a member
+//!                                    ←      Answer::Member(certificates), or Refused(reason)
+//! verifies
 //!
-//!     Hello::Join(secret, …)             →      redeems the voucher, signs a certificate
-//!                                        ←      Answer::Welcome(certificates, members), or Refused(reason)
-//!     (and the connection ends)
+//! Hello::Join(secret, …)             →      redeems the voucher, signs a certificate
+//!                                    ←      Answer::Welcome(certificates, members), or Refused(reason)
+//! (and the connection ends)
+//! ```
 //!
 //! TLS has proved beforehand that the other side owns the key of its PeerId; a certificate of another node is refused.
 //!

@@ -4,8 +4,10 @@
 //! TLS authenticates by the same keys as libp2p's (libp2p-tls), the first stream of a connection is the admission
 //! exchange, and each stream after it is one request.
 //!
-//!     Request::Chunks(ids)  →  for each: length (4 bytes, all ones for "not here"), bytes
-//!     Request::Logs(…)      →  frames of [`LogFrame`], until the log has ended or the asker goes
+//! ```text
+//! Request::Chunks(ids)  →  for each: length (4 bytes, all ones for "not here"), bytes
+//! Request::Logs(…)      →  frames of [`LogFrame`], until the log has ended or the asker goes
+//! ```
 //!
 //! **Bounds.** [`MAX_CONNECTIONS`] connections and [`MAX_STREAMS`] requests on each; a request of at most
 //! [`BATCH_PIECES`] chunks; a chunk of at most [`MAX_CHUNK`] bytes; a connection that asks nothing ends after [`IDLE`].

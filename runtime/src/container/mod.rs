@@ -1,13 +1,15 @@
 //! The daemon's side of a container: its folder, its bundle, its logs, and the line to its shim.
 //!
-//!     containers/<name>/config.json    OCI runtime-spec bundle
-//!                       rootfs/        where the shim mounts the overlay, in its own mount namespace
-//!                       upper/ work/   the writable layer
-//!                       launch.json    what the bundle format has no place for: layers, cgroup limits
-//!                       seccomp.bpf    the compiled filter
-//!                       log, log.1 …   what it wrote, in the CRI format
-//!                       shim.sock      where a later daemon finds the shim
-//!                       exit.json      how it ended, written before anybody is told
+//! ```text
+//! containers/<name>/config.json    OCI runtime-spec bundle
+//!                   rootfs/        where the shim mounts the overlay, in its own mount namespace
+//!                   upper/ work/   the writable layer
+//!                   launch.json    what the bundle format has no place for: layers, cgroup limits
+//!                   seccomp.bpf    the compiled filter
+//!                   log, log.1 …   what it wrote, in the CRI format
+//!                   shim.sock      where a later daemon finds the shim
+//!                   exit.json      how it ended, written before anybody is told
+//! ```
 //!
 //! **States** (OCI runtime-spec): creating → running → stopped. The shim alone writes `exit.json`; while neither it
 //! nor a shim that answers is there, the container is gone.

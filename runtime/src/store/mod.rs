@@ -1,9 +1,11 @@
 //! Contents, chunks and images on disk.
 //!
-//!     objects/ab/abcd…     one file for each distinct content, under its id; sparse while its chunks still come
-//!     layers/0123456789…/  a layer, unpacked, ready to be a lower layer of overlayfs; its files are links to objects
-//!     index.redb           where each chunk lies, which contents, layers and images are complete
-//!     tmp/                 what is being written; emptied at start
+//! ```text
+//! objects/ab/abcd…     one file for each distinct content, under its id; sparse while its chunks still come
+//! layers/0123456789…/  a layer, unpacked, ready to be a lower layer of overlayfs; its files are links to objects
+//! index.redb           where each chunk lies, which contents, layers and images are complete
+//! tmp/                 what is being written; emptied at start
+//! ```
 //!
 //! **Order of writing.** Bytes first, then `syncfs`, then the index: a chunk that the index names is on the disk. A
 //! crash loses what came since the last commit (a second, while receiving), and files without an entry, which are
