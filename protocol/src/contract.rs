@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::auction::Record;
-use crate::catalog::{Fact, ImageHeld, Key};
+use crate::catalog::{ImageHeld, Key};
 use crate::id::{ChunkId, NodeId, WorkloadId};
 use crate::time::UnixMillis;
 use crate::trust::{Chain, Membership};
@@ -380,6 +380,3 @@ pub enum Refused {
         limit: usize,
     },
 }
-
-/// A fact with what it says, for drivers that list them.
-pub type SharedFact = Arc<Fact>;

@@ -236,6 +236,11 @@ impl Fact {
         Fact { key, version, author, content, signature }
     }
 
+    /// Bytes it takes in a message, at most: its content, and room for the rest.
+    pub(crate) fn weight(&self) -> usize {
+        self.content.len() + 160
+    }
+
     /// What it says, after every check that makes it worth believing.
     pub fn open(&self, mesh: &MeshId) -> Result<Said, FactError> {
         if self.content.len() > MAX_FACT {

@@ -23,6 +23,7 @@ mod bitfield;
 mod picker;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -402,7 +403,8 @@ impl Download {
         for (piece, present) in survey.pieces.into_iter().zip(survey.present) {
             let at = self.pieces.len() as u32;
             // A list that names one chunk twice would make two nodes count differently.
-            if self.index.try_insert_new(piece.chunk, at) {
+            if let Entry::Vacant(new) = self.index.entry(piece.chunk) {
+                new.insert(at);
                 self.pieces.push(piece);
                 if present {
                     self.have.set(at as usize);
@@ -425,22 +427,6 @@ impl Download {
         let pieces: Vec<u32> = missing.filter(can).copied().collect();
         batch.doubled = !pieces.is_empty();
         pieces
-    }
-}
-
-trait InsertNew {
-    /// Inserts only what is not there; whether it did.
-    fn try_insert_new(&mut self, key: ChunkId, value: u32) -> bool;
-}
-
-impl InsertNew for BTreeMap<ChunkId, u32> {
-    fn try_insert_new(&mut self, key: ChunkId, value: u32) -> bool {
-        let mut new = false;
-        self.entry(key).or_insert_with(|| {
-            new = true;
-            value
-        });
-        new
     }
 }
 

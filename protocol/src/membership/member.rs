@@ -101,15 +101,13 @@ pub struct Member {
     pub signature: Option<Signature>,
     /// Since when `state` is believed.
     pub changed: Instant,
-    /// When it last answered a probe of this node.
-    pub last_heard: Instant,
 }
 
 impl Member {
     pub(super) fn new(update: Update, now: Instant) -> Self {
         let Update { incarnation, boot, state, addresses, signature, .. } = update;
         let signature = (incarnation > 0).then_some(signature);
-        Member { incarnation, boot, state, addresses, signature, changed: now, last_heard: now }
+        Member { incarnation, boot, state, addresses, signature, changed: now }
     }
 
     pub(super) fn take(&mut self, update: Update, now: Instant) {

@@ -299,7 +299,7 @@ impl Membership {
             }
             Message::Ack { seq, updates } => {
                 self.apply_all(updates, from, cx);
-                self.acked(seq, from, cx);
+                self.acked(seq, cx);
             }
             Message::PingReq { seq, target, updates } => {
                 self.apply_all(updates, from, cx);
@@ -409,17 +409,13 @@ impl Membership {
         }
     }
 
-    fn acked(&mut self, seq: u64, from: NodeId, cx: &mut Context<'_>) {
+    fn acked(&mut self, seq: u64, cx: &mut Context<'_>) {
         if let Some(relay) = self.relays.remove(&seq) {
             let updates = self.take_updates(&relay.origin);
             cx.out.push((relay.origin, Message::Ack { seq: relay.origin_seq, updates }));
-        } else if let Some(probe) = self.probes.remove(&seq) {
+        } else if self.probes.remove(&seq).is_some() {
+            // From the target, or from a helper that reached it.
             self.health = self.health.saturating_sub(1);
-            if from == probe.target
-                && let Some(member) = self.members.get_mut(&probe.target)
-            {
-                member.last_heard = cx.now;
-            }
         }
     }
 

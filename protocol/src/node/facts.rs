@@ -62,7 +62,7 @@ impl Node {
                 self.refresh_providers(now);
             }
             Key::Placement(_, workload, replica) => {
-                self.settle_conflict(workload, replica, now);
+                self.settle_conflict(workload, replica);
                 self.drop_own_pending(workload, now);
                 self.custody.touch(workload);
                 let ended = match self.said(&fact.key) {
@@ -161,7 +161,7 @@ impl Node {
             Some(Said::Workload { fact, .. }) => (fact.replicas, fact.removed),
             _ => return,
         };
-        self.worker.want(&workload, replicas, removed, now);
+        self.worker.want(&workload, replicas, removed);
         if replicas == 0 || removed {
             self.auctioneer.forget(&workload);
             self.drop_own_pending(workload, now);
@@ -169,7 +169,7 @@ impl Node {
     }
 
     /// If this node and another live one both run a replica, the rule of [`custody::keeps`] decides.
-    pub(super) fn settle_conflict(&mut self, workload: WorkloadId, replica: u32, now: Instant) {
+    pub(super) fn settle_conflict(&mut self, workload: WorkloadId, replica: u32) {
         let Some(mine) = self.worker.placement(&workload, replica) else { return };
         let mine = (mine.fact.epoch, self.me);
         let rival = self
@@ -182,7 +182,7 @@ impl Node {
             .map(|other| (other.fact.epoch, other.node))
             .find(|other| !custody::keeps(mine, *other));
         if let Some((epoch, node)) = rival {
-            self.worker.superseded(workload, replica, node, epoch, now);
+            self.worker.superseded(workload, replica, node, epoch);
         }
     }
 
@@ -195,7 +195,7 @@ impl Node {
         let mut bytes = 0;
         let mut facts = Vec::new();
         for fact in keys.iter().filter_map(|key| self.catalog.by_hash(key)) {
-            bytes += fact.content.len() + 160;
+            bytes += fact.weight();
             // What does not fit one message is found again by the next reconciliation.
             if bytes > FACTS_BYTES && !facts.is_empty() {
                 break;

@@ -594,7 +594,7 @@ impl Node {
                 match state {
                     State::Alive => {
                         for (workload, replica) in placements {
-                            self.settle_conflict(workload, replica, now);
+                            self.settle_conflict(workload, replica);
                         }
                         self.custody.hope();
                         self.reconcile_with(node);
@@ -709,10 +709,10 @@ fn split(facts: Vec<Arc<Fact>>) -> Vec<Vec<Arc<Fact>>> {
     let mut groups = Vec::new();
     let (mut group, mut bytes) = (Vec::new(), 0);
     for fact in facts {
-        bytes += fact.content.len() + 160;
+        bytes += fact.weight();
         if bytes > FACTS_BYTES && !group.is_empty() {
             groups.push(std::mem::take(&mut group));
-            bytes = fact.content.len() + 160;
+            bytes = fact.weight();
         }
         group.push(fact);
     }

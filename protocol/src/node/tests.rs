@@ -201,7 +201,6 @@ impl Mesh {
     }
 
     fn drain(&mut self, at: usize) {
-        let now = self.now;
         let life = self.lives[at];
         let me = self.id(at);
         let Some(node) = &mut self.hosts[at].node else { return };
@@ -230,7 +229,6 @@ impl Mesh {
                 Output::Event(event) => self.hosts[at].events.push(event),
             }
         }
-        let _ = now;
     }
 
     /// What the outside does with an effect; `None` ends later.

@@ -341,24 +341,24 @@ impl Worker {
     }
 
     /// How many replicas of a workload are wanted; none at all when it is `removed`.
-    pub fn want(&mut self, workload: &WorkloadId, replicas: u32, removed: bool, now: Instant) {
+    pub fn want(&mut self, workload: &WorkloadId, replicas: u32, removed: bool) {
         let range = (*workload, 0)..=(*workload, u32::MAX);
         let keys: Vec<_> = self.placements.range(range).map(|(key, _)| *key).collect();
         for key in keys {
             if removed {
-                self.intend(key, Intent::Drop, now);
+                self.intend(key, Intent::Drop);
             } else if key.1 >= replicas {
                 // Scaled to none is `stop`, which keeps what the container left; scaled down is not.
-                self.intend(key, if replicas == 0 { Intent::Stop } else { Intent::Drop }, now);
+                self.intend(key, if replicas == 0 { Intent::Stop } else { Intent::Drop });
             }
         }
     }
 
     /// Another node runs this replica with a right that is better than this node's.
-    pub fn superseded(&mut self, workload: WorkloadId, replica: u32, by: NodeId, epoch: u64, now: Instant) {
+    pub fn superseded(&mut self, workload: WorkloadId, replica: u32, by: NodeId, epoch: u64) {
         if let Some(held) = self.placements.get_mut(&(workload, replica)) {
             held.fact.detail = format!("replaced by epoch {epoch} on node {}", by.short());
-            self.intend((workload, replica), Intent::Drop, now);
+            self.intend((workload, replica), Intent::Drop);
         }
     }
 
@@ -381,7 +381,7 @@ impl Worker {
                 held.fact.detail.clear();
                 self.actions.push(Action::Effect(placement, Effect::Watch { placement }));
                 self.actions.push(Action::Publish(key.0, key.1));
-                self.pursue(key, now);
+                self.pursue(key);
             }
             Outcome::Started(Err(StartError::Workload { code, reason })) => {
                 held.busy = None;
@@ -405,7 +405,7 @@ impl Worker {
                 held.fact.state = PlacementState::Lost;
                 held.fact.detail = "its container was gone when this node started".to_owned();
                 self.actions.push(Action::Publish(key.0, key.1));
-                self.pursue(key, now);
+                self.pursue(key);
             }
             Outcome::Done if held.busy == Some(Busy::Removing) => {
                 self.placements.remove(&key);
@@ -504,7 +504,7 @@ impl Worker {
         held.fact.detail = reason;
         self.shunned.insert(key, now + SHUN);
         self.actions.push(Action::Publish(key.0, key.1));
-        self.pursue(key, now);
+        self.pursue(key);
     }
 
     fn exited(&mut self, key: (WorkloadId, u32), status: ExitStatus, may_restart: bool, adopted: bool, now: Instant) {
@@ -522,19 +522,19 @@ impl Worker {
             held.fact.stopped = held.intent != Intent::Run;
         }
         self.actions.push(Action::Publish(key.0, key.1));
-        self.pursue(key, now);
+        self.pursue(key);
     }
 
-    fn intend(&mut self, key: (WorkloadId, u32), intent: Intent, now: Instant) {
+    fn intend(&mut self, key: (WorkloadId, u32), intent: Intent) {
         let Some(held) = self.placements.get_mut(&key) else { return };
         if held.intent != Intent::Drop {
             held.intent = intent;
         }
-        self.pursue(key, now);
+        self.pursue(key);
     }
 
     /// Takes the next step towards what is intended, when nothing is in flight that will lead here again.
-    fn pursue(&mut self, key: (WorkloadId, u32), _now: Instant) {
+    fn pursue(&mut self, key: (WorkloadId, u32)) {
         let Some(held) = self.placements.get_mut(&key) else { return };
         let placement = PlacementId { workload: key.0, replica: key.1, epoch: held.fact.epoch };
         if held.intent == Intent::Run || held.busy.is_some() {

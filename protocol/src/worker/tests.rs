@@ -89,7 +89,7 @@ fn a_removal_while_it_starts_is_carried_out_when_it_has_started() {
     let mut worker = worker();
     let spec = Arc::new(spec("web"));
     worker.award(ME, placement(0, 1), &spec, record(), 0, true, T).unwrap();
-    worker.want(&spec.id, 0, true, Instant::ZERO);
+    worker.want(&spec.id, 0, true);
     worker.take_actions();
     worker.ended(placement(0, 1), Outcome::Started(Ok(())), Instant::ZERO, UnixMillis(1));
     let stops = |action: &Action| matches!(action, Action::Effect(_, Effect::Stop { .. }));

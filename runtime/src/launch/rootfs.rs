@@ -174,11 +174,9 @@ fn options(options: &[String]) -> (MsFlags, String) {
 
 /// Docker's devices, made afresh on the container's own /dev.
 fn make_devices(root: &OwnedFd) -> Result<(), RootfsError> {
-    let dev = by_fd(&open_inside(root, Path::new("/dev")).step("open", "/dev")?);
-    // A path through /proc/self/fd must not be kept beyond the descriptor: it is used up here.
-    let kept = open_inside(root, Path::new("/dev")).step("open", "/dev")?;
-    let base = by_fd(&kept);
-    drop(dev);
+    // Kept open as long as the path through it is used.
+    let dev = open_inside(root, Path::new("/dev")).step("open", "/dev")?;
+    let base = by_fd(&dev);
     for (name, major, minor) in
         [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
     {
