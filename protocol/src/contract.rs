@@ -77,7 +77,8 @@ pub struct CommandId(pub u64);
 /// What only the outside can do.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Write these records so that they survive a restart; `None` deletes. Ends in [`Outcome::Persisted`].
+    /// Write these records so that they survive a restart; `None` deletes. Ends in [`Outcome::Persisted`], in the order
+    /// in which they were asked for; an empty list is over when those before it are.
     Persist(Vec<(RecordKey, Option<Vec<u8>>)>),
     /// Unpack the image and start the container. Ends in [`Outcome::Started`].
     Start {
@@ -374,7 +375,7 @@ pub enum Refused {
     #[error("{0}")]
     Spec(String),
     /// The catalog is at its bound.
-    #[error("the mesh holds {limit} facts, which is the most it keeps")]
+    #[error("the mesh keeps {limit} facts at the most, and has them")]
     Full {
         /// The bound.
         limit: usize,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::auction::{Basis, Record, Refusal};
+use crate::auction::{Award, Basis, Refusal};
 use crate::catalog::{Fact, Range};
 use crate::id::{ChunkId, KeyHash, NodeId};
 use crate::membership::Update;
@@ -105,8 +105,8 @@ pub enum Message {
         placement: PlacementId,
         /// The workload, as its submitter signed it.
         workload: Arc<Fact>,
-        /// How it came to that.
-        record: Arc<Record>,
+        /// Signed by the auctioneer, with how it came to that.
+        award: Award,
     },
     /// What came of an award.
     Verdict {

@@ -132,6 +132,9 @@ pub struct Spec {
     pub stop_signal: Option<String>,
     /// Seconds between the stop signal and SIGKILL.
     pub stop_timeout: u32,
+    /// Whether it is forgotten, with its logs, once all of it has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub auto_remove: bool,
     /// Names of what a node must understand to run this.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requires: Vec<String>,
@@ -324,6 +327,7 @@ pub(crate) mod tests {
             on: BTreeMap::new(),
             stop_signal: None,
             stop_timeout: 10,
+            auto_remove: false,
             requires: Vec::new(),
         }
     }

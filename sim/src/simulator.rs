@@ -346,6 +346,7 @@ impl Simulator {
             on: BTreeMap::new(),
             stop_signal: None,
             stop_timeout: 10,
+            auto_remove: false,
             requires: Vec::new(),
         };
         let replicas = spec.replicas;

@@ -150,6 +150,13 @@ impl Host {
         Output::of(self.moyai_command(args), format!("{}: moyai {}", self.name, args.join(" ")))
     }
 
+    /// The same, by the program whose daemon serves wrong chunks.
+    pub fn lying(&self, args: &[&str]) -> Output {
+        let data = self.data.to_string_lossy();
+        let command = self.command(crate::lab::lying_binary(), &[&["--data", &*data], args].concat());
+        Output::of(command, format!("{}: lying_peer {}", self.name, args.join(" ")))
+    }
+
     /// The same with `input` as its standard input.
     pub fn moyai_fed(&self, args: &[&str], input: &Path) -> Output {
         let mut command = self.moyai_command(args);

@@ -125,6 +125,13 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// The program whose daemon serves wrong chunks (`node/examples/lying_peer.rs`).
+pub fn lying_binary() -> PathBuf {
+    let path = profile_folder().join("examples/lying_peer");
+    assert!(path.exists(), "{} does not exist; build it first: cargo build -p moyai --examples", path.display());
+    path
+}
+
 /// `target/<triple>/<profile>`, where this test was built, and where the program is.
 pub(crate) fn profile_folder() -> PathBuf {
     let test = std::env::current_exe().expect("find this test");

@@ -332,3 +332,22 @@ fn many_containers_leave_nothing_behind() {
         });
     }
 }
+
+#[test]
+fn what_is_to_be_removed_is_removed_when_it_ends_also_in_the_background() {
+    let lab = Lab::mesh(2);
+    let [one, two] = lab.hosts();
+    one.load(&images::alpine());
+    two.moyai(&["run", "-d", "--rm", "--name", "brief", "alpine", "true"]).ok();
+    two.moyai(&["run", "-d", "--rm", "--name", "long", "--stop-timeout", "0", "alpine", "sleep", "1000"]).ok();
+    wait_for("the brief one to be forgotten", PATIENCE, || one.workload("brief").is_none().then_some(()));
+    assert_eq!(one.workload("long").expect("a workload")["state"], "running");
+    one.moyai(&["stop", "long"]).ok();
+    wait_for("the stopped one to be forgotten", PATIENCE, || one.workload("long").is_none().then_some(()));
+    wait_for("nothing to be left of either", PATIENCE, || {
+        let left = [one, two]
+            .into_iter()
+            .flat_map(|host| std::fs::read_dir(host.data.join("containers")).into_iter().flatten());
+        (left.count() == 0).then_some(())
+    });
+}

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use moyai_tests::container::Container;
+use moyai_tests::hostile::{self, Entry};
 use moyai_tests::{Host, Lab, PATIENCE, images, wait_for};
 
 /// Starts a container of `image` on lab-2 that only sleeps, to be looked into from outside.
@@ -292,4 +293,38 @@ fn a_node_pulls_what_others_have() {
     assert_eq!(nodes.as_array().map(Vec::len), Some(4), "{nodes}");
     without.moyai(&["pull", "alpine"]).ok();
     without.moyai(&["pull", "nosuchimage"]).fails(1).says("nosuchimage");
+}
+
+#[test]
+fn a_peer_that_serves_wrong_chunks_is_named_and_not_believed() {
+    let lab = Lab::new(4);
+    let [one, liar, three, four] = lab.hosts();
+    one.moyai(&["init"]).ok();
+    let ticket = one.ticket(&[]);
+    liar.lying(&["join", &ticket]).ok();
+    three.moyai(&["join", &ticket]).ok();
+    four.moyai(&["join", &ticket]).ok();
+    lab.wait_for_mesh();
+    let archive = lab.folder().join("noise.tar");
+    let noise = |seed| Entry::File(format!("noise{seed}"), hostile::noise(8 << 20, seed));
+    hostile::docker_archive(&archive, "noise", &[hostile::tar(&[noise(1), noise(2), noise(3)])]);
+
+    // While only the liar has it, nobody gets it, and everybody who asks is told why.
+    liar.load(&archive);
+    wait_for("the image to be known", PATIENCE, || (three.images().len() == 1).then_some(()));
+    let output = three.moyai(&["pull", "noise"]).fails(1);
+    assert!(output.stderr.contains("wrong bytes"), "{output}");
+    let id = three.moyai(&["--json", "nodes"]).ok().rows();
+    let id = id.iter().find(|row| row["name"] == "lab-2").and_then(|row| row["id"].as_str()).expect("an id");
+    assert!(output.stderr.contains(&id[..12]), "the liar is named: {output}");
+    assert!(three.log_tail(100).contains("bytes that are not chunk"), "{}", three.log_tail(100));
+
+    // With an honest one beside it the image comes whole, to each who asks.
+    one.load(&archive);
+    for host in [three, four] {
+        host.moyai(&["pull", "noise"]).ok();
+    }
+    // What is stored is what was loaded: chunks are named by their hashes, and a second load finds nothing new.
+    let again = four.moyai(&["--json", "load", &archive.to_string_lossy()]).ok().json();
+    assert_eq!(again["new"], 0, "{again}");
 }

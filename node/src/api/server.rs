@@ -236,6 +236,7 @@ async fn run(AxumState(state): AxumState<State>, Json(request): Json<RunRequest>
         on: request.on,
         stop_signal: request.stop_signal,
         stop_timeout: request.stop_timeout,
+        auto_remove: request.auto_remove,
         requires: Vec::new(),
     };
     match state.handle.command(Command::Submit(Box::new(spec))).await? {
@@ -597,7 +598,9 @@ fn import_failure(error: &image::ImportError, store: &Path) -> Failure {
         E::TooLarge { .. } => {
             "if it is what you want, raise it: `moyai load --limit 100g`; nothing was stored".to_owned()
         }
-        E::TooMany { .. } => "nothing was stored".to_owned(),
+        E::TooMany { .. } | E::Metadata { .. } => {
+            "no honest tool writes such an archive; nothing was stored".to_owned()
+        }
         E::Config(_) => "nothing was stored".to_owned(),
         E::Store(error) if error.is_full() => {
             format!("make room on the disk of {}; nothing was stored", store.display())

@@ -154,6 +154,9 @@ pub struct RunRequest {
     pub stop_signal: Option<String>,
     /// Seconds from the stop signal to SIGKILL.
     pub stop_timeout: u32,
+    /// Whether it is forgotten once all of it has ended.
+    #[serde(default)]
+    pub auto_remove: bool,
 }
 
 /// What `run` gets.

@@ -7,7 +7,7 @@ use moyai_protocol::id::{NodeId, WorkloadId};
 use moyai_protocol::membership::State;
 use moyai_protocol::node::Node;
 use moyai_protocol::reference::Reference;
-use moyai_protocol::trust::{Chain, Role, mesh_name};
+use moyai_protocol::trust::{Role, mesh_name};
 use moyai_protocol::worker::PlacementState;
 use moyai_protocol::workload::{ImagePin, PlacementId, Resources};
 
@@ -161,7 +161,7 @@ fn node_row(node: &Node, id: &NodeId, state: String, addresses: Vec<String>) -> 
     let reserved = active.iter().filter_map(|placement| node.catalog().workload(&placement.workload));
     let reserved = reserved.fold(Resources::default(), |sum, workload| sum.plus(&workload.spec.resources));
     let capacity = fact.map(|fact| fact.capacity).unwrap_or_default();
-    let role = fact.and_then(|fact| fact.chain.as_ref()).and_then(Chain::leaf).map(|leaf| leaf.role);
+    let role = fact.and_then(|fact| fact.chain.leaf()).map(|leaf| leaf.role);
     NodeRow {
         id: id.short(),
         name: name_of(node, id),
@@ -222,7 +222,7 @@ pub(super) fn find_image(node: &Node, text: &str) -> Result<ImagePin, Failure> {
     if let Ok(reference) = &reference {
         // A worker may hold an image under a name, and may not decide what the name means.
         let may_name = |fact: &moyai_protocol::catalog::NodeFact| {
-            fact.chain.as_ref().and_then(Chain::leaf).is_some_and(|leaf| leaf.role >= Role::Submitter)
+            fact.chain.leaf().is_some_and(|leaf| leaf.role >= Role::Submitter)
         };
         let reports = node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id));
         let named = reports
@@ -357,7 +357,7 @@ pub(super) fn why(node: &Node, found: Found) -> Vec<WhyRow> {
         .map(|row| {
             let placement = standing(node, &found.workload, row.replica - 1);
             let pending = latest_pending(node, &found.workload).filter(|_| row.state == "pending");
-            let record = pending.or(placement.as_ref().map(|placement| &*placement.fact.record));
+            let record = pending.or(placement.as_ref().map(|placement| &*placement.fact.award.record));
             why_row(node, row, record)
         })
         .collect()

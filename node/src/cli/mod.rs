@@ -22,6 +22,7 @@ use clap::Parser;
 
 use crate::api::client::Client;
 use crate::daemon::Options;
+use crate::net::data::ChunkTamper;
 use args::{Args, Verb};
 
 /// The daemon's folder unless told otherwise.
@@ -47,7 +48,7 @@ impl Context {
 }
 
 /// Runs the command line.
-pub fn main() -> ExitCode {
+pub fn main(tamper: Option<ChunkTamper>) -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => return refuse(&error),
@@ -57,7 +58,7 @@ pub fn main() -> ExitCode {
     let socket = args.socket.unwrap_or_else(|| {
         if data == std::path::Path::new(DEFAULT_DATA) { PathBuf::from(DEFAULT_SOCKET) } else { data.join("moyai.sock") }
     });
-    let context = Context { options: Options { data, socket }, listen: args.listen, json: args.json };
+    let context = Context { options: Options { data, socket, tamper }, listen: args.listen, json: args.json };
     let runs = matches!(args.verb, Verb::Run(_));
     let result = match args.verb {
         // These start a daemon, or are one: no thread may be there yet.

@@ -25,7 +25,14 @@ pub async fn run(context: &Context, wish: RunWish) -> anyhow::Result<u8> {
     let name = submitted.name.clone();
     let begun = std::time::Instant::now();
     let rows = tokio::select! {
-        rows = decided(&client, &submitted.id, &name) => rows?,
+        rows = decided(&client, &submitted.id, &name) => match rows {
+            // It has come to its end and is forgotten, as was asked for.
+            Err(error) if detach && remove && error.to_string().starts_with("no workload") => {
+                println!("{name}");
+                return Ok(0);
+            }
+            rows => rows?,
+        },
         _ = tokio::signal::ctrl_c() => {
             eprintln!("{name} stays submitted; `moyai ps` shows it, `moyai rm {name}` takes it back");
             return Ok(130);
@@ -204,6 +211,8 @@ fn request(wish: RunWish) -> anyhow::Result<RunRequest> {
         on: pairs(&wish.on)?,
         stop_signal: wish.stop_signal,
         stop_timeout: wish.stop_timeout,
+        // In front of the user it is this command that removes it, when it has shown all of the log.
+        auto_remove: wish.rm && wish.detach,
     })
 }
 

@@ -199,8 +199,8 @@ impl Driver {
         Instant::from_nanos(self.zero.elapsed().as_nanos() as u64)
     }
 
-    /// Runs until it is asked to end.
-    pub async fn run(mut self, mut requests: Requests, mut incoming: mpsc::Receiver<Incoming>) {
+    /// Runs until it is asked to end, or the node's state cannot be kept.
+    pub async fn run(mut self, mut requests: Requests, mut incoming: mpsc::Receiver<Incoming>) -> anyhow::Result<()> {
         let capacity = self.capacity.clone();
         self.command(capacity, None);
         self.drain(&requests);
@@ -222,13 +222,14 @@ impl Driver {
                     }
                     Some(Request::Finish(done)) => {
                         let _gone = done.send(());
-                        return;
+                        return Ok(());
                     }
-                    Some(Request::Fail) | None => return,
+                    Some(Request::Fail) => anyhow::bail!("the node's state cannot be written; its containers go on"),
+                    None => return Ok(()),
                 },
                 arrived = incoming.recv() => match arrived {
                     Some(arrived) => self.arrived(arrived),
-                    None => return,
+                    None => return Ok(()),
                 },
                 () = tokio::time::sleep_until(timeout) => {
                     let now = self.now();
@@ -253,7 +254,10 @@ impl Driver {
     fn arrived(&mut self, arrived: Incoming) {
         let now = self.now();
         match arrived {
-            Incoming::Message { from, bytes } => self.node.handle(now, Input::Message { from, bytes }),
+            Incoming::Message { from, bytes, place } => {
+                self.node.handle(now, Input::Message { from, bytes });
+                drop(place);
+            }
             Incoming::Admitted { membership, address } => self.command(Command::Admitted { membership, address }, None),
             Incoming::Listening(addresses) => {
                 let port = self.data_port;

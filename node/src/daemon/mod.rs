@@ -67,6 +67,8 @@ pub struct Options {
     pub data: PathBuf,
     /// The local API's socket.
     pub socket: PathBuf,
+    /// What a daemon of the tests does to the chunks it serves.
+    pub tamper: Option<data::ChunkTamper>,
 }
 
 /// Runs a daemon to its end. `ready` is told "ready" or the reason why not. The process has one thread until here.
@@ -139,7 +141,7 @@ fn prepare(home: &Home) -> anyhow::Result<(std::fs::File, Launcher)> {
 }
 
 struct Daemon {
-    driver: tokio::task::JoinHandle<()>,
+    driver: tokio::task::JoinHandle<anyhow::Result<()>>,
     stop: watch::Receiver<bool>,
     handle: Handle,
     socket: PathBuf,
@@ -153,7 +155,7 @@ impl Daemon {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
             _ = self.stop.wait_for(|stop| *stop) => {}
-            ended = &mut self.driver => ended.context("the daemon's loop ended")?,
+            ended = &mut self.driver => return ended.context("the daemon's loop ended")?,
         }
         info!("stopping; containers go on");
         self.handle.finish().await;
@@ -208,8 +210,7 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
             address,
             &key,
             Arc::clone(&gate),
-            Arc::clone(&store),
-            Arc::clone(&logs) as Arc<dyn data::LogSource>,
+            data::Offer { store: Arc::clone(&store), tamper: options.tamper, logs: Arc::clone(&logs) as _ },
         )
     };
     // Its port is told to the others, so any will do when the usual one is taken.

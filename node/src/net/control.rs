@@ -8,7 +8,7 @@
 //! which the admins are servers and the others clients (in server mode everybody dials nearly everybody).
 //!
 //! **Strangers.** Before they have shown a good certificate they are libp2p "pending" connections, at most
-//! [`MAX_PENDING`]. A peer found by mDNS that turned out to be of another mesh is left alone for [`STRANGER_REST`].
+//! [`MAX_PENDING`], and few of one address ([`doorstep`]). What an admitted peer may send is bounded too ([`Inflow`]). A peer found by mDNS that turned out to be of another mesh is left alone for [`STRANGER_REST`].
 
 use std::collections::HashMap;
 use std::io;
@@ -25,14 +25,15 @@ use libp2p::{
 use moyai_protocol::codec::MESSAGE_LIMIT;
 use moyai_protocol::id::NodeId;
 use moyai_protocol::trust::{Membership, Role};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::{debug, info};
 
 use super::admission::{Gate, unix_now};
-use super::{key_pair, node_id, peer_id, transport};
+use super::inflow::Inflow;
+use super::{doorstep, key_pair, node_id, peer_id, transport};
 
 const MAX_WAITING: u32 = 64;
-const MAX_PENDING: u32 = 64;
+const MAX_PENDING: u32 = 256;
 const MAX_STRANGERS: usize = 256;
 /// Peers that mDNS has told of, and addresses of each; the latest are kept.
 const MAX_SEEN: usize = 512;
@@ -61,6 +62,8 @@ pub enum Incoming {
         from: NodeId,
         /// What.
         bytes: Vec<u8>,
+        /// Its room in what waits, until it has been handled.
+        place: OwnedSemaphorePermit,
     },
     /// Where this node listens, all of it.
     Listening(Vec<String>),
@@ -137,6 +140,7 @@ impl request_response::Codec for Codec {
 #[derive(NetworkBehaviour)]
 struct Behaviour {
     limits: connection_limits::Behaviour,
+    doorstep: doorstep::Behaviour,
     messages: request_response::Behaviour<Codec>,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
@@ -199,6 +203,7 @@ pub async fn start(
     let protocols = [(StreamProtocol::new("/moyai/messages/1"), request_response::ProtocolSupport::Full)];
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
+        doorstep: doorstep::Behaviour::default(),
         messages: request_response::Behaviour::with_codec(
             Codec,
             protocols,
@@ -229,6 +234,7 @@ pub async fn start(
         strangers: HashMap::new(),
         seen: HashMap::new(),
         connections: HashMap::new(),
+        inflow: Inflow::new(),
     };
     control.wait_for_listeners(listen).await?;
     let (sender, receiver) = mpsc::channel(1024);
@@ -278,6 +284,7 @@ struct Control {
     /// Where mDNS has seen peers. It tells once, perhaps while an old address is being dialled: later dials need it.
     seen: HashMap<PeerId, Vec<Multiaddr>>,
     connections: HashMap<PeerId, Vec<(ConnectionId, Instant)>>,
+    inflow: Inflow,
 }
 
 impl Control {
@@ -315,7 +322,10 @@ impl Control {
                     // The driver is gone, and with it the daemon.
                     None => return,
                 },
-                _ = check.tick() => self.drop_expired(),
+                _ = check.tick() => {
+                    self.drop_expired();
+                    self.inflow.forget_quiet(Instant::now());
+                }
             }
         }
     }
@@ -354,8 +364,10 @@ impl Control {
             })) => {
                 // Nobody waits for it when the connection has gone.
                 let _gone = self.swarm.behaviour_mut().messages.send_response(channel, ());
-                if let Some(from) = node_id(&peer) {
-                    self.tell(Incoming::Message { from, bytes: request }).await;
+                let place = self.inflow.take(peer, request.len(), Instant::now());
+                match (node_id(&peer), place) {
+                    (Some(from), Some(place)) => self.tell(Incoming::Message { from, bytes: request, place }).await,
+                    _ => debug!(%peer, bytes = request.len(), "dropped a message: its sender sends too much"),
                 }
             }
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => self.discovered(found),

@@ -18,6 +18,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use moyai_protocol::contract::{FetchFault, Fetched, Piece};
 use moyai_protocol::exchange::BATCH_PIECES;
 use moyai_protocol::id::{ChunkId, NodeId};
@@ -31,13 +33,18 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
 
 use super::admission::{AdmissionError, Gate, PATIENCE, read_frame, unix_now, write_frame};
+use super::doorstep::{Doorstep, Place};
 use super::{key_pair, node_id, peer_id};
 
 const ALPN: &[u8] = b"moyai-data/1";
 const MAX_CONNECTIONS: usize = 256;
 const MAX_STREAMS: u32 = 64;
 /// Of the connections, those that have not shown a certificate yet: strangers take no member's place.
-const MAX_UNADMITTED: usize = 32;
+const MAX_UNADMITTED: usize = 128;
+/// The most addresses of one node that are dialled.
+const MAX_ADDRESSES: usize = 8;
+/// What one address gets before the next is tried beside it.
+const HEAD_START: Duration = Duration::from_millis(250);
 /// The most last lines of a log that are looked for.
 const MAX_TAIL: u32 = 10_000;
 /// Also of an image's root, which is one chunk however many layers it has.
@@ -80,6 +87,20 @@ pub struct LogFrame {
     pub text: Vec<u8>,
 }
 
+/// What a daemon of the tests does to each chunk it serves; others do nothing.
+pub type ChunkTamper = fn(Vec<u8>) -> Vec<u8>;
+
+/// What a node gives to others.
+#[derive(Clone)]
+pub struct Offer {
+    /// Chunks of its images are here.
+    pub store: Arc<Store>,
+    /// What becomes of them on their way out.
+    pub tamper: Option<ChunkTamper>,
+    /// What its containers wrote.
+    pub logs: Arc<dyn LogSource>,
+}
+
 /// Sends logs; the driver's side knows where they lie and whether the container still runs.
 pub trait LogSource: Send + Sync {
     /// Sends every line of the log to `sink` until it has ended or nobody listens.
@@ -106,8 +127,7 @@ impl DataPlane {
         address: SocketAddr,
         key: &ed25519_dalek::SigningKey,
         gate: Arc<Gate>,
-        store: Arc<Store>,
-        logs: Arc<dyn LogSource>,
+        offer: Offer,
     ) -> io::Result<Arc<DataPlane>> {
         let keys = key_pair(key);
         let mut tls = libp2p_tls::make_server_config(&keys).map_err(io::Error::other)?;
@@ -118,9 +138,10 @@ impl DataPlane {
         let socket = socket(address)?;
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime)?;
+        let store = Arc::clone(&offer.store);
         let plane = DataPlane { endpoint, keys, gate, store, connections: Mutex::default() };
         let plane = Arc::new(plane);
-        tokio::spawn(Arc::clone(&plane).serve(logs));
+        tokio::spawn(Arc::clone(&plane).serve(offer));
         Ok(plane)
     }
 
@@ -129,17 +150,20 @@ impl DataPlane {
         self.endpoint.local_addr().map_or(0, |address| address.port())
     }
 
-    async fn serve(self: Arc<Self>, logs: Arc<dyn LogSource>) {
+    async fn serve(self: Arc<Self>, offer: Offer) {
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let hall = Arc::new(Semaphore::new(MAX_UNADMITTED));
+        let doorstep = Doorstep::default();
         while let Some(incoming) = self.endpoint.accept().await {
-            let Ok(entry) = Arc::clone(&hall).try_acquire_owned() else {
+            let entry = (Arc::clone(&hall).try_acquire_owned().ok(), doorstep.enter(incoming.remote_address().ip()));
+            let (Some(place), Some(step)) = entry else {
                 incoming.refuse();
                 continue;
             };
-            let (plane, logs, room) = (Arc::clone(&self), Arc::clone(&logs), Arc::clone(&room));
+            let entry = (place, step);
+            let (plane, offer, room) = (Arc::clone(&self), offer.clone(), Arc::clone(&room));
             tokio::spawn(async move {
-                if let Err(error) = plane.serve_one(incoming, &logs, entry, &room).await {
+                if let Err(error) = plane.serve_one(incoming, &offer, entry, &room).await {
                     debug!(%error, "a data connection ended");
                 }
             });
@@ -149,8 +173,8 @@ impl DataPlane {
     async fn serve_one(
         &self,
         incoming: quinn::Incoming,
-        logs: &Arc<dyn LogSource>,
-        entry: OwnedSemaphorePermit,
+        offer: &Offer,
+        entry: (OwnedSemaphorePermit, Place),
         room: &Semaphore,
     ) -> anyhow::Result<()> {
         let admitted = async {
@@ -168,10 +192,10 @@ impl DataPlane {
                 Ok(streams) => streams,
                 Err(_) => return Ok(()),
             };
-            let (store, logs, role) = (Arc::clone(&self.store), Arc::clone(logs), membership.role);
+            let (offer, role) = (offer.clone(), membership.role);
             // Bounded by MAX_STREAMS, which the peer cannot exceed.
             tokio::spawn(async move {
-                if let Err(error) = answer(store, logs, role, send, receive).await {
+                if let Err(error) = answer(offer, role, send, receive).await {
                     debug!(%error, "a request was not answered");
                 }
             });
@@ -307,24 +331,41 @@ impl DataPlane {
         tls.alpn_protocols = vec![ALPN.to_vec()];
         let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
         config.transport_config(Arc::new(transport_config()));
+        // The next address is tried beside the one before it, which may be one that nothing answers (RFC 8305).
+        let mut dials: FuturesUnordered<_> = (0u32..)
+            .zip(addresses.iter().take(MAX_ADDRESSES))
+            .map(|(at, address)| {
+                let config = config.clone();
+                async move {
+                    tokio::time::sleep(HEAD_START * at).await;
+                    let dialled = tokio::time::timeout(PATIENCE, self.dial(node, *address, config)).await;
+                    dialled.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer from {address}")))
+                }
+            })
+            .collect();
         let mut last = anyhow::anyhow!("node {} has told no address for data", node.short());
-        for address in addresses {
-            let connected = async {
-                let connection = self.endpoint.connect_with(config.clone(), *address, "l")?.await?;
-                let (send, receive) = connection.open_bi().await?;
-                self.gate.dial(node, tokio::io::join(receive, send)).await?;
-                Ok::<_, anyhow::Error>(connection)
-            };
-            match tokio::time::timeout(PATIENCE, connected).await {
-                Ok(Ok(connection)) => {
+        while let Some(dialled) = dials.next().await {
+            match dialled {
+                Ok(connection) => {
                     *slot = Some(connection.clone());
                     return Ok(connection);
                 }
-                Ok(Err(error)) => last = error,
-                Err(_) => last = anyhow::anyhow!("no answer from {address}"),
+                Err(error) => last = error,
             }
         }
         Err(last)
+    }
+
+    async fn dial(
+        &self,
+        node: NodeId,
+        address: SocketAddr,
+        config: quinn::ClientConfig,
+    ) -> anyhow::Result<quinn::Connection> {
+        let connection = self.endpoint.connect_with(config, address, "l")?.await?;
+        let (send, receive) = connection.open_bi().await?;
+        self.gate.dial(node, tokio::io::join(receive, send)).await?;
+        Ok(connection)
     }
 }
 
@@ -361,8 +402,7 @@ fn transport_config() -> quinn::TransportConfig {
 }
 
 async fn answer(
-    store: Arc<Store>,
-    logs: Arc<dyn LogSource>,
+    offer: Offer,
     role: Role,
     mut send: quinn::SendStream,
     mut receive: quinn::RecvStream,
@@ -371,8 +411,12 @@ async fn answer(
     match request {
         Request::Chunks(ids) => {
             for id in ids.into_iter().take(BATCH_PIECES) {
-                let store = Arc::clone(&store);
+                let store = Arc::clone(&offer.store);
                 let bytes = tokio::task::spawn_blocking(move || store.chunk(&id.0)).await??;
+                let bytes = match offer.tamper {
+                    Some(tamper) => bytes.map(tamper),
+                    None => bytes,
+                };
                 match bytes {
                     Some(bytes) => {
                         send.write_all(&(bytes.len() as u32).to_be_bytes()).await?;
@@ -386,7 +430,7 @@ async fn answer(
         Request::Logs(mut request) => {
             request.tail = request.tail.map(|tail| tail.min(MAX_TAIL));
             let (sink, mut frames) = tokio::sync::mpsc::channel(64);
-            tokio::spawn(logs.send(request, sink));
+            tokio::spawn(offer.logs.send(request, sink));
             loop {
                 tokio::select! {
                     frame = frames.recv() => match frame {

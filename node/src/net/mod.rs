@@ -3,6 +3,7 @@
 //! - [`admission`]: the first exchange on every connection; until it is done nothing else is spoken
 //! - [`transport`]: libp2p's TCP and QUIC with that exchange built in, so that no protocol exists before it
 //! - [`control`]: the libp2p swarm: messages of the protocol, mDNS, Kademlia, identify, ping
+//! - [`doorstep`], [`inflow`]: what strangers and members may take of this node
 //! - [`data`]: quinn connections for bulk: chunks and logs
 //! - [`join`]: a machine without a certificate asks for one
 //!
@@ -11,6 +12,8 @@
 pub mod admission;
 pub mod control;
 pub mod data;
+pub mod doorstep;
+pub mod inflow;
 pub mod join;
 pub mod transport;
 

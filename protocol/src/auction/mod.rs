@@ -3,8 +3,9 @@
 //! **States of an auction.** *Asking* (until everybody asked has answered, or a deadline) → *Awarding* (each replica
 //! has been promised to one bidder, whose verdict is awaited) → ended, each replica placed or without a taker.
 //!
-//! **Who writes.** The auctioneer chooses the epoch and the winner; the winner alone publishes the placement, after
-//! pricing again under its own reservations. A bid reserves nothing.
+//! **Who writes.** The auctioneer chooses the epoch and the winner and signs both ([`Award`]); the winner alone publishes
+//! the placement, after pricing again under its own reservations, and the award with it: nobody believes a placement
+//! that no member awarded. A bid reserves nothing.
 //!
 //! **If either side dies between two messages.** Before the award: nothing happened. After the award, before the
 //! verdict: the auctioneer asks what became of it ([`Message::AwardQuery`]), three times; a bidder that never saw the
@@ -18,12 +19,16 @@
 //! Differs from Contract Net: bids carry a price for each further replica, so many replicas are one auction; a timeout
 //! is not a refusal.
 
+mod award;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ed25519_dalek::SigningKey;
+
+pub use award::Award;
 pub use record::{Basis, Cause, MAX_QUOTES, MAX_RECORD, Quote, Record, Refusal};
 
 use crate::catalog::Fact;
@@ -127,6 +132,8 @@ pub struct Context<'a> {
     pub now: Instant,
     /// This node.
     pub me: NodeId,
+    /// What it signs awards with.
+    pub key: &'a SigningKey,
     /// Messages to send.
     pub out: &'a mut Vec<(NodeId, Message)>,
 }
@@ -351,8 +358,8 @@ impl Auction {
         }
         let record = Arc::new(self.record(cx));
         for (placement, node) in awards {
-            let (workload, record) = (Arc::clone(&self.lot.signed), Arc::clone(&record));
-            cx.out.push((node, Message::Award { placement, workload, record }));
+            let award = Award::sign(&placement, &node, Arc::clone(&record), cx.key);
+            cx.out.push((node, Message::Award { placement, workload: Arc::clone(&self.lot.signed), award }));
         }
     }
 

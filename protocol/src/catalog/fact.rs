@@ -17,13 +17,13 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use super::hlc::{Hlc, MAX_SKEW};
-use crate::auction::Record;
+use crate::auction::{Award, Record};
 use crate::codec;
 use crate::id::{ChunkId, ImageId, KeyHash, MeshId, NodeId, Signature, WorkloadId};
 use crate::reference::Reference;
 use crate::trust::{Chain, Role, node_of, sign, verify};
 use crate::worker::PlacementState;
-use crate::workload::{MAX_REPLICAS, Resources, SignedSpec, Spec};
+use crate::workload::{MAX_REPLICAS, PlacementId, Resources, SignedSpec, Spec};
 
 const DOMAIN: &str = "moyai fact v1";
 /// The most bytes a fact's content may have.
@@ -78,7 +78,7 @@ pub enum Body {
 }
 
 /// A node's report of itself.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeFact {
     /// What people call it.
     pub name: String,
@@ -95,7 +95,7 @@ pub struct NodeFact {
     /// Images that are on their way here, and can be fetched from here in part.
     pub fetching: Vec<ChunkId>,
     /// Its certificates.
-    pub chain: Option<Chain>,
+    pub chain: Chain,
 }
 
 /// An image on a node.
@@ -133,7 +133,7 @@ pub struct PlacementFact {
     /// When its container started last, in milliseconds since 1970; 0 is not yet.
     pub started: u64,
     /// The auction that brought it here.
-    pub record: Arc<Record>,
+    pub award: Award,
 }
 
 /// A workload, as the mesh wants it now.
@@ -197,12 +197,25 @@ pub enum FactError {
         /// What is wrong.
         reason: String,
     },
-    /// A workload, or a change to one, by somebody who may not.
-    #[error("a workload by somebody who may not submit: {reason}")]
+    /// Said by somebody who may not: no member, no submitter, or nobody's winner.
+    #[error("said without the right to: {reason}")]
     Unauthorised {
         /// What is wrong.
         reason: String,
     },
+}
+
+impl Said {
+    /// The same, to be said again.
+    pub fn body(&self) -> Body {
+        match self {
+            Said::Node(fact) => Body::Node(fact.clone()),
+            Said::Placement(fact) => Body::Placement(fact.clone()),
+            Said::Pending(record) => Body::Pending(record.clone()),
+            Said::Workload { fact, .. } => Body::Workload(fact.clone()),
+            Said::Gone => Body::Gone,
+        }
+    }
 }
 
 /// What a believed fact says, with a workload's specification already opened.
@@ -257,10 +270,15 @@ impl Fact {
             codec::decode(&self.content).map_err(|error| FactError::Malformed { reason: error.to_string() })?;
         match (self.key, body) {
             (Key::Node(_), Body::Node(fact)) => self.open_node(fact, mesh),
-            (Key::Placement(_, _, replica), Body::Placement(fact)) => {
+            (Key::Placement(node, workload, replica), Body::Placement(fact)) => {
                 // Beyond these nobody asks, and arithmetic on them must not overflow.
                 if replica >= MAX_REPLICAS || fact.epoch > MAX_EPOCH {
                     return Err(FactError::Malformed { reason: format!("replica {replica}, epoch {}", fact.epoch) });
+                }
+                let placement = PlacementId { workload, replica, epoch: fact.epoch };
+                if !fact.award.is_genuine(&placement, &node) {
+                    let reason = format!("nobody gave placement {placement} to node {}", node.short());
+                    return Err(FactError::Unauthorised { reason });
                 }
                 Ok(Said::Placement(fact))
             }
@@ -272,11 +290,9 @@ impl Fact {
     }
 
     fn open_node(&self, fact: NodeFact, mesh: &MeshId) -> Result<Said, FactError> {
-        if let Some(chain) = &fact.chain {
-            chain
-                .verify_shown_by(&self.author, mesh, self.version.time().as_secs())
-                .map_err(|error| FactError::Unauthorised { reason: error.to_string() })?;
-        }
+        fact.chain
+            .verify_shown_by(&self.author, mesh, self.version.time().as_secs())
+            .map_err(|error| FactError::Unauthorised { reason: error.to_string() })?;
         let latest = self.version.time().after(MAX_SKEW);
         if fact.images.iter().any(|image| image.named.time() > latest) {
             return Err(FactError::Malformed { reason: "an image named in the future".to_owned() });

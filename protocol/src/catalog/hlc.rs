@@ -48,6 +48,16 @@ impl Clock {
         self.last
     }
 
+    /// Whether the next stamp would be further ahead than others take.
+    pub fn is_ahead(&self, now: UnixMillis) -> bool {
+        self.last.ahead_of(now) > MAX_SKEW.as_millis() as i64
+    }
+
+    /// The wall clock was set back: goes on after `seen`, the latest of what others take.
+    pub fn set_back(&mut self, seen: Hlc) {
+        self.last = seen;
+    }
+
     /// Takes note of another's stamp, which the caller has checked against [`MAX_SKEW`].
     pub fn observe(&mut self, seen: Hlc) {
         self.last = self.last.max(seen);

@@ -74,9 +74,18 @@ pub enum NotTaken {
         /// By how much.
         ahead: i64,
     },
+    /// Its author has not shown its certificates: they come with its node's report, which comes first.
+    #[error("a fact by node {}, which has shown no certificate", author.short())]
+    Stranger {
+        /// Who wrote it.
+        author: NodeId,
+    },
     /// There is no room for another key.
-    #[error("the catalog holds {MAX_FACTS} facts already")]
-    Full,
+    #[error("the catalog holds {limit} facts already")]
+    Full {
+        /// Of all authors, or of this one.
+        limit: usize,
+    },
 }
 
 /// The facts one node knows.
@@ -114,13 +123,18 @@ impl Catalog {
             return Err(NotTaken::Future { ahead });
         }
         if self.facts.len() >= MAX_FACTS && !self.facts.contains_key(&fact.key) {
-            return Err(NotTaken::Full);
+            return Err(NotTaken::Full { limit: MAX_FACTS });
+        }
+        // A key is quickly made: only a node whose certificates are known here says anything else.
+        let reports = matches!(fact.key, Key::Node(_) | Key::Workload(_));
+        if !reports && self.node(&fact.author).is_none() {
+            return Err(NotTaken::Stranger { author: fact.author });
         }
         let said = fact.open(&self.mesh)?;
         let replaced = self.facts.get(&fact.key).map(|entry| entry.fact.author);
         if replaced != Some(fact.author) {
             if self.by_author.get(&fact.author).copied().unwrap_or(0) >= MAX_BY_AUTHOR {
-                return Err(NotTaken::Full);
+                return Err(NotTaken::Full { limit: MAX_BY_AUTHOR });
             }
             if let Some(before) = replaced {
                 self.uncount(&before);
@@ -148,17 +162,22 @@ impl Catalog {
         let keys: Vec<Key> =
             self.facts.iter().filter(|(_, entry)| dead(entry) && old(entry)).map(|(key, _)| *key).collect();
         for key in &keys {
-            let hash = key.hash();
-            if let Some(entry) = self.facts.remove(key) {
-                self.uncount(&entry.fact.author);
-            }
-            self.keys.remove(&hash);
-            self.index.remove(&hash);
-            if let Key::Placement(node, workload, replica) = key {
-                self.located.remove(&(*workload, *replica, *node));
-            }
+            self.forget(key);
         }
         keys
+    }
+
+    /// Takes a fact out as if it had never been heard of.
+    pub fn forget(&mut self, key: &Key) -> Option<Entry> {
+        let hash = key.hash();
+        self.keys.remove(&hash);
+        self.index.remove(&hash);
+        if let Key::Placement(node, workload, replica) = key {
+            self.located.remove(&(*workload, *replica, *node));
+        }
+        let entry = self.facts.remove(key)?;
+        self.uncount(&entry.fact.author);
+        Some(entry)
     }
 
     fn uncount(&mut self, author: &NodeId) {

@@ -60,6 +60,15 @@ const GIVE_UP: Duration = Duration::from_secs(60);
 /// The most pieces of one image: a bitfield over them fills half a message.
 const MAX_PIECES: usize = 1 << 22;
 
+/// Why an image is wanted here.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// So that the mesh has another copy of it.
+    Copy,
+    /// Something here is to run it, or somebody asked for it. Takes the place of a copy when there is none left.
+    Use,
+}
+
 /// What the exchange wants done.
 #[derive(Debug)]
 pub enum Action {
@@ -82,6 +91,8 @@ pub enum Action {
     Complete(ChunkId),
     /// It cannot be had.
     Failed(ChunkId, String),
+    /// This provider sent bytes that are not the chunk it was asked for.
+    Lied(NodeId, ChunkId),
     /// A batch of so many bytes took so long.
     Measured(u64, Duration),
 }
@@ -106,6 +117,7 @@ struct Batch {
 /// One image on its way here.
 #[derive(Debug)]
 pub struct Download {
+    need: Need,
     surveying: bool,
     contents: bool,
     pieces: Vec<Piece>,
@@ -124,7 +136,8 @@ pub struct Download {
 #[derive(Debug, Default)]
 pub struct Exchange {
     downloads: BTreeMap<ChunkId, Download>,
-    waiting: Vec<ChunkId>,
+    /// Those that are to be used before those that are only copied, each in their order.
+    waiting: Vec<(ChunkId, Need)>,
     /// Why downloads failed, until they are wanted again; the latest [`MAX_FAILURES`].
     failures: BTreeMap<ChunkId, String>,
     next_batch: u64,
@@ -133,20 +146,32 @@ pub struct Exchange {
 
 impl Exchange {
     /// Begins to fetch an image, unless it is on its way already.
-    pub fn want(&mut self, root: ChunkId, now: Instant) {
-        if self.downloads.contains_key(&root) || self.waiting.contains(&root) {
+    pub fn want(&mut self, root: ChunkId, need: Need, now: Instant) {
+        if let Some(download) = self.downloads.get_mut(&root) {
+            download.need = download.need.max(need);
             return;
         }
         if self.downloads.len() >= MAX_DOWNLOADS {
-            // Beyond the bound it is not remembered; whoever needs it asks again.
-            if self.waiting.len() < MAX_WAITING {
-                self.waiting.push(root);
-            }
-            return;
+            let copied = self.downloads.iter().find(|(_, download)| download.need < need).map(|(root, _)| *root);
+            let Some(copied) = copied else { return self.wait(root, need) };
+            // Its chunks stay; it goes on when there is a place again.
+            self.downloads.remove(&copied);
+            self.wait(copied, Need::Copy);
         }
+        self.waiting.retain(|(waiting, _)| *waiting != root);
         self.failures.remove(&root);
-        self.downloads.insert(root, Download::new(now));
+        self.downloads.insert(root, Download::new(need, now));
         self.actions.push(Action::Survey(root));
+    }
+
+    fn wait(&mut self, root: ChunkId, need: Need) {
+        let known = self.waiting.iter().find(|(waiting, _)| *waiting == root).map(|(_, need)| *need);
+        let need = known.map_or(need, |known| known.max(need));
+        self.waiting.retain(|(waiting, _)| *waiting != root);
+        let at = self.waiting.partition_point(|(_, other)| *other >= need);
+        self.waiting.insert(at, (root, need));
+        // Beyond the bound it is not remembered; whoever needs it asks again.
+        self.waiting.truncate(MAX_WAITING);
     }
 
     /// Images on their way, with what is known of their pieces.
@@ -161,7 +186,7 @@ impl Exchange {
 
     /// Whether an image waits until others are complete.
     pub fn is_waiting(&self, root: &ChunkId) -> bool {
-        self.waiting.contains(root)
+        self.waiting.iter().any(|(waiting, _)| waiting == root)
     }
 
     /// Who may have an image: all of it, or some.
@@ -245,7 +270,10 @@ impl Exchange {
             download.last_fault = Some(describe(&fault, &provider));
             match (fault, download.providers.get_mut(&provider)) {
                 (FetchFault::Storage(reason), _) => return self.fail(root, reason, now),
-                (FetchFault::WrongChunk(_), Some(provider)) => provider.banned = true,
+                (FetchFault::WrongChunk(chunk), Some(banned)) => {
+                    banned.banned = true;
+                    self.actions.push(Action::Lied(provider, chunk));
+                }
                 (FetchFault::Missing(chunk), Some(provider)) => {
                     provider.complete = false;
                     if let Some(at) = download.index.get(&chunk) {
@@ -277,9 +305,8 @@ impl Exchange {
         for root in due {
             let Some(download) = self.downloads.get_mut(&root) else { continue };
             download.next_look = now + LOOK;
-            if !download.surveying && download.batches.is_empty() && now.since(download.last_progress) >= GIVE_UP {
-                let reason = download.last_fault.clone().unwrap_or_else(|| "no live node has it".to_owned());
-                self.fail(root, format!("nothing of the image came for {} s: {reason}", GIVE_UP.as_secs()), now);
+            if let Some(reason) = download.hopeless(now) {
+                self.fail(root, reason, now);
                 continue;
             }
             if download.contents {
@@ -356,15 +383,16 @@ impl Exchange {
     fn finish(&mut self, root: ChunkId, now: Instant) {
         self.downloads.remove(&root);
         if !self.waiting.is_empty() {
-            let next = self.waiting.remove(0);
-            self.want(next, now);
+            let (next, need) = self.waiting.remove(0);
+            self.want(next, need, now);
         }
     }
 }
 
 impl Download {
-    fn new(now: Instant) -> Self {
+    fn new(need: Need, now: Instant) -> Self {
         Download {
+            need,
             surveying: true,
             contents: false,
             pieces: Vec::new(),
@@ -378,6 +406,19 @@ impl Download {
             received: 0,
             last_fault: None,
         }
+    }
+
+    /// Why nothing more is to be expected.
+    fn hopeless(&self, now: Instant) -> Option<String> {
+        if self.surveying || !self.batches.is_empty() {
+            return None;
+        }
+        let fault = self.last_fault.as_deref().unwrap_or("no live node has it");
+        if !self.providers.is_empty() && self.providers.values().all(|provider| provider.banned) {
+            return Some(format!("every node that has it sent wrong bytes: {fault}"));
+        }
+        let waited = now.since(self.last_progress) >= GIVE_UP;
+        waited.then(|| format!("nothing of the image came for {} s: {fault}", GIVE_UP.as_secs()))
     }
 
     /// Bytes here and bytes in all, of the stage it is in.

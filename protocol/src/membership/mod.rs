@@ -15,6 +15,10 @@
 //! **If either side dies between two messages** the other's timer ends the exchange; nothing is held for a reply but
 //! one entry per probe and relay, each with a deadline.
 //!
+//! **Who is taken up.** A key is quickly made, and anybody can sign its own word with it. A node becomes a member here
+//! once its certificates are known: it was admitted on a connection, or the catalog has its report. What is heard of
+//! others waits, at most [`MAX_STRANGERS`] words of it, until the report comes.
+//!
 //! **Bounds.** [`MAX_MEMBERS`] members, [`MAX_UPDATES`] updates a message, one probe per interval, [`MAX_RELAYS`] relays.
 //! Differs from the papers: members that are down are still offered a push-pull now and then, so that two halves of a
 //! healed network meet again without help; and a full exchange of members (push-pull) happens with a random member
@@ -58,6 +62,8 @@ pub const MAX_UPDATES: usize = 12;
 const MAX_RELAYS: usize = 64;
 /// Members of all states. Beyond it a new one is not taken until old ones are forgotten.
 pub const MAX_MEMBERS: usize = 20_000;
+/// Words of nodes whose certificates are not known yet; beyond it the one of the lowest id is dropped, and heard again.
+const MAX_STRANGERS: usize = 256;
 /// A member that is down or left is forgotten after this.
 const FORGET: Duration = Duration::from_secs(24 * 3600);
 
@@ -67,6 +73,8 @@ pub struct Context<'a> {
     pub now: Instant,
     /// The node's own randomness.
     pub rng: &'a mut Rng,
+    /// Whether a node's certificates are known.
+    pub certified: &'a dyn Fn(&NodeId) -> bool,
     /// Messages to send.
     pub out: &'a mut Vec<(NodeId, Message)>,
 }
@@ -126,6 +134,8 @@ pub struct Membership {
     leaving: bool,
     members: BTreeMap<NodeId, Member>,
     suspicions: BTreeMap<NodeId, Suspicion>,
+    /// What nodes have said whose certificates are not known yet.
+    strangers: BTreeMap<NodeId, Update>,
     /// How often each news has been passed on.
     gossip: BTreeMap<NodeId, u32>,
     round: VecDeque<NodeId>,
@@ -161,6 +171,7 @@ impl Membership {
             leaving: false,
             members: BTreeMap::new(),
             suspicions: BTreeMap::new(),
+            strangers: BTreeMap::new(),
             gossip: BTreeMap::new(),
             round: VecDeque::new(),
             seq: 0,
@@ -240,6 +251,13 @@ impl Membership {
             }
         }
         self.push_pull(node, true, cx);
+    }
+
+    /// A node's certificates have become known: what it has said before counts now.
+    pub fn certified(&mut self, node: NodeId, cx: &mut Context<'_>) {
+        if let Some(update) = self.strangers.remove(&node) {
+            self.apply(update, node, cx);
+        }
     }
 
     /// Tells some members that this node goes. It answers no more probes afterwards.
@@ -327,6 +345,7 @@ impl Membership {
     pub fn invariants(&self) {
         assert!(!self.members.contains_key(&self.me), "a node is no member of its own list");
         assert!(self.members.len() <= MAX_MEMBERS);
+        assert!(self.strangers.len() <= MAX_STRANGERS);
         assert!(self.relays.len() <= MAX_RELAYS);
         assert!(self.health <= MAX_HEALTH);
         for node in self.suspicions.keys() {
@@ -499,8 +518,16 @@ impl Membership {
                 && member.addresses == update.addresses
                 && (member.state == State::Left) == (update.state == State::Left)
         });
-        if same_word || update.is_genuine() {
+        if !same_word && !update.is_genuine() {
+            return;
+        }
+        if known.is_some() || update.node == self.me || (cx.certified)(&update.node) {
             self.apply(update, from, cx);
+        } else {
+            self.strangers.insert(update.node, update);
+            if self.strangers.len() > MAX_STRANGERS {
+                self.strangers.pop_first();
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use crate::catalog::{self, Body, Fact, ImageHeld, Key, NodeFact, NotTaken, Said,
 use crate::codec;
 use crate::contract::{Event, RecordKey};
 use crate::custody;
+use crate::exchange::Need;
 use crate::id::{ChunkId, KeyHash, NodeId, WorkloadId};
 use crate::message::Message;
 use crate::time::Instant;
@@ -15,18 +16,54 @@ use crate::time::Instant;
 impl Node {
     /// Says something: stamps, signs, keeps and pushes it.
     pub(super) fn publish(&mut self, key: Key, body: &Body, now: Instant) {
+        if let Err(error) = self.try_publish(key, body, now) {
+            self.dropped.facts += 1;
+            self.tell(Event::Dropped { from: self.me, reason: error.to_string() });
+        }
+    }
+
+    /// As [`Node::publish`], for what a user asked for and must be told of.
+    pub(super) fn try_publish(&mut self, key: Key, body: &Body, now: Instant) -> Result<(), NotTaken> {
+        let version = self.clock.stamp(self.wall_at(now));
+        let fact = Arc::new(Fact::sign(key, version, body, &self.key));
+        // Its own word is not judged by its own clock; peers that refuse the stamp say so.
+        self.catalog.offer(Arc::clone(&fact), version.time())?;
+        self.took(&fact, None, now);
+        Ok(())
+    }
+
+    /// This machine's clock ran ahead and was set back: what it said in the meantime nobody else took, and what it says
+    /// next would be stamped later still. So it says all of that again, with stamps of today.
+    pub(super) fn mend_clock(&mut self, now: Instant) {
         let wall = self.wall_at(now);
-        let fact = Arc::new(Fact::sign(key, self.clock.stamp(wall), body, &self.key));
-        match self.catalog.offer(Arc::clone(&fact), wall) {
-            Ok(_) => {}
-            // Its own clock ran ahead and was set back; the stamp is still after everything seen, and peers that
-            // refuse it say so.
-            Err(error) => {
-                self.dropped.facts += 1;
-                return self.tell(Event::Dropped { from: self.me, reason: error.to_string() });
+        if !self.clock.is_ahead(wall) {
+            return;
+        }
+        let limit = catalog::MAX_SKEW.as_millis() as i64;
+        let (mut seen, mut ahead) = (catalog::Hlc::at(wall), Vec::new());
+        for (key, entry) in self.catalog.iter() {
+            if entry.fact.version.ahead_of(wall) <= limit {
+                seen = seen.max(entry.fact.version);
+            } else {
+                ahead.push((*key, entry.fact.author));
             }
         }
-        self.took(&fact, None, now);
+        self.clock.set_back(seen);
+        for image in &mut self.images {
+            if image.named.ahead_of(wall) > limit {
+                image.named = self.clock.stamp(wall);
+            }
+        }
+        for (key, author) in ahead {
+            let Some(entry) = self.catalog.forget(&key) else { continue };
+            if author == self.me {
+                self.publish(key, &entry.said.body(), now);
+            } else {
+                // It comes again when it is due.
+                self.records.insert(RecordKey::Fact(key), None);
+            }
+        }
+        self.publish_node(now);
     }
 
     /// Takes up a fact that a peer sent.
@@ -57,7 +94,8 @@ impl Node {
             return self.hear_own(fact.key, now);
         }
         match fact.key {
-            Key::Node(_) => {
+            Key::Node(node) => {
+                self.with_membership(now, |membership, cx| membership.certified(node, cx));
                 self.custody.hope();
                 self.refresh_providers(now);
             }
@@ -121,7 +159,7 @@ impl Node {
             data: self.data.clone(),
             images,
             fetching: self.exchange.downloads().map(|(root, _)| *root).collect(),
-            chain: Some(self.chain.clone()),
+            chain: self.chain.clone(),
         };
         let same = self.catalog.node(&self.me) == Some(&fact);
         if !same {
@@ -177,13 +215,17 @@ impl Node {
             .placements_of(&workload)
             .filter(|other| other.replica == replica && other.node != self.me)
             .filter(|other| self.membership.is_live(&other.node))
-            // One that has ended elsewhere is no reason to take this one down.
-            .filter(|other| other.fact.state.is_active())
+            // One that has ended elsewhere is no reason to take this one down, nor is one that no member awarded.
+            .filter(|other| other.fact.state.is_active() && self.is_member(&other.fact.award.record.auctioneer))
             .map(|other| (other.fact.epoch, other.node))
             .find(|other| !custody::keeps(mine, *other));
         if let Some((epoch, node)) = rival {
             self.worker.superseded(workload, replica, node, epoch);
         }
+    }
+
+    fn is_member(&self, node: &NodeId) -> bool {
+        *node == self.me || self.catalog.node(node).is_some()
     }
 
     pub(super) fn reconcile_with(&mut self, node: NodeId) {
@@ -194,7 +236,10 @@ impl Node {
     pub(super) fn send_facts(&mut self, to: NodeId, keys: &[KeyHash]) {
         let mut bytes = 0;
         let mut facts = Vec::new();
-        for fact in keys.iter().filter_map(|key| self.catalog.by_hash(key)) {
+        let mut known: Vec<&Arc<Fact>> = keys.iter().filter_map(|key| self.catalog.by_hash(key)).collect();
+        // Nodes first: what else they say is believed once their certificates are known.
+        known.sort_by_key(|fact| fact.key);
+        for fact in known {
             bytes += fact.weight();
             // What does not fit one message is found again by the next reconciliation.
             if bytes > FACTS_BYTES && !facts.is_empty() {
@@ -270,7 +315,7 @@ impl Node {
             others.sort_by_key(|node| std::cmp::Reverse(custody::rank(&key, node)));
             others.truncate(self.image_copies - nodes.len());
             if others.contains(&self.me) {
-                self.exchange.want(root, now);
+                self.exchange.want(root, Need::Copy, now);
                 self.publish_node(now);
             }
         }

@@ -89,7 +89,23 @@ enum Owner {
     Placement(PlacementId),
     Survey(ChunkId),
     Batch(ChunkId, u64),
-    Persist(Vec<(CommandId, Reply)>),
+    Persist(Unwritten),
+}
+
+/// What must not happen before a step's records are on the disk.
+#[derive(Debug, Default)]
+struct Unwritten {
+    /// Accepted means written down: the user's answer waits for it.
+    replies: Vec<(CommandId, Reply)>,
+    /// So do starts, and the yes to an award: a power cut must not leave a container that nothing accounts for, nor an
+    /// auctioneer that was told yes by a node that has forgotten it.
+    outputs: Vec<Output>,
+}
+
+impl Unwritten {
+    fn is_empty(&self) -> bool {
+        self.replies.is_empty() && self.outputs.is_empty()
+    }
 }
 
 /// Messages that were not taken, by reason; never fatal.
@@ -137,8 +153,10 @@ pub struct Node {
     sends: Vec<(NodeId, Message)>,
     pushes: BTreeMap<NodeId, Vec<Arc<Fact>>>,
     records: BTreeMap<RecordKey, Option<Vec<u8>>>,
-    /// Commands to be answered once what is in `records` is written down.
-    unwritten: Vec<(CommandId, Reply)>,
+    /// What waits until `records` is written down.
+    unwritten: Unwritten,
+    /// Writes that have not been reported done.
+    writes: usize,
     next_effect: u64,
     effects: BTreeMap<EffectId, Owner>,
 }
@@ -176,7 +194,8 @@ impl Node {
             sends: Vec::new(),
             pushes: BTreeMap::new(),
             records: BTreeMap::new(),
-            unwritten: Vec::new(),
+            unwritten: Unwritten::default(),
+            writes: 0,
             next_effect: 0,
             effects: BTreeMap::new(),
             key: config.key,
@@ -323,7 +342,10 @@ impl Node {
         let newest = restored.facts.iter().map(|fact| fact.version).max().unwrap_or_default();
         // Away for longer than a tombstone lives: what was deleted meanwhile would come back with these.
         let stale = wall.0.saturating_sub(newest.time().0) > catalog::TOMBSTONE.as_millis() as u64;
-        for fact in restored.facts {
+        let mut facts = restored.facts;
+        // Nodes first: what else a node says is believed once its certificates are known.
+        facts.sort_by_key(|fact| fact.key);
+        for fact in facts {
             let own = fact.key.owner() == Some(self.me);
             if stale && !own {
                 self.records.insert(RecordKey::Fact(fact.key), None);
@@ -335,6 +357,7 @@ impl Node {
                 self.dropped.facts += 1;
             }
         }
+        self.mend_clock(now);
         if let Some(own) = self.catalog.node(&self.me) {
             self.images = own.images.iter().filter(|image| images.contains(&image.root)).cloned().collect();
         }
@@ -368,7 +391,8 @@ impl Node {
             | Message::MembersPush { .. }
             | Message::Leave { .. } => self.with_membership(now, |membership, cx| membership.handle(from, message, cx)),
 
-            Message::Facts { facts } => {
+            Message::Facts { mut facts } => {
+                facts.sort_by_key(|fact| fact.key);
                 for fact in facts {
                     self.learn(from, fact, now);
                 }
@@ -390,7 +414,7 @@ impl Node {
             Message::Announcement { auction, workload, replicas } => {
                 self.announced(from, auction, workload, replicas, now);
             }
-            Message::Award { placement, workload, record } => self.awarded(from, placement, workload, record, now),
+            Message::Award { placement, workload, award } => self.awarded(from, placement, workload, award, now),
             Message::AwardQuery { placement } => {
                 let refusal = self.worker.query(from, placement).err();
                 self.sends.push((from, Message::Verdict { placement, refusal }));
@@ -417,6 +441,7 @@ impl Node {
         let result = match command {
             Command::WallClock(wall) => {
                 self.wall = (now, wall);
+                self.mend_clock(now);
                 Ok(Reply::Done)
             }
             Command::Admitted { membership, address } => {
@@ -450,7 +475,7 @@ impl Node {
             }
             Command::FetchImage { root } => {
                 if !self.has_image(&root) {
-                    self.exchange.want(root, now);
+                    self.exchange.want(root, exchange::Need::Use, now);
                     self.publish_node(now);
                 }
                 Ok(Reply::Done)
@@ -464,8 +489,7 @@ impl Node {
             }
         };
         match result {
-            // Accepted means written down: the answer waits for the disk.
-            Ok(reply) if !self.records.is_empty() => self.unwritten.push((id, reply)),
+            Ok(reply) if !self.records.is_empty() => self.unwritten.replies.push((id, reply)),
             result => self.tell(Event::Reply { id, result }),
         }
     }
@@ -473,8 +497,10 @@ impl Node {
     fn complete(&mut self, Completion { id, outcome }: Completion, now: Instant) {
         let Some(owner) = self.effects.remove(&id) else { return };
         match (owner, outcome) {
-            (Owner::Persist(replies), _) => {
-                for (id, reply) in replies {
+            (Owner::Persist(unwritten), _) => {
+                self.writes -= 1;
+                self.outputs.extend(unwritten.outputs);
+                for (id, reply) in unwritten.replies {
                     self.tell(Event::Reply { id, result: Ok(reply) });
                 }
             }
@@ -529,7 +555,9 @@ impl Node {
                 if to == self.me {
                     self.receive(self.me, message, now);
                 } else {
-                    self.outputs.push_back(Output::Transmit { to, bytes: codec::encode_message(&message) });
+                    let waits = matches!(message, Message::Verdict { refusal: None, .. });
+                    let output = Output::Transmit { to, bytes: codec::encode_message(&message) };
+                    if waits { self.unwritten.outputs.push(output) } else { self.outputs.push_back(output) }
                 }
             }
         }
@@ -544,10 +572,14 @@ impl Node {
                 self.outputs.push_back(Output::Transmit { to, bytes });
             }
         }
-        if !self.records.is_empty() {
+        let unwritten = std::mem::take(&mut self.unwritten);
+        if !self.records.is_empty() || (self.writes > 0 && !unwritten.is_empty()) {
             let records = std::mem::take(&mut self.records).into_iter().collect();
-            let replies = std::mem::take(&mut self.unwritten);
-            self.effect(Effect::Persist(records), Owner::Persist(replies));
+            self.writes += 1;
+            self.effect(Effect::Persist(records), Owner::Persist(unwritten));
+        } else {
+            debug_assert!(unwritten.replies.is_empty(), "a reply waits only for records");
+            self.outputs.extend(unwritten.outputs);
         }
     }
 
@@ -555,7 +587,9 @@ impl Node {
         self.next_effect += 1;
         let id = EffectId(self.next_effect);
         self.effects.insert(id, owner);
-        self.outputs.push_back(Output::Effect { id, effect });
+        let waits = matches!(effect, Effect::Start { .. });
+        let output = Output::Effect { id, effect };
+        if waits { self.unwritten.outputs.push(output) } else { self.outputs.push_back(output) }
     }
 
     fn tell(&mut self, event: Event) {
@@ -563,12 +597,14 @@ impl Node {
     }
 
     fn with_membership(&mut self, now: Instant, step: impl FnOnce(&mut Membership, &mut membership::Context<'_>)) {
-        let mut cx = membership::Context { now, rng: &mut self.rng, out: &mut self.sends };
+        let catalog = &self.catalog;
+        let certified = |node: &NodeId| catalog.node(node).is_some();
+        let mut cx = membership::Context { now, rng: &mut self.rng, certified: &certified, out: &mut self.sends };
         step(&mut self.membership, &mut cx);
     }
 
     fn with_auctioneer(&mut self, now: Instant, step: impl FnOnce(&mut Auctioneer, &mut auction::Context<'_>)) {
-        let mut cx = auction::Context { now, me: self.me, out: &mut self.sends };
+        let mut cx = auction::Context { now, me: self.me, key: &self.key, out: &mut self.sends };
         step(&mut self.auctioneer, &mut cx);
     }
 
@@ -634,6 +670,11 @@ impl Node {
             exchange::Action::Send(to, message) => self.sends.push((to, message)),
             exchange::Action::Measured(bytes, elapsed) => self.worker.measured_bandwidth(bytes, elapsed),
             exchange::Action::Complete(root) => self.image_complete(root, now),
+            exchange::Action::Lied(provider, chunk) => {
+                let reason =
+                    format!("bytes that are not chunk {}; it is asked for no more of that image", chunk.short());
+                self.tell(Event::Dropped { from: provider, reason });
+            }
             exchange::Action::Failed(root, reason) => {
                 self.worker.image_failed(&root, &reason, now);
                 self.tell(Event::ImageFailed { root, reason });
@@ -650,8 +691,8 @@ impl Node {
             return;
         }
         let is_admin = |node: &NodeId| {
-            let chain = self.catalog.node(node).and_then(|fact| fact.chain.as_ref());
-            chain.and_then(Chain::leaf).is_some_and(|leaf| leaf.role == Role::Admin)
+            let leaf = self.catalog.node(node).and_then(|fact| fact.chain.leaf());
+            leaf.is_some_and(|leaf| leaf.role == Role::Admin)
         };
         let admins: Vec<NodeId> = self.membership.live().filter(is_admin).collect();
         if !admins.is_empty() {

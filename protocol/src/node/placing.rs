@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Node, Owner};
-use crate::auction::{self, ASK_ALL, Cause, Ended, Lot, MAX_RECORD, Record, Refusal, SAMPLE};
-use crate::catalog::{Body, Fact, Key, Said, Workload, WorkloadFact};
+use crate::auction::{self, ASK_ALL, Award, Cause, Ended, Lot, MAX_RECORD, Refusal, SAMPLE};
+use crate::catalog::{Body, Fact, Key, NotTaken, Said, Workload, WorkloadFact};
 use crate::contract::{Effect, Event, Refused, Reply};
 use crate::custody::{self, Missing};
+use crate::exchange::Need;
 use crate::id::{NodeId, WorkloadId};
 use crate::membership::State;
 use crate::message::Message;
 use crate::time::Instant;
+use crate::trust::Role;
 use crate::worker::Action;
 use crate::workload::{PlacementId, SignedSpec, Spec};
 
@@ -32,7 +34,7 @@ impl Node {
             .map_err(|error| Refused::Spec(error.to_string()))?;
         let author = self.chain.clone();
         let fact = WorkloadFact { spec, generation: 0, revived: 0, replicas, removed: false, author };
-        self.publish(Key::Workload(id), &Body::Workload(fact), now);
+        self.try_publish(Key::Workload(id), &Body::Workload(fact), now).map_err(refused)?;
         self.auction_now(id, now);
         Ok(Reply::Submitted(id))
     }
@@ -69,8 +71,7 @@ impl Node {
         let mut fact = known.fact.clone();
         fact.author = self.chain.clone();
         edit(&mut fact);
-        self.publish(Key::Workload(workload), &Body::Workload(fact), now);
-        Ok(())
+        self.try_publish(Key::Workload(workload), &Body::Workload(fact), now).map_err(refused)
     }
 
     /// Whoever was asked holds the first auction: its custodian would only learn of it later.
@@ -107,12 +108,19 @@ impl Node {
         from: NodeId,
         placement: PlacementId,
         workload: Arc<Fact>,
-        record: Arc<Record>,
+        award: Award,
         now: Instant,
     ) {
         let wall = self.wall_at(now);
-        if crate::codec::encode(&*record).len() > MAX_RECORD {
-            let refusal = Some(Refusal::Unauthorised("a record larger than records are".to_owned()));
+        let flaw = if crate::codec::encode(&*award.record).len() > MAX_RECORD {
+            Some("a record larger than records are")
+        } else if award.record.auctioneer != from || !award.is_genuine(&placement, &self.me) {
+            Some("an award that its sender did not sign")
+        } else {
+            None
+        };
+        if let Some(flaw) = flaw {
+            let refusal = Some(Refusal::Unauthorised(flaw.to_owned()));
             return self.sends.push((from, Message::Verdict { placement, refusal }));
         }
         let verdict = self.take_workload(from, &workload, now).and_then(|(spec, fact)| {
@@ -130,7 +138,7 @@ impl Node {
                 return Err(Refusal::Superseded { epoch });
             }
             let here = self.has_image(&spec.image.root);
-            self.worker.award(from, placement, &spec, record, fact.generation, here, (now, wall))
+            self.worker.award(from, placement, &spec, award, fact.generation, here, (now, wall))
         });
         self.sends.push((from, Message::Verdict { placement, refusal: verdict.err() }));
     }
@@ -166,7 +174,7 @@ impl Node {
                 self.publish_placement(workload, replica, now);
             }
             Action::Fetch(root) => {
-                self.exchange.want(root, now);
+                self.exchange.want(root, Need::Use, now);
                 self.publish_node(now);
             }
         }
@@ -257,11 +265,30 @@ impl Node {
         missing
     }
 
+    /// Whether nothing of a workload is under way any more.
+    fn is_over(&self, workload: &WorkloadId) -> bool {
+        let mut placements = self.catalog.placements_of(workload);
+        !placements.any(|placement| placement.fact.state.is_active() && self.membership.is_live(&placement.node))
+    }
+
+    fn role_of(&self, node: &NodeId) -> Option<Role> {
+        self.catalog.node(node)?.chain.leaf().map(|leaf| leaf.role)
+    }
+
     /// Compares what is wanted of a workload with what the catalog shows; if this node is its first custodian and the
     /// time has come, holds an auction for the difference.
     pub(super) fn look_after(&mut self, workload: WorkloadId, now: Instant) {
         let Some(wanted) = self.catalog.workload(&workload) else { return self.custody.settled(&workload) };
         let missing = self.missing(&wanted);
+        if missing.is_empty() && wanted.spec.auto_remove && self.is_over(&workload) {
+            let may_remove = |node: &NodeId| self.role_of(node) >= Some(Role::Submitter);
+            let removers = self.membership.live().chain([self.me]).filter(may_remove);
+            if custody::first(&workload, removers) == Some(self.me) {
+                // If it may not any more, another will when it has noticed.
+                let _refused = self.remove(workload, now);
+            }
+            return self.custody.settled(&workload);
+        }
         let members = self.membership.live().chain([self.me]);
         if missing.is_empty() || custody::first(&workload, members) != Some(self.me) {
             return self.custody.settled(&workload);
@@ -271,5 +298,12 @@ impl Node {
         if self.auctioneer.has_room() && self.custody.is_due(workload, urgent, now) {
             self.hold_auction(workload, missing, now);
         }
+    }
+}
+
+fn refused(error: NotTaken) -> Refused {
+    match error {
+        NotTaken::Full { limit } => Refused::Full { limit },
+        error => Refused::Spec(error.to_string()),
     }
 }

@@ -33,6 +33,9 @@ struct Host {
     events: Vec<Event>,
     /// Whether it serves bytes that are not what was asked for.
     lies: bool,
+    /// Whether writes do not end, and those that have not.
+    disk_hangs: bool,
+    unwritten: Vec<EffectId>,
 }
 
 enum Due {
@@ -94,6 +97,8 @@ impl Mesh {
                 replies: BTreeMap::new(),
                 events: Vec::new(),
                 lies: false,
+                disk_hangs: false,
+                unwritten: Vec::new(),
             });
             mesh.start(at);
         }
@@ -242,6 +247,10 @@ impl Mesh {
                         None => self.hosts[at].disk.remove(&key),
                     };
                 }
+                if self.hosts[at].disk_hangs {
+                    self.hosts[at].unwritten.push(id);
+                    return None;
+                }
                 Some((Duration::from_micros(100), Outcome::Persisted))
             }
             Effect::Start { placement, spec } => {
@@ -311,6 +320,14 @@ impl Mesh {
                 self.hosts[at].chunks.extend(fetched.got.iter().copied());
                 Some((ms(10), Outcome::Fetched(fetched)))
             }
+        }
+    }
+
+    fn disk_recovers(&mut self, at: usize) {
+        let life = self.lives[at];
+        for id in std::mem::take(&mut self.hosts[at].unwritten) {
+            let completion = Completion { id, outcome: Outcome::Persisted };
+            self.later(Duration::from_millis(1), Due::Complete { host: at, life, completion });
         }
     }
 
@@ -475,8 +492,8 @@ fn a_workload_goes_where_its_image_is_and_anybody_can_stop_it() {
         (0..3).all(|at| mesh.node(at).catalog().placements_of(&web).any(|p| p.fact.state == PlacementState::Running))
     });
     let placement = mesh.node(0).catalog().placements_of(&web).next().unwrap();
-    assert_eq!(placement.fact.record.asked, 3);
-    assert_eq!(placement.fact.record.quotes[0].node, mesh.id(2));
+    assert_eq!(placement.fact.award.record.asked, 3);
+    assert_eq!(placement.fact.award.record.quotes[0].node, mesh.id(2));
     mesh.command(0, Command::Scale { workload: web, replicas: 0 });
     mesh.wait("stopped", secs(2), |mesh| mesh.running(&web).is_empty());
     mesh.command(1, Command::Scale { workload: web, replicas: 1 });
@@ -613,6 +630,24 @@ fn a_finished_workload_stays_finished_when_its_node_dies() {
 }
 
 #[test]
+fn what_is_to_be_removed_when_it_ends_leaves_nothing() {
+    let mut mesh = Mesh::new(3, 21);
+    mesh.load_image(0);
+    mesh.run(secs(8));
+    let job = Spec { command: vec!["exit".to_owned()], auto_remove: true, ..spec("job") };
+    let ended = mesh.submit(2, job);
+    let stopped = mesh.submit(2, Spec { auto_remove: true, ..service("web") });
+    mesh.wait("running", secs(3), |mesh| mesh.running(&stopped).len() == 1);
+    mesh.command(0, Command::Scale { workload: stopped, replicas: 0 });
+    mesh.wait("both are forgotten", secs(5), |mesh| {
+        (0..3).all(|at| {
+            let catalog = mesh.node(at).catalog();
+            [ended, stopped].iter().all(|id| catalog.workload(id).is_none()) && catalog.placements().count() == 0
+        })
+    });
+}
+
+#[test]
 fn a_node_that_cannot_start_it_gives_way_to_another() {
     let mut mesh = Mesh::new(2, 10);
     mesh.load_image(0);
@@ -720,6 +755,87 @@ fn a_clock_a_day_ahead_poisons_nobody_and_its_owner_is_told() {
     assert!(mesh.node(0).catalog().node(&mesh.id(1)).unwrap().images.is_empty());
     let told = |event: &Event| matches!(event, Event::ClockOff { ahead, .. } if *ahead > day as i64 - 60_000);
     assert!(mesh.hosts[1].events.iter().any(told));
+
+    // Set right, by its owner or by NTP: what it said meanwhile is said again.
+    let right = mesh.wall();
+    mesh.command(1, Command::WallClock(right));
+    mesh.wait("its image is known", secs(5), |mesh| {
+        !mesh.node(0).catalog().node(&mesh.id(1)).unwrap().images.is_empty() && mesh.catalogs_agree()
+    });
+}
+
+#[test]
+fn keys_without_certificates_become_no_members_and_say_nothing() {
+    let mut mesh = Mesh::new(2, 18);
+    mesh.run(secs(3));
+    let (from, now, wall) = (mesh.id(1), mesh.now, mesh.wall());
+    let invented = SigningKey::from_bytes(&[77; 32]);
+    let stranger = node_of(&invented);
+    let mut alone = Membership::new(invented.clone(), wall.0, now);
+    alone.set_addresses(vec!["/memory/1".to_owned()]);
+    let (mut rng, mut sent) = (Rng::with_seed(1), Vec::new());
+    let mut cx = membership::Context { now, rng: &mut rng, certified: &|_| true, out: &mut sent };
+    alone.meet(from, None, &mut cx);
+    let (_, word) = sent.pop().unwrap();
+    let gone =
+        Fact::sign(Key::Pending(stranger, spec("web").id), catalog::Hlc::at(wall), &catalog::Body::Gone, &invented);
+    let node = mesh.hosts[0].node.as_mut().unwrap();
+    node.handle(now, Input::Message { from, bytes: codec::encode_message(&word) });
+    let facts = vec![Arc::new(gone)];
+    node.handle(now, Input::Message { from, bytes: codec::encode_message(&Message::Facts { facts }) });
+    assert!(node.membership().member(&stranger).is_none());
+    assert_eq!(node.dropped().facts, 1);
+
+    // With a certificate it is one: its word came before its report, and counts when the report comes.
+    let chain = Chain::root(&mesh.root, stranger, WALL / 1000, 100_000_000);
+    let mut report = node.catalog().node(&from).unwrap().clone();
+    report.chain = chain;
+    let report = Fact::sign(Key::Node(stranger), catalog::Hlc::at(wall), &catalog::Body::Node(report), &invented);
+    let facts = vec![Arc::new(report)];
+    node.handle(now, Input::Message { from, bytes: codec::encode_message(&Message::Facts { facts }) });
+    assert!(node.membership().member(&stranger).is_some());
+}
+
+#[test]
+fn a_placement_that_nobody_awarded_takes_nothing_down() {
+    let mut mesh = Mesh::new(3, 19);
+    mesh.load_image(0);
+    mesh.run(secs(8));
+    let web = mesh.submit(0, service("web"));
+    mesh.wait("running", secs(3), |mesh| mesh.running(&web).len() == 1);
+    mesh.run(secs(1));
+    let holder = mesh.running(&web)[0];
+    let thief = (holder + 1) % 3;
+    let (from, now, wall) = (mesh.id(thief), mesh.now, mesh.wall());
+    let mut fact = mesh.node(holder).worker().placement(&web, 0).unwrap().fact.clone();
+    fact.epoch += 1;
+    let theft = |fact: catalog::PlacementFact| {
+        let key = Key::Placement(from, web, 0);
+        Fact::sign(key, catalog::Hlc::at(wall), &catalog::Body::Placement(fact), &mesh.hosts[thief].key)
+    };
+    let bytes = codec::encode_message(&Message::Facts { facts: vec![Arc::new(theft(fact))] });
+    mesh.hosts[holder].node.as_mut().unwrap().handle(now, Input::Message { from, bytes });
+    mesh.drain(holder);
+    assert_eq!(mesh.node(holder).dropped().facts, 1);
+    mesh.run(secs(5));
+    assert_eq!(mesh.running(&web), [holder]);
+}
+
+#[test]
+fn nothing_starts_and_no_award_is_accepted_before_it_is_written_down() {
+    let mut mesh = Mesh::new(2, 20);
+    mesh.load_image(1);
+    mesh.run(secs(8));
+    // The disk of the only node that may run it hangs.
+    mesh.hosts[1].disk_hangs = true;
+    let on = BTreeMap::from([("number".to_owned(), "1".to_owned())]);
+    let web = mesh.submit(0, Spec { on, ..service("web") });
+    mesh.run(Duration::from_millis(400));
+    assert!(mesh.running(&web).is_empty());
+    assert!(!mesh.hosts[0].events.iter().any(|event| matches!(event, Event::Placed { .. })));
+    mesh.hosts[1].disk_hangs = false;
+    mesh.disk_recovers(1);
+    mesh.wait("running", secs(3), |mesh| mesh.running(&web) == [1]);
 }
 
 #[test]

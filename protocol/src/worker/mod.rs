@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::auction::{Basis, Record, Refusal};
+use crate::auction::{Award, Basis, Refusal};
 use crate::catalog::PlacementFact;
 use crate::contract::{Effect, Outcome};
 use crate::id::{ChunkId, NodeId, WorkloadId};
@@ -244,7 +244,7 @@ impl Worker {
         from: NodeId,
         placement: PlacementId,
         spec: &Arc<Spec>,
-        record: Arc<Record>,
+        award: Award,
         generation: u64,
         image_here: bool,
         (now, wall): (Instant, UnixMillis),
@@ -278,13 +278,13 @@ impl Worker {
             generation,
             accepted: wall.0,
             started: 0,
-            record,
+            award,
         };
         self.placements.insert(key, Held::new(Arc::clone(spec), fact));
-        self.actions.push(Action::Publish(key.0, key.1));
         if image_here {
             self.start(key);
         } else {
+            self.actions.push(Action::Publish(key.0, key.1));
             self.actions.push(Action::Fetch(spec.image.root));
         }
         Ok(())

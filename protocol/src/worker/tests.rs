@@ -1,8 +1,9 @@
 use super::*;
+use crate::auction::Record;
 use crate::workload::tests::spec;
 
-fn record() -> Arc<Record> {
-    Arc::new(Record::new(
+fn award() -> Award {
+    let record = Record::new(
         NodeId([9; 32]),
         UnixMillis(0),
         crate::auction::Cause::Submitted,
@@ -10,7 +11,8 @@ fn record() -> Arc<Record> {
         Duration::ZERO,
         Vec::new(),
         Vec::new(),
-    ))
+    );
+    Award { record: Arc::new(record), signature: crate::id::Signature([0; 64]) }
 }
 
 fn worker() -> Worker {
@@ -30,10 +32,10 @@ fn placement(replica: u32, epoch: u64) -> PlacementId {
 fn awards_are_idempotent_and_never_exceed_the_machine() {
     let mut worker = worker();
     let spec = Arc::new(spec("web"));
-    assert_eq!(worker.award(ME, placement(0, 1), &spec, record(), 0, true, T), Ok(()));
-    assert_eq!(worker.award(ME, placement(0, 1), &spec, record(), 0, true, T), Ok(()));
-    assert_eq!(worker.award(ME, placement(1, 1), &spec, record(), 0, true, T), Ok(()));
-    let refused = worker.award(ME, placement(2, 1), &spec, record(), 0, true, T);
+    assert_eq!(worker.award(ME, placement(0, 1), &spec, award(), 0, true, T), Ok(()));
+    assert_eq!(worker.award(ME, placement(0, 1), &spec, award(), 0, true, T), Ok(()));
+    assert_eq!(worker.award(ME, placement(1, 1), &spec, award(), 0, true, T), Ok(()));
+    let refused = worker.award(ME, placement(2, 1), &spec, award(), 0, true, T);
     assert!(matches!(refused, Err(Refusal::Cpu { .. })));
     let starts = |action: &&Action| matches!(action, Action::Effect(_, Effect::Start { .. }));
     assert_eq!(worker.take_actions().iter().filter(starts).count(), 2);
@@ -44,9 +46,9 @@ fn awards_are_idempotent_and_never_exceed_the_machine() {
 fn an_award_asked_about_before_it_came_is_refused_when_it_comes() {
     let mut worker = worker();
     assert_eq!(worker.query(ME, placement(0, 1)), Err(Refusal::NotSeen));
-    let refused = worker.award(ME, placement(0, 1), &Arc::new(spec("web")), record(), 0, true, T);
+    let refused = worker.award(ME, placement(0, 1), &Arc::new(spec("web")), award(), 0, true, T);
     assert_eq!(refused, Err(Refusal::NotSeen));
-    assert_eq!(worker.award(ME, placement(0, 2), &Arc::new(spec("web")), record(), 0, true, T), Ok(()));
+    assert_eq!(worker.award(ME, placement(0, 2), &Arc::new(spec("web")), award(), 0, true, T), Ok(()));
     assert_eq!(worker.query(ME, placement(0, 2)), Ok(()));
 }
 
@@ -65,7 +67,7 @@ fn bids_cover_only_what_fits_and_dearer_is_what_comes_later() {
 fn a_crashing_container_waits_longer_each_time() {
     let mut worker = worker();
     let spec = Arc::new(Spec { restart: crate::workload::Restart::OnFailure { max: 3 }, ..spec("web") });
-    worker.award(ME, placement(0, 1), &spec, record(), 0, true, T).unwrap();
+    worker.award(ME, placement(0, 1), &spec, award(), 0, true, T).unwrap();
     let mut now = Instant::ZERO;
     let mut waits = Vec::new();
     loop {
@@ -88,7 +90,7 @@ fn a_crashing_container_waits_longer_each_time() {
 fn a_removal_while_it_starts_is_carried_out_when_it_has_started() {
     let mut worker = worker();
     let spec = Arc::new(spec("web"));
-    worker.award(ME, placement(0, 1), &spec, record(), 0, true, T).unwrap();
+    worker.award(ME, placement(0, 1), &spec, award(), 0, true, T).unwrap();
     worker.want(&spec.id, 0, true);
     worker.take_actions();
     worker.ended(placement(0, 1), Outcome::Started(Ok(())), Instant::ZERO, UnixMillis(1));

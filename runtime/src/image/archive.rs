@@ -8,9 +8,10 @@
 //! Chunking and BLAKE3 run on a second thread, reading, decompressing and SHA-256 on the caller's; [`QUEUE`] buffers of
 //! [`BUFFER`] bytes lie between them.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufReader, Read};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -25,6 +26,10 @@ const BUFFER: usize = 256 * 1024;
 const QUEUE: usize = 8;
 /// The most bytes of a manifest, an index or a config.
 const MAX_DOCUMENT: usize = 4 << 20;
+/// The most bytes of documents, names and attributes in one import: they are held in memory until its end.
+const MAX_METADATA: u64 = 512 << 20;
+/// The most bytes between two files of a tar archive: long names and extended attributes, which its reader collects.
+const MAX_HEADERS: u64 = 2 << 20;
 /// The most members an archive may have.
 const MAX_MEMBERS: usize = 10_000;
 /// How deep indexes may name one another.
@@ -40,6 +45,54 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits { bytes: 32 << 30 }
+    }
+}
+
+/// What one import may still hold in memory besides its buffers.
+pub(super) struct Budget(AtomicU64);
+
+impl Budget {
+    /// Takes `bytes` out of it.
+    pub(super) fn spend(&self, bytes: usize, name: &str) -> Result<(), ImportError> {
+        let taken = self.0.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes as u64));
+        taken.map(drop).map_err(|_| ImportError::Metadata { name: name.to_owned(), limit: MAX_METADATA })
+    }
+}
+
+/// A tar archive's bytes. The tar reader collects long names and attributes before it shows the file they belong to:
+/// while it looks for the next file it gets no more than [`MAX_HEADERS`].
+pub(super) struct Metered<'a, R> {
+    inner: R,
+    left: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Metered<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.read(buffer)?;
+        let left = self.left.get().checked_sub(len as u64);
+        self.left.set(left.ok_or_else(|| io::Error::other(format!("more than {MAX_HEADERS} bytes before a file")))?);
+        Ok(len)
+    }
+}
+
+/// Shows each file of a tar archive in turn.
+pub(super) fn each_file<R: Read>(
+    archive: R,
+    name: &str,
+    mut look: impl FnMut(&mut tar::Entry<'_, Metered<'_, R>>) -> Result<(), ImportError>,
+) -> Result<(), ImportError> {
+    let left = Cell::new(MAX_HEADERS);
+    let mut archive = tar::Archive::new(Metered { inner: archive, left: &left });
+    let damaged = |error: io::Error| ImportError::damaged(name, &error);
+    let mut files = archive.entries().map_err(damaged)?;
+    loop {
+        left.set(MAX_HEADERS);
+        let Some(file) = files.next() else { return Ok(()) };
+        left.set(u64::MAX);
+        let mut file = file.map_err(damaged)?;
+        look(&mut file)?;
+        // Otherwise the tar reader skips it on its way to the next one.
+        io::copy(&mut file, &mut io::sink()).map_err(damaged)?;
     }
 }
 
@@ -138,6 +191,14 @@ pub enum ImportError {
         /// The limit.
         limit: u64,
     },
+    /// Documents, names and attributes that would fill the memory.
+    #[error("{name}: more than {limit} bytes of documents, names and attributes in one archive")]
+    Metadata {
+        /// Where the limit was passed.
+        name: String,
+        /// The limit.
+        limit: u64,
+    },
     /// More of something than any image has.
     #[error("{name}: more than {limit} entries or attributes")]
     TooMany {
@@ -182,11 +243,10 @@ pub fn import(
     progress: &Progress,
 ) -> Result<Vec<Imported>, ImportError> {
     let mut writer = store.writer(limits.bytes, progress);
-    let mut outer = tar::Archive::new(decompress(BufReader::with_capacity(BUFFER, archive))?);
+    let budget = Budget(AtomicU64::new(MAX_METADATA));
+    let outer = decompress(BufReader::with_capacity(BUFFER, archive))?;
     let mut members = BTreeMap::new();
-    let entries = outer.entries().map_err(|error| ImportError::Read(error.to_string()))?;
-    for entry in entries {
-        let mut entry = entry.map_err(|error| ImportError::damaged("the archive", &error))?;
+    each_file(outer, "the archive", |entry| {
         if members.len() >= MAX_MEMBERS {
             return Err(ImportError::TooMany { name: "the archive".to_owned(), limit: MAX_MEMBERS });
         }
@@ -202,12 +262,13 @@ pub fn import(
             }
             tar::EntryType::Regular => {
                 let size = entry.size();
-                let member = read_member(&mut entry, size, &name, &mut writer)?;
+                let member = read_member(entry, size, &name, &mut writer, &budget)?;
                 members.insert(name, member);
             }
             _ => {}
         }
-    }
+        Ok(())
+    })?;
     let members = Members(members);
     let images = if members.0.contains_key("index.json") {
         members.oci_layout()?
@@ -419,19 +480,26 @@ fn keep(image: &Described, members: &Members, writer: &mut Writer<'_>) -> Result
     Ok(Imported { names: image.names.clone(), id, root, size, chunks })
 }
 
-fn read_member(entry: &mut impl Read, size: u64, name: &str, writer: &mut Writer<'_>) -> Result<Member, ImportError> {
+fn read_member(
+    entry: &mut impl Read,
+    size: u64,
+    name: &str,
+    writer: &mut Writer<'_>,
+    budget: &Budget,
+) -> Result<Member, ImportError> {
     let mut head = Vec::new();
     entry.take(512).read_to_end(&mut head).map_err(|error| ImportError::damaged(name, &error))?;
     if (head.len() as u64) < size.min(512) {
         return Err(ImportError::Damaged { name: name.to_owned(), reason: "it ends too early".to_owned() });
     }
     if is_gzip(&head) || is_zstd(&head) || is_tar(&head) {
-        return read_layer(head, entry, size, name, writer);
+        return read_layer(head, entry, size, name, writer, budget);
     }
     if size > MAX_DOCUMENT as u64 {
         let reason = format!("{size} bytes that are neither a layer nor a document");
         return Err(ImportError::Document { name: name.to_owned(), reason });
     }
+    budget.spend(size as usize, name)?;
     let mut bytes = head;
     entry.read_to_end(&mut bytes).map_err(|error| ImportError::damaged(name, &error))?;
     if bytes.len() as u64 != size {
@@ -446,12 +514,13 @@ fn read_layer(
     size: u64,
     name: &str,
     writer: &mut Writer<'_>,
+    budget: &Budget,
 ) -> Result<Member, ImportError> {
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel(QUEUE);
         let parser = scope.spawn(move || {
             let mut input = Pieces { receiver, piece: Vec::new(), at: 0, total: 0 };
-            let tree = layer::read(&mut input, name, writer)?;
+            let tree = layer::read(&mut input, name, writer, budget)?;
             // The digest covers what follows the last entry, too.
             io::copy(&mut input, &mut io::sink()).map_err(|error| ImportError::damaged(name, &error))?;
             Ok(tree)

@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
-use super::archive::ImportError;
+use super::archive::{Budget, ImportError, each_file};
 use super::{Entry, Kind, Tree};
 use crate::store::Writer;
 
 /// The most entries a layer may have.
 const MAX_ENTRIES: usize = 2_000_000;
+/// Bytes an entry takes in memory besides its path and attributes, about.
+const ENTRY: usize = 160;
 /// PATH_MAX.
 const MAX_PATH: usize = 4096;
 /// The most bytes of extended attributes one entry may have (the kernel's XATTR_SIZE_MAX).
@@ -20,19 +22,22 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const WHITEOUT: &[u8] = b".wh.";
 
 /// Reads a layer. `name` is what errors call it.
-pub(super) fn read(archive: impl Read, name: &str, writer: &mut Writer<'_>) -> Result<Tree, ImportError> {
-    let mut archive = tar::Archive::new(archive);
-    archive.set_ignore_zeros(false);
+pub(super) fn read(
+    archive: impl Read,
+    name: &str,
+    writer: &mut Writer<'_>,
+    budget: &Budget,
+) -> Result<Tree, ImportError> {
     let mut entries: BTreeMap<Vec<u8>, Entry> = BTreeMap::new();
     let mut whiteouts: Vec<Vec<u8>> = Vec::new();
     let mut opaque: Vec<Vec<u8>> = Vec::new();
-    for file in archive.entries().map_err(|error| ImportError::damaged(name, &error))? {
-        let mut file = file.map_err(|error| ImportError::damaged(name, &error))?;
+    each_file(archive, name, |file| {
         if entries.len() + whiteouts.len() >= MAX_ENTRIES {
             return Err(ImportError::TooMany { name: name.to_owned(), limit: MAX_ENTRIES });
         }
         let raw = file.path_bytes().into_owned();
-        let Some(path) = normalise(&raw, name)? else { continue };
+        let Some(path) = normalise(&raw, name)? else { return Ok(()) };
+        budget.spend(ENTRY + path.len(), name)?;
         through_link(&path, &entries, name)?;
         let (parent, base) = split(&path);
         if base == OPAQUE {
@@ -42,10 +47,13 @@ pub(super) fn read(archive: impl Read, name: &str, writer: &mut Writer<'_>) -> R
                 return Err(ImportError::Escape { name: name.to_owned(), path: text(&raw) });
             }
             whiteouts.push(join(parent, hidden));
-        } else if let Some(entry) = entry(&mut file, path, name, writer)? {
+        } else if let Some(entry) = entry(file, path, name, writer)? {
+            let attributes = entry.xattrs.iter().map(|(key, value)| key.len() + value.len()).sum();
+            budget.spend(attributes, name)?;
             insert(&mut entries, entry);
         }
-    }
+        Ok(())
+    })?;
     finish(entries, whiteouts, opaque, name)
 }
 

@@ -170,6 +170,48 @@ fn a_failed_import_leaves_nothing_and_harms_nothing() {
     assert_eq!(one.images().unwrap().len(), 1);
 }
 
+/// A header for a file that is as long as it likes, and then `body`.
+fn raw_entry(kind: tar::EntryType, size: u64, body: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_path("x").unwrap();
+    header.set_size(size);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1);
+    header.set_cksum();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend_from_slice(body);
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+#[test]
+fn a_bomb_of_names_or_documents_is_refused_before_it_is_in_memory() {
+    let (_dir, one, _) = two_stores();
+    let import = |bytes: &mut dyn Read| import(bytes, &one, Limits::default(), &Progress::default());
+    // The reader must not come as far as this.
+    let endless = || std::io::repeat(b'a').take(64 << 20).chain(std::io::empty());
+    for kind in [tar::EntryType::GNULongName, tar::EntryType::GNULongLink, tar::EntryType::XHeader] {
+        let head = raw_entry(kind, 1 << 40, b"");
+        let mut outer = head.chain(endless());
+        let error = import(&mut outer).unwrap_err();
+        assert!(error.to_string().contains("bytes before a file"), "{error}");
+        assert!(outer.into_inner().1.into_inner().0.limit() > 60 << 20, "{kind:?} was read on and on");
+
+        // The same inside a layer.
+        let mut layer = raw_entry(kind, 3 << 20, &vec![b'a'; 3 << 20]);
+        layer.extend(raw_entry(tar::EntryType::Regular, 0, b""));
+        let member = raw_entry(tar::EntryType::Regular, layer.len() as u64, &layer);
+        let error = import(&mut &member[..]).unwrap_err();
+        assert!(error.to_string().contains("bytes before a file"), "{error}");
+    }
+    let document = raw_entry(tar::EntryType::Regular, 4 << 20, &vec![b' '; 4 << 20]);
+    let error = import(&mut &document.repeat(129)[..]).unwrap_err();
+    assert!(matches!(error, crate::image::ImportError::Metadata { .. }), "{error}");
+}
+
 #[test]
 fn an_image_that_lies_about_lengths_harms_no_other() {
     let (_dir, one, two) = two_stores();

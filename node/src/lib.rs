@@ -1,0 +1,38 @@
+//! Moyai: the command line, the daemon, and what starts containers, in one program.
+//!
+//! What it is to be is decided before anything else, because the zygote must stay small and the daemon must start it
+//! while it has one thread. Everything is in this library so that the tests can build a daemon that misbehaves
+//! (`examples/lying_peer.rs`); the program users install is [`main`] and nothing else.
+
+mod api;
+mod cli;
+mod daemon;
+mod demo;
+mod net;
+
+use std::process::ExitCode;
+
+pub use net::data::ChunkTamper;
+
+/// Runs the program that users install.
+pub fn main() -> ExitCode {
+    main_tampering(None)
+}
+
+/// As [`main`]; what its daemon serves to peers goes through `tamper`, when there is one.
+pub fn main_tampering(tamper: Option<ChunkTamper>) -> ExitCode {
+    let first = std::env::args().nth(1);
+    if first.as_deref() == Some(moyai_runtime::launch::ZYGOTE) {
+        return match moyai_runtime::launch::zygote() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: the process that starts containers: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if first.as_deref() == Some(demo::BUILT_IN) {
+        return demo::built_in();
+    }
+    cli::main(tamper)
+}
