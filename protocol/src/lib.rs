@@ -12,6 +12,7 @@
 //! | [`worker`] | what this node runs, and at what price it would run more |
 //! | [`custody`] | who makes up for what is missing |
 //! | [`exchange`] | how an image's chunks get here |
+//! | [`reconcile`] | how two nodes find what one of them lacks |
 //!
 //! Architecture invariant: nothing here depends on another crate of the workspace, and nothing here blocks.
 
@@ -23,8 +24,10 @@ pub mod custody;
 pub mod exchange;
 pub mod id;
 pub mod membership;
+pub mod memo;
 pub mod message;
 pub mod node;
+pub mod reconcile;
 pub mod reference;
 pub mod time;
 pub mod trust;

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::auction::{Award, Basis, Refusal};
-use crate::catalog::{Fact, Range};
+use crate::catalog::Fact;
 use crate::id::{ChunkId, KeyHash, NodeId};
 use crate::membership::Update;
+use crate::reconcile::Range;
 use crate::trust::Chain;
 use crate::workload::PlacementId;
 
@@ -47,12 +48,20 @@ pub enum Message {
         /// Of the ping request.
         seq: u64,
     },
-    /// All members I know.
+    /// What I know of some members, and you do not.
     MembersPush {
         /// Them.
         updates: Vec<Update>,
-        /// Whether the receiver is to answer with its own.
-        answer: bool,
+    },
+    /// Do we believe the same of everybody? Ranges that together cover all members, by the first halves of their ids.
+    MembersReconcile {
+        /// In order; each begins where the one before it ended.
+        ranges: Vec<Range>,
+    },
+    /// Tell me of these members.
+    MembersWant {
+        /// By the first halves of their ids.
+        keys: Vec<KeyHash>,
     },
     /// Facts that are new to the sender.
     Facts {

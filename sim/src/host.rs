@@ -1,19 +1,24 @@
 //! One modelled machine around a real protocol node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
+use moyai_protocol::catalog::Fact;
 use moyai_protocol::codec;
 use moyai_protocol::contract::{
-    Command, CommandId, Effect, EffectId, Event, FetchFault, Fetched, Outcome, Piece, RecordKey, Refused, Reply, Survey,
+    Command, CommandId, Effect, EffectId, FetchFault, Fetched, Input, Outcome, Piece, RecordKey, Survey,
 };
 use moyai_protocol::id::{ChunkId, NodeId};
-use moyai_protocol::node::{Config, Node, Restored};
+use moyai_protocol::memo::Memo;
+use moyai_protocol::node::{Config, Node, Restored, Snapshot};
 use moyai_protocol::time::{Instant, UnixMillis};
 use moyai_protocol::trust::{Chain, mesh_of, node_of};
 use moyai_protocol::worker::{Adopted, ExitStatus};
 use moyai_protocol::workload::{PlacementId, Resources};
+
+use crate::options::Sabotage;
 
 /// Chunks of the one image of a simulated mesh.
 pub(crate) const PIECES: u32 = 32;
@@ -22,23 +27,58 @@ pub(crate) const PIECE: u32 = 64 * 1024;
 /// What a simulated machine has.
 pub(crate) const CAPACITY: Resources = Resources { cpu_milli: 4000, memory: 4 << 30 };
 
-/// A machine that is modelled: its disk is a map, its containers are entries in another. The protocol node on it is
-/// the real one.
+/// A machine that is modelled: its disk is a map, its containers are entries in another, its clock runs as it likes.
+/// The protocol node on it is the real one.
 pub struct FakeHost {
     /// The node, while the machine has power.
     pub node: Option<Node>,
     /// Containers that run on it, each with who waits for its end.
     pub running: BTreeMap<PlacementId, Option<EffectId>>,
-    /// Events of its node, counted by kind by whoever looks at them.
-    pub events: Vec<(Instant, Event)>,
     pub(crate) id: NodeId,
     pub(crate) life: u64,
-    pub(crate) replies: BTreeMap<u64, Result<Reply, Refused>>,
+    pub(crate) clock: FakeClock,
+    /// How much longer each message takes to be looked at, at the most.
+    pub(crate) slow: Duration,
+    pub(crate) sabotage: Option<Sabotage>,
     key: SigningKey,
     chain: Chain,
     root: NodeId,
-    disk: BTreeMap<RecordKey, Vec<u8>>,
+    memo: Arc<Memo>,
+    /// What was on the disk when the mesh began in step.
+    base: Option<Arc<Snapshot>>,
+    disk: BTreeMap<RecordKey, Option<Vec<u8>>>,
     chunks: BTreeSet<ChunkId>,
+    /// What ran when the power went.
+    ran: Vec<PlacementId>,
+}
+
+/// A clock that is off, and runs too fast or too slow.
+#[derive(Copy, Clone, Debug, Default)]
+pub(crate) struct FakeClock {
+    /// Millionths that it runs too fast.
+    pub(crate) ppm: i64,
+    /// Milliseconds that its wall clock was ahead at the beginning.
+    pub(crate) ahead: i64,
+}
+
+impl FakeClock {
+    /// What it shows at a moment of true time.
+    pub(crate) fn shows(&self, at: Instant) -> Instant {
+        let nanos = i128::from(at.as_nanos());
+        Instant::from_nanos((nanos + nanos * i128::from(self.ppm) / 1_000_000) as u64)
+    }
+
+    /// The first moment of true time at which it shows at least `at`.
+    pub(crate) fn true_time(&self, at: Instant) -> Instant {
+        let nanos = i128::from(at.as_nanos());
+        let rate = 1_000_000 + i128::from(self.ppm);
+        Instant::from_nanos(((nanos * 1_000_000 + rate - 1) / rate) as u64 + 1)
+    }
+
+    fn wall(&self, at: Instant, epoch: u64) -> UnixMillis {
+        let millis = self.shows(at).as_nanos() / 1_000_000;
+        UnixMillis((epoch + millis).saturating_add_signed(self.ahead))
+    }
 }
 
 /// The image's root chunk.
@@ -52,62 +92,107 @@ fn pieces() -> Vec<Piece> {
 }
 
 impl FakeHost {
-    pub(crate) fn new(at: usize, root: &SigningKey, wall: UnixMillis) -> FakeHost {
+    pub(crate) fn new(at: usize, root: &SigningKey, memo: &Arc<Memo>, epoch: u64) -> FakeHost {
         let key = SigningKey::from_bytes(blake3::hash(&(at as u64).to_be_bytes()).as_bytes());
-        let chain = Chain::root(root, node_of(&key), wall.as_secs(), 1 << 30);
+        // Its certificate is older than any of the clocks.
+        let chain = Chain::root(root, node_of(&key), epoch / 1000 - 3600, 1 << 30);
         FakeHost {
             node: None,
             running: BTreeMap::new(),
-            events: Vec::new(),
             id: node_of(&key),
             life: 0,
-            replies: BTreeMap::new(),
+            clock: FakeClock::default(),
+            slow: Duration::ZERO,
+            sabotage: None,
             key,
             chain,
             root: node_of(root),
+            memo: Arc::clone(memo),
+            base: None,
             disk: BTreeMap::new(),
             chunks: BTreeSet::new(),
+            ran: Vec::new(),
         }
     }
 
     /// Gives the machine power.
-    pub(crate) fn start(&mut self, at: usize, seed: u64, now: Instant, wall: UnixMillis) {
+    pub(crate) fn start(&mut self, at: usize, seed: u64, now: Instant, epoch: u64) {
         self.life += 1;
-        let mut restored = Restored::default();
-        for (key, value) in &self.disk {
-            match key {
-                RecordKey::Fact(_) => restored.facts.push(codec::decode(value).expect("written by this code")),
-                RecordKey::Member(node) => {
-                    restored.members.push((*node, codec::decode(value).expect("written by this code")));
-                }
-            }
-        }
         let config = Config {
             key: self.key.clone(),
             mesh: mesh_of(&self.root),
             chain: self.chain.clone(),
             name: format!("node-{at}"),
             version: "sim".to_owned(),
-            labels: BTreeMap::new(),
-            wall,
-            restored,
+            labels: BTreeMap::from([("number".to_owned(), at.to_string())]),
+            wall: self.clock.wall(now, epoch),
+            restored: self.restored(),
             images: if self.has_image() { BTreeSet::from([image()]) } else { BTreeSet::new() },
             image_copies: 3,
+            memo: Some(Arc::clone(&self.memo)),
         };
+        let now = self.clock.shows(now);
         let mut node = Node::new(config, seed.wrapping_add(self.life), now);
         for command in [
             Command::Load { capacity: CAPACITY, pressure: 0 },
             Command::Listening { addresses: vec![format!("/memory/{at}")], data: Vec::new() },
         ] {
-            node.handle(now, moyai_protocol::Input::Command { id: CommandId(0), command });
+            node.handle(now, Input::Command { id: CommandId(0), command });
         }
         self.node = Some(node);
     }
 
-    /// Takes it away, and with it everything that ran.
+    /// What a machine that should not brings back by itself.
+    pub(crate) fn revive(&mut self) -> Vec<PlacementId> {
+        let ran = std::mem::take(&mut self.ran);
+        if self.sabotage != Some(Sabotage::Revives) {
+            return Vec::new();
+        }
+        self.running.extend(ran.iter().map(|placement| (*placement, None)));
+        ran
+    }
+
+    /// What was written down: at first by all, since then by this one.
+    fn restored(&self) -> Restored {
+        let mut restored = Restored::default();
+        for entry in self.base.iter().flat_map(|base| &base.facts) {
+            if !self.disk.contains_key(&RecordKey::Fact(entry.fact.key)) {
+                restored.facts.push(Fact::clone(&entry.fact));
+            }
+        }
+        for (word, _) in self.base.iter().flat_map(|base| &base.members) {
+            if word.node != self.id && !self.disk.contains_key(&RecordKey::Member(word.node)) {
+                restored.members.push((word.node, word.addresses.clone()));
+            }
+        }
+        for (key, value) in &self.disk {
+            match (key, value) {
+                (RecordKey::Fact(_), Some(value)) => {
+                    restored.facts.push(codec::decode(value).expect("written by this code"));
+                }
+                (RecordKey::Member(node), Some(value)) => {
+                    restored.members.push((*node, codec::decode(value).expect("written by this code")));
+                }
+                (_, None) => {}
+            }
+        }
+        restored
+    }
+
+    /// Puts the machine into the middle of a mesh that has been there for long.
+    pub(crate) fn resume(&mut self, snapshot: &Arc<Snapshot>, now: Instant) {
+        let now = self.clock.shows(now);
+        if let Some(node) = &mut self.node {
+            node.resume(snapshot, now);
+        }
+        self.base = Some(Arc::clone(snapshot));
+        self.disk.clear();
+    }
+
+    /// Takes its power away, and with it everything that ran.
     pub(crate) fn cut_power(&mut self) {
         self.node = None;
-        self.running.clear();
+        self.ran = std::mem::take(&mut self.running).into_keys().collect();
     }
 
     pub(crate) fn give_image(&mut self) {
@@ -136,22 +221,24 @@ impl FakeHost {
         Fetched { got: here.into_iter().map(|piece| piece.chunk).collect(), bytes, elapsed, fault }
     }
 
-    /// The modelled outside, for every effect that concerns this host alone. `None` ends later, or never.
+    /// The modelled outside, for every effect that concerns this host alone. What is not in the answer ends later.
     pub(crate) fn world(&mut self, id: EffectId, effect: Effect) -> Vec<(Duration, EffectId, Outcome)> {
         let ms = Duration::from_millis;
         match effect {
             Effect::Persist(records) => {
-                for (key, value) in records {
-                    match value {
-                        Some(value) => self.disk.insert(key, value),
-                        None => self.disk.remove(&key),
-                    };
-                }
+                self.disk.extend(records);
                 vec![(ms(2), id, Outcome::Persisted)]
             }
             Effect::Start { placement, .. } => {
                 assert!(self.has_image(), "a container was started without its image");
-                self.running.insert(placement, None);
+                match self.sabotage {
+                    Some(Sabotage::RunsNothing) => {}
+                    Some(Sabotage::Overbooks) => {
+                        let more = PlacementId { replica: placement.replica + 1000, ..placement };
+                        self.running.extend([(placement, None), (more, None)]);
+                    }
+                    _ => drop(self.running.insert(placement, None)),
+                }
                 vec![(ms(10), id, Outcome::Started(Ok(())))]
             }
             Effect::Adopt { placement } => {
@@ -159,12 +246,17 @@ impl FakeHost {
                 vec![(ms(1), id, Outcome::Adopted(if there { Adopted::Running } else { Adopted::Gone }))]
             }
             Effect::Watch { placement } => {
-                self.running.insert(placement, Some(id));
+                if let Some(watch) = self.running.get_mut(&placement) {
+                    *watch = Some(id);
+                }
                 Vec::new()
             }
             Effect::Stop { placement, .. } => {
                 let exited = Outcome::Exited(ExitStatus { code: 143, out_of_memory: false });
-                let watch = self.running.remove(&placement).flatten();
+                let watch = match self.sabotage {
+                    Some(Sabotage::NeverStops) => self.running.get(&placement).copied().flatten(),
+                    _ => self.running.remove(&placement).flatten(),
+                };
                 let ended = watch.map(|watch| (ms(20), watch, exited));
                 ended.into_iter().chain([(ms(1), id, Outcome::Done)]).collect()
             }

@@ -10,9 +10,13 @@
 
 pub mod checkers;
 mod host;
+mod measure;
+mod network;
 mod options;
+mod scenario;
 mod simulator;
 
 pub use host::FakeHost;
-pub use options::Options;
-pub use simulator::{Report, Simulator, run};
+pub use measure::{Distribution, Report};
+pub use options::{Options, Sabotage, Scenario};
+pub use simulator::{Simulator, run};

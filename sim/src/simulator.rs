@@ -1,34 +1,42 @@
-//! The driver: virtual time, one queue of what will happen, and the modelled network between the hosts.
+//! The driver: virtual time, and one queue of what will happen.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use fastrand::Rng;
-use moyai_protocol::catalog::{Hlc, ImageHeld};
-use moyai_protocol::contract::{Command, CommandId, Completion, Effect, EffectId, Event, Input, Output, Piece, Reply};
+use moyai_protocol::catalog::{Hlc, ImageHeld, Key};
+use moyai_protocol::contract::{
+    Command, CommandId, Completion, Effect, EffectId, Event, Input, Outcome, Output, Piece, Refused, Reply,
+};
 use moyai_protocol::id::{ImageId, NodeId, WorkloadId};
 use moyai_protocol::membership::State;
-use moyai_protocol::node::Node;
-use moyai_protocol::time::{Instant, UnixMillis};
+use moyai_protocol::memo::Memo;
+use moyai_protocol::node::{Node, Snapshot};
+use moyai_protocol::time::Instant;
 use moyai_protocol::trust::{Membership, Role};
-use moyai_protocol::workload::{ImagePin, Resources, Restart, Spec};
-use serde::Serialize;
+use moyai_protocol::workload::{PlacementId, Resources, Spec};
 
-use crate::checkers::{self, Checker};
-use crate::host::{FakeHost, PIECE, PIECES, image};
-use crate::options::Options;
+use crate::checkers::{self, Checker, Happened};
+use crate::host::{CAPACITY, FakeClock, FakeHost, PIECE, PIECES, image};
+use crate::measure::{Distribution, Measures, Report};
+use crate::network::FakeNetwork;
+use crate::options::{Options, Sabotage, Scenario};
+use crate::scenario::{self, Deed};
 
 /// Where virtual time begins, in milliseconds since 1970.
 const EPOCH: u64 = 1_800_000_000_000;
 /// What a simulated link carries, in bytes a second.
 const LINK: f64 = 100e6;
+/// Between two looks of the checkers.
+const TICK: Duration = Duration::from_secs(1);
 
 enum Due {
     Message {
         to: usize,
         from: NodeId,
-        bytes: Vec<u8>,
+        bytes: Arc<[u8]>,
     },
     Complete {
         host: usize,
@@ -44,17 +52,13 @@ enum Due {
         pieces: Vec<Piece>,
         took: Duration,
     },
-    Submit {
+    Do(Deed),
+    /// A machine has brought back what ran on it, which it should not.
+    Revived {
         at: usize,
-        number: usize,
+        placement: PlacementId,
     },
-    Crash {
-        at: usize,
-    },
-    Restart {
-        at: usize,
-    },
-    Calm,
+    Tick,
 }
 
 /// A simulated mesh.
@@ -62,58 +66,41 @@ pub struct Simulator {
     options: Options,
     now: Instant,
     rng: Rng,
+    network: FakeNetwork,
     hosts: Vec<FakeHost>,
     by_id: BTreeMap<NodeId, usize>,
     queue: BTreeMap<(Instant, u64), Due>,
     timers: BTreeSet<(Instant, usize)>,
     timer_of: Vec<Option<Instant>>,
     sequence: u64,
-    calm: bool,
-    touched: Option<usize>,
-    wanted: BTreeMap<u64, (usize, Resources, u32)>,
-    accepted: BTreeMap<WorkloadId, (Resources, u32)>,
-    messages: u64,
-    bytes: u64,
     steps: u64,
-}
-
-/// What came of a run.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// Decides everything.
-    pub seed: u64,
-    /// How many hosts.
-    pub nodes: usize,
-    /// What did not hold: checker and sentence.
-    pub violations: Vec<(String, String)>,
-    /// Virtual seconds.
-    pub simulated_s: f64,
-    /// Messages sent.
-    pub messages: u64,
-    /// Bytes a node sent in a second, on average.
-    pub bytes_per_node_s: f64,
-    /// Workloads accepted.
-    pub workloads: usize,
-    /// Virtual milliseconds from a crash to the last verdict "down" about it, for each crash that was noticed.
-    pub down_ms: Vec<u64>,
+    asked: BTreeMap<u64, (Resources, u32, Instant)>,
+    accepted: BTreeMap<WorkloadId, (Resources, u32)>,
+    happened: Vec<Happened>,
+    /// A second has passed since the checkers looked.
+    ticked: bool,
+    measures: Measures,
 }
 
 /// Runs one mesh through both phases.
 pub fn run(options: Options) -> Report {
+    let began = std::time::Instant::now();
     let mut mesh = Simulator::new(options);
     let mut checkers = checkers::all();
     let mut violations = Vec::new();
     let end = Instant::ZERO + mesh.options.safety + mesh.options.liveness;
-    while mesh.step(end) {
-        check(&mut checkers, &mut violations, |checker| checker.step(&mesh));
-        if !violations.is_empty() {
-            break;
+    while violations.is_empty() && mesh.step(end) {
+        for what in std::mem::take(&mut mesh.happened) {
+            check(&mut checkers, &mut violations, |checker| checker.happened(&mesh, &what));
+        }
+        if std::mem::take(&mut mesh.ticked) {
+            check(&mut checkers, &mut violations, |checker| checker.tick(&mesh));
         }
     }
     if violations.is_empty() {
         check(&mut checkers, &mut violations, |checker| checker.end(&mesh));
     }
-    mesh.report(violations)
+    mesh.report(violations, began.elapsed())
 }
 
 fn check(
@@ -129,15 +116,24 @@ fn check(
 }
 
 impl Simulator {
-    /// A mesh whose nodes all start within the first seconds and know one of them.
+    /// A mesh at its beginning: in step, or of nodes that know one of them.
     pub fn new(options: Options) -> Simulator {
         let root = SigningKey::from_bytes(&[9; 32]);
-        let rng = Rng::with_seed(options.seed);
-        let hosts: Vec<FakeHost> = (0..options.nodes).map(|at| FakeHost::new(at, &root, UnixMillis(EPOCH))).collect();
+        let mut rng = Rng::with_seed(options.seed);
+        let memo = Arc::new(Memo::default());
+        let mut hosts: Vec<FakeHost> = (0..options.nodes).map(|at| FakeHost::new(at, &root, &memo, EPOCH)).collect();
+        let (ppm, offset) = (i64::from(options.skew_ppm), options.offset.as_millis() as i64);
+        for (at, host) in hosts.iter_mut().enumerate() {
+            host.clock = FakeClock { ppm: rng.i64(-ppm..=ppm), ahead: rng.i64(-offset..=offset) };
+            host.slow =
+                if rng.f64() < options.slow { Duration::from_millis(rng.u64(10..1000)) } else { Duration::ZERO };
+            let everywhere = !matches!(options.sabotage, Some(Sabotage::IsDeaf | Sabotage::IsMute));
+            host.sabotage = options.sabotage.filter(|_| everywhere || at == 0);
+        }
         let by_id = hosts.iter().enumerate().map(|(at, host)| (host.id, at)).collect();
         let mut mesh = Simulator {
             timer_of: vec![None; options.nodes],
-            options,
+            network: FakeNetwork::new(&options),
             now: Instant::ZERO,
             rng,
             hosts,
@@ -145,39 +141,49 @@ impl Simulator {
             queue: BTreeMap::new(),
             timers: BTreeSet::new(),
             sequence: 0,
-            calm: false,
-            touched: None,
-            wanted: BTreeMap::new(),
-            accepted: BTreeMap::new(),
-            messages: 0,
-            bytes: 0,
             steps: 0,
+            asked: BTreeMap::new(),
+            accepted: BTreeMap::new(),
+            happened: Vec::new(),
+            ticked: false,
+            measures: Measures::default(),
+            options,
         };
-        mesh.plan();
+        if !mesh.options.cold {
+            mesh.begin_in_step();
+        }
+        for (wait, deed) in scenario::plan(&mesh.options, &mut mesh.rng) {
+            mesh.later(wait, Due::Do(deed));
+        }
+        mesh.later(TICK, Due::Tick);
         mesh
     }
 
-    /// Puts everything that the seed has in store into the queue.
-    fn plan(&mut self) {
-        let nodes = self.options.nodes;
-        for at in 0..nodes {
-            let wait = Duration::from_millis(self.rng.u64(0..3000));
-            self.later(wait, Due::Restart { at });
+    /// As after a long time in which nothing happened: everybody knows everybody, and has the image.
+    fn begin_in_step(&mut self) {
+        let everywhere = !matches!(self.options.scenario, Scenario::Chaos);
+        for at in 0..self.hosts.len() {
+            let has_image = everywhere || at < 3;
+            if has_image {
+                self.hosts[at].give_image();
+            }
+            self.boot(at);
+            if has_image {
+                self.command(at, Command::ImageAdded(held()));
+            }
         }
-        for number in 0..self.options.workloads {
-            let at = self.rng.usize(..nodes);
-            let wait = Duration::from_millis(self.rng.u64(12_000..30_000));
-            self.later(wait, Due::Submit { at, number });
+        let mut snapshot = Snapshot::default();
+        for host in &self.hosts {
+            let Some(node) = &host.node else { continue };
+            snapshot.members.push((Arc::clone(node.membership().own_word()), State::Alive));
+            snapshot.facts.extend(node.catalog().iter().map(|(_, entry)| Arc::clone(entry)));
         }
-        let safety = self.options.safety;
-        for _ in 0..self.options.crashes {
-            let at = self.rng.usize(..nodes);
-            let crash = Duration::from_secs(15) + Duration::from_millis(self.rng.u64(0..20_000));
-            let off = Duration::from_millis(self.rng.u64(100..20_000));
-            self.later(crash, Due::Crash { at });
-            self.later((crash + off).min(safety), Due::Restart { at });
+        let snapshot = Arc::new(snapshot);
+        for at in 0..self.hosts.len() {
+            self.hosts[at].resume(&snapshot, self.now);
+            self.drain(at);
         }
-        self.later(safety, Due::Calm);
+        self.measures = Measures::default();
     }
 
     fn later(&mut self, wait: Duration, due: Due) {
@@ -185,18 +191,14 @@ impl Simulator {
         self.queue.insert((self.now + wait, self.sequence), due);
     }
 
-    fn wall(&self) -> UnixMillis {
-        UnixMillis(EPOCH + self.now.as_nanos() / 1_000_000)
+    /// True time.
+    pub fn now(&self) -> Instant {
+        self.now
     }
 
     /// Every node that has power.
     pub fn up(&self) -> impl Iterator<Item = (usize, &Node)> {
         self.hosts.iter().enumerate().filter_map(|(at, host)| host.node.as_ref().map(|node| (at, node)))
-    }
-
-    /// The host that the last step was about.
-    pub fn last_touched(&self) -> Option<(usize, &FakeHost)> {
-        self.touched.map(|at| (at, &self.hosts[at]))
     }
 
     /// What a workload asks for.
@@ -209,15 +211,30 @@ impl Simulator {
         self.accepted.iter().map(|(workload, (_, replicas))| (workload, *replicas))
     }
 
-    /// Where each replica of a workload runs.
-    pub fn replicas_running(&self, workload: &WorkloadId) -> BTreeMap<u32, Vec<usize>> {
-        let mut running: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    /// Whether all that was accepted fits easily.
+    pub fn has_room_for_all(&self) -> bool {
+        let asked: u64 = self.accepted.values().map(|(asked, count)| asked.cpu_milli * u64::from(*count)).sum();
+        asked * 2 <= CAPACITY.cpu_milli * self.hosts.len() as u64
+    }
+
+    /// Where each replica runs.
+    pub fn running(&self) -> BTreeMap<(WorkloadId, u32), Vec<usize>> {
+        let mut running: BTreeMap<(WorkloadId, u32), Vec<usize>> = BTreeMap::new();
         for (at, host) in self.hosts.iter().enumerate() {
-            for placement in host.running.keys().filter(|placement| placement.workload == *workload) {
-                running.entry(placement.replica).or_default().push(at);
+            for placement in host.running.keys() {
+                running.entry((placement.workload, placement.replica)).or_default().push(at);
             }
         }
         running
+    }
+
+    /// Replicas that run more than once on machines that can talk with one another.
+    pub fn running_twice(&self) -> BTreeMap<(WorkloadId, u32), Vec<usize>> {
+        let talk = |places: &Vec<usize>| {
+            let pairs = places.iter().enumerate().flat_map(|(n, a)| places[n + 1..].iter().map(move |b| (*a, *b)));
+            pairs.into_iter().any(|(a, b)| self.network.connects(a, b))
+        };
+        self.running().into_iter().filter(|(_, places)| places.len() > 1 && talk(places)).collect()
     }
 
     /// The modelled machines.
@@ -244,7 +261,7 @@ impl Simulator {
         self.now = self.now.max(time);
         match next {
             Ok((_, at)) => {
-                let now = self.now;
+                let now = self.hosts[at].clock.shows(self.now);
                 if let Some(node) = &mut self.hosts[at].node {
                     node.handle_timeout(now);
                 }
@@ -261,7 +278,11 @@ impl Simulator {
 
     fn happen(&mut self, due: Due) {
         match due {
-            Due::Message { to, from, bytes } => self.give(to, Input::Message { from, bytes }),
+            Due::Message { to, from, bytes } => {
+                if self.hosts[to].sabotage != Some(Sabotage::IsDeaf) || !speaks_of_facts(&bytes) {
+                    self.give(to, Input::Message { from, bytes: bytes.to_vec() });
+                }
+            }
             Due::Complete { host, life, completion } => {
                 if self.hosts[host].life == life {
                     self.give(host, Input::Completion(completion));
@@ -269,45 +290,95 @@ impl Simulator {
             }
             Due::Fetched { host, life, id, provider, pieces, took } => {
                 let from = self.by_id[&provider];
-                let served = self.hosts[from].node.is_some().then(|| self.hosts[from].serve(&pieces));
+                let reached = self.hosts[from].node.is_some() && self.network.connects(from, host);
+                let served = reached.then(|| self.hosts[from].serve(&pieces));
                 if self.hosts[host].life == life {
-                    let outcome = moyai_protocol::Outcome::Fetched(self.hosts[host].keep(served, took));
+                    let outcome = Outcome::Fetched(self.hosts[host].keep(served, took));
                     self.give(host, Input::Completion(Completion { id, outcome }));
                 }
             }
-            Due::Submit { at, number } => self.submit(at, number),
-            Due::Crash { at } => {
-                self.hosts[at].cut_power();
-                self.drain(at);
-            }
-            Due::Restart { at } => self.restart(at),
-            Due::Calm => {
-                self.calm = true;
-                let dark: Vec<usize> = (0..self.hosts.len()).filter(|at| self.hosts[*at].node.is_none()).collect();
-                for at in dark {
-                    self.restart(at);
-                }
+            Due::Do(deed) => self.carry_out(deed),
+            Due::Revived { at, placement } => self.happened.push(Happened::Started { at, placement }),
+            Due::Tick => {
+                self.ticked = true;
+                self.later(TICK, Due::Tick);
             }
         }
+    }
+
+    fn carry_out(&mut self, deed: Deed) {
+        match deed {
+            Deed::Boot { at } => self.restart(at),
+            Deed::Submit { at, spec } => self.submit(at, *spec),
+            Deed::Crash { at } => self.crash(at),
+            Deed::CrashBusy => {
+                let busy: Vec<usize> = (0..self.hosts.len()).filter(|at| !self.hosts[*at].running.is_empty()).collect();
+                if !busy.is_empty() {
+                    let at = busy[self.rng.usize(..busy.len())];
+                    self.crash(at);
+                }
+            }
+            Deed::Say { at, number } => {
+                self.measures.says(Key::Node(self.hosts[at].id), self.now);
+                let capacity = Resources { memory: CAPACITY.memory + 1 + number, ..CAPACITY };
+                self.command(at, Command::Load { capacity, pressure: 0 });
+            }
+            Deed::Cut { one_way } => {
+                let hosts = self.hosts.len();
+                self.network.cut(hosts, one_way, &mut self.rng);
+                self.happened.push(Happened::Disturbed);
+            }
+            Deed::Heal => {
+                self.network.heal();
+                self.happened.push(Happened::Disturbed);
+            }
+            Deed::Calm => {
+                self.network.calm();
+                for at in 0..self.hosts.len() {
+                    self.hosts[at].slow = Duration::ZERO;
+                    if self.hosts[at].node.is_none() && self.options.scenario != Scenario::Failover {
+                        self.restart(at);
+                    }
+                }
+                self.happened.push(Happened::Disturbed);
+            }
+            Deed::Judge => self.measures.quality = Some(scenario::quality(self)),
+        }
+    }
+
+    fn crash(&mut self, at: usize) {
+        let now = self.now;
+        for placement in self.hosts[at].running.keys() {
+            self.measures.lost(placement.workload, placement.replica, now);
+        }
+        let ended = self.hosts[at].running.keys().map(|placement| Happened::Ended { at, placement: *placement });
+        self.happened.extend(ended);
+        self.happened.push(Happened::Disturbed);
+        self.hosts[at].cut_power();
+        self.drain(at);
+    }
+
+    fn boot(&mut self, at: usize) {
+        let seed = self.options.seed.wrapping_mul(31).wrapping_add(at as u64);
+        self.hosts[at].start(at, seed, self.now, EPOCH);
+        self.happened.push(Happened::Disturbed);
+        for placement in self.hosts[at].revive() {
+            self.later(Duration::from_secs(10), Due::Revived { at, placement });
+        }
+        self.drain(at);
     }
 
     fn restart(&mut self, at: usize) {
         if self.hosts[at].node.is_some() {
             return;
         }
-        let (now, wall, seed) = (self.now, self.wall(), self.options.seed.wrapping_mul(31).wrapping_add(at as u64));
         let first = self.hosts[at].life == 0;
-        self.hosts[at].start(at, seed, now, wall);
         if first && at == 0 {
             self.hosts[at].give_image();
-            let held = ImageHeld {
-                reference: "image".parse().expect("a good name"),
-                id: ImageId(image().0),
-                root: image(),
-                size: u64::from(PIECES) * u64::from(PIECE),
-                named: Hlc::default(),
-            };
-            self.command(at, Command::ImageAdded(held));
+        }
+        self.boot(at);
+        if first && at == 0 {
+            self.command(at, Command::ImageAdded(held()));
         }
         if first {
             // As a joiner is told by its inviter.
@@ -318,52 +389,26 @@ impl Simulator {
                 }
             }
         }
-        self.drain(at);
     }
 
-    fn submit(&mut self, at: usize, number: usize) {
-        let cpu_milli = self.rng.u64(1..=5) * 100;
-        let resources = Resources { cpu_milli, memory: self.rng.u64(1..=8) << 26 };
-        let spec = Spec {
-            id: WorkloadId([0; 16]),
-            name: format!("w{number}"),
-            image: ImagePin {
-                reference: "image".parse().expect("a good name"),
-                id: ImageId(image().0),
-                root: image(),
-                size: u64::from(PIECES) * u64::from(PIECE),
-            },
-            entrypoint: None,
-            command: vec!["serve".to_owned()],
-            env: Vec::new(),
-            user: None,
-            workdir: None,
-            hostname: None,
-            resources,
-            pids: 0,
-            replicas: self.rng.u32(1..=2),
-            restart: Restart::Always,
-            on: BTreeMap::new(),
-            stop_signal: None,
-            stop_timeout: 10,
-            auto_remove: false,
-            requires: Vec::new(),
-        };
-        let replicas = spec.replicas;
-        let id = self.command(at, Command::Submit(Box::new(spec)));
-        self.wanted.insert(id, (at, resources, replicas));
-        self.collect_replies(at);
-    }
-
-    fn command(&mut self, at: usize, command: Command) -> u64 {
+    fn submit(&mut self, at: usize, mut spec: Spec) {
+        spec.image.id = ImageId(image().0);
+        spec.image.root = image();
+        spec.image.size = u64::from(PIECES) * u64::from(PIECE);
+        let asked = (spec.resources, spec.replicas, self.now);
         self.sequence += 1;
         let id = self.sequence;
-        self.give(at, Input::Command { id: CommandId(id), command });
-        id
+        self.asked.insert(id, asked);
+        self.give(at, Input::Command { id: CommandId(id), command: Command::Submit(Box::new(spec)) });
+    }
+
+    fn command(&mut self, at: usize, command: Command) {
+        self.sequence += 1;
+        self.give(at, Input::Command { id: CommandId(self.sequence), command });
     }
 
     fn give(&mut self, at: usize, input: Input) {
-        let now = self.now;
+        let now = self.hosts[at].clock.shows(self.now);
         if let Some(node) = &mut self.hosts[at].node {
             node.handle(now, input);
             self.drain(at);
@@ -372,10 +417,11 @@ impl Simulator {
 
     /// Carries out what a node wants, and notes its next timeout.
     fn drain(&mut self, at: usize) {
-        self.touched = Some(at);
+        // Looking at everything costs as much as there is to look at.
+        let rarely = 64 * (self.hosts.len() as u64 / 64).max(1).pow(2);
         let outputs: Vec<Output> = match &mut self.hosts[at].node {
             Some(node) => {
-                if self.steps.is_multiple_of(64) {
+                if self.steps.is_multiple_of(rarely) {
                     node.invariants();
                 }
                 std::iter::from_fn(|| node.poll_output()).collect()
@@ -386,82 +432,125 @@ impl Simulator {
             match output {
                 Output::Transmit { to, bytes } => self.transmit(at, to, bytes),
                 Output::Effect { id, effect } => self.effect(at, id, effect),
-                Output::Event(Event::Reply { id, result }) => {
-                    self.hosts[at].replies.insert(id.0, result);
-                    self.collect_replies(at);
-                }
-                Output::Event(event @ Event::Member { state: State::Down, .. }) => {
-                    let now = self.now;
-                    self.hosts[at].events.push((now, event));
-                }
-                Output::Event(_) => {}
+                Output::Event(event) => self.event(at, event),
             }
         }
         if let Some(old) = self.timer_of[at].take() {
             self.timers.remove(&(old, at));
         }
         if let Some(next) = self.hosts[at].node.as_ref().and_then(Node::poll_timeout) {
+            let next = self.hosts[at].clock.true_time(next);
             self.timers.insert((next, at));
             self.timer_of[at] = Some(next);
         }
     }
 
-    fn collect_replies(&mut self, at: usize) {
-        for (id, reply) in std::mem::take(&mut self.hosts[at].replies) {
-            if let Ok(Reply::Submitted(workload)) = reply
-                && let Some((_, asked, replicas)) = self.wanted.remove(&id)
-            {
-                self.accepted.insert(workload, (asked, replicas));
+    fn event(&mut self, at: usize, event: Event) {
+        match event {
+            Event::Reply { id, result } => {
+                if let Some((resources, replicas, asked)) = self.asked.remove(&id.0) {
+                    match result {
+                        Ok(Reply::Submitted(workload)) => {
+                            self.accepted.insert(workload, (resources, replicas));
+                            self.measures.submitted(workload, asked);
+                        }
+                        Ok(Reply::Done) | Err(Refused::NameTaken { .. }) => {}
+                        Err(error) => panic!("a good workload was refused: {error}"),
+                    }
+                }
             }
+            Event::Changed(key) => self.measures.hears(&key, self.hosts.len(), self.now),
+            Event::Member { node, state: State::Down } => {
+                let about = self.by_id[&node];
+                if self.hosts[about].node.is_some() && self.network.connects(at, about) {
+                    self.measures.false_deaths += 1;
+                }
+            }
+            _ => {}
         }
     }
 
     fn transmit(&mut self, from: usize, to: NodeId, bytes: Vec<u8>) {
-        self.messages += 1;
-        self.bytes += bytes.len() as u64;
+        self.measures.messages += 1;
+        self.measures.bytes += bytes.len() as u64;
         let Some(&to) = self.by_id.get(&to) else { return };
-        if !self.calm && self.rng.f64() < self.options.loss {
+        if !self.network.reaches(from, to) || self.hosts[from].sabotage == Some(Sabotage::IsMute) {
             return;
         }
-        let copies = if !self.calm && self.rng.f64() < self.options.duplicates { 2 } else { 1 };
-        let (least, most) = (self.options.latency_min.as_nanos() as u64, self.options.latency_max.as_nanos() as u64);
-        let from = self.hosts[from].id;
-        for _ in 0..copies {
-            let wait = Duration::from_nanos(self.rng.u64(least..=most));
-            self.later(wait, Due::Message { to, from, bytes: bytes.clone() });
+        let slow = self.hosts[to].slow;
+        let bytes: Arc<[u8]> = bytes.into();
+        let delays: Vec<Duration> = self.network.delays(&mut self.rng).collect();
+        for delay in delays {
+            let slower = if slow.is_zero() { slow } else { slow.mul_f64(self.rng.f64()) };
+            let from = self.hosts[from].id;
+            self.later(delay + slower, Due::Message { to, from, bytes: Arc::clone(&bytes) });
         }
     }
 
     fn effect(&mut self, at: usize, id: EffectId, effect: Effect) {
         let life = self.hosts[at].life;
-        if let Effect::Fetch { provider, pieces } = effect {
-            let bytes: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
-            let took = self.options.latency_max + Duration::from_secs_f64(bytes as f64 / LINK);
-            return self.later(took, Due::Fetched { host: at, life, id, provider, pieces, took });
+        match effect {
+            Effect::Fetch { provider, pieces } => {
+                let bytes: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
+                let took = self.network.delay(&mut self.rng) * 2 + Duration::from_secs_f64(bytes as f64 / LINK);
+                return self.later(took, Due::Fetched { host: at, life, id, provider, pieces, took });
+            }
+            Effect::Start { placement, .. } => self.started(at, placement),
+            Effect::Stop { placement, .. } => self.happened.push(Happened::Ended { at, placement }),
+            _ => {}
         }
         for (wait, id, outcome) in self.hosts[at].world(id, effect) {
             self.later(wait, Due::Complete { host: at, life, completion: Completion { id, outcome } });
         }
     }
 
-    fn report(&self, violations: Vec<(String, String)>) -> Report {
-        let seconds = self.now.since(Instant::ZERO).as_secs_f64();
-        let mut down: BTreeMap<NodeId, Instant> = BTreeMap::new();
-        for (at, event) in self.hosts.iter().flat_map(|host| &host.events) {
-            if let Event::Member { node, .. } = event {
-                let last = down.entry(*node).or_insert(*at);
-                *last = (*last).max(*at);
-            }
+    fn started(&mut self, at: usize, placement: PlacementId) {
+        self.measures.started(placement.workload, placement.replica, placement.epoch, self.now);
+        self.happened.push(Happened::Started { at, placement });
+    }
+
+    fn report(mut self, violations: Vec<(String, String)>, wall: Duration) -> Report {
+        let seconds = self.now.since(Instant::ZERO).as_secs_f64().max(1e-9);
+        let mut violations = violations;
+        if self.options.scenario == Scenario::Spread && violations.is_empty() && self.measures.unheard() > 0 {
+            let unheard = self.measures.unheard();
+            violations.push(("everybody hears".to_owned(), format!("{unheard} facts never came to 99 % of nodes")));
         }
+        let measures = &mut self.measures;
         Report {
             seed: self.options.seed,
             nodes: self.options.nodes,
+            scenario: self.options.scenario.to_string(),
             violations,
             simulated_s: seconds,
-            messages: self.messages,
-            bytes_per_node_s: self.bytes as f64 / seconds / self.options.nodes as f64,
+            wall_s: wall.as_secs_f64(),
+            spread_ms: measures.spread(),
+            failover_ms: Distribution::of(std::mem::take(&mut measures.failover)),
+            placement_ms: Distribution::of(std::mem::take(&mut measures.placement)),
+            bytes_per_node_s: measures.bytes as f64 / seconds / self.options.nodes as f64,
+            placements_per_s: measures.placements_per_s(),
+            quality: measures.quality,
+            false_deaths: measures.false_deaths,
+            messages: measures.messages,
             workloads: self.accepted.len(),
-            down_ms: down.values().map(|at| at.since(Instant::ZERO).as_millis() as u64).collect(),
+            options: self.options,
         }
     }
+}
+
+/// The image under the name that workloads ask for.
+fn held() -> ImageHeld {
+    ImageHeld {
+        reference: "image".parse().expect("a good name"),
+        id: ImageId(image().0),
+        root: image(),
+        size: u64::from(PIECES) * u64::from(PIECE),
+        named: Hlc::default(),
+    }
+}
+
+fn speaks_of_facts(bytes: &[u8]) -> bool {
+    use moyai_protocol::message::Message;
+    let message = moyai_protocol::codec::decode_message(bytes);
+    matches!(message, Ok(Message::Facts { .. } | Message::Reconcile { .. } | Message::Want { .. }))
 }

@@ -29,6 +29,8 @@ use crate::net::control::{AddressBook, Incoming, Outgoing};
 const QUEUE: usize = 4096;
 /// Events kept for a follower that is slow; then it is told that it missed some.
 const EVENTS: usize = 1024;
+/// Between two lines of the log about what one peer sent: it must not fill the disk.
+const COMPLAINT: Duration = Duration::from_secs(10);
 /// Between two looks at how busy the machine is, and at the wall clock.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -160,6 +162,8 @@ pub struct Driver {
     waiting: HashMap<CommandId, oneshot::Sender<Result<Reply, Refused>>>,
     change: u64,
     names: HashMap<NodeId, String>,
+    /// When something that a peer sent was last complained of, and how often it was not since. Bounded by the members.
+    complaints: HashMap<NodeId, (TokioInstant, u64)>,
 }
 
 impl Driver {
@@ -192,6 +196,7 @@ impl Driver {
             waiting: HashMap::new(),
             change: 0,
             names: HashMap::new(),
+            complaints: HashMap::new(),
         }
     }
 
@@ -323,7 +328,14 @@ impl Driver {
             }
             Event::Changed(_) => return,
             Event::Dropped { from, reason } => {
-                warn!(from = %from.short(), reason, "dropped what it sent");
+                let now = TokioInstant::now();
+                let (said, unsaid) = self.complaints.entry(from).or_insert((now - COMPLAINT, 0));
+                if now.duration_since(*said) >= COMPLAINT {
+                    warn!(from = %from.short(), reason, unsaid, "dropped what it sent");
+                    (*said, *unsaid) = (now, 0);
+                } else {
+                    *unsaid += 1;
+                }
                 return;
             }
             Event::ImageFailed { root, reason } => {

@@ -151,17 +151,19 @@ impl Daemon {
     async fn wait(mut self) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = self.stop.wait_for(|stop| *stop) => {}
-            ended = &mut self.driver => return ended.context("the daemon's loop ended")?,
+        let ended = tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            _ = self.stop.wait_for(|stop| *stop) => None,
+            ended = &mut self.driver => Some(ended),
+        };
+        if ended.is_none() {
+            info!("stopping; containers go on");
+            self.handle.finish().await;
         }
-        info!("stopping; containers go on");
-        self.handle.finish().await;
         // The next daemon makes its own.
         let _gone = std::fs::remove_file(&self.socket);
-        Ok(())
+        ended.map_or(Ok(()), |ended| ended.context("the daemon's loop ended")?)
     }
 }
 
@@ -230,6 +232,7 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         restored,
         images,
         image_copies: IMAGE_COPIES,
+        memo: None,
     };
     let seed = u64::from_le_bytes(random()?);
     let effects = effects::Effects {

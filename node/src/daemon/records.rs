@@ -81,6 +81,8 @@ impl Records {
             .stack_size(512 << 10)
             .spawn(move || {
                 if let Err(problem) = self.write_all(&requests, &handle, &tasks) {
+                    // The loop may be waiting for room in this queue, and would not hear.
+                    drop(requests);
                     error!("cannot write the node's state: {problem:#}; the daemon ends, containers go on");
                     handle.fail();
                 }

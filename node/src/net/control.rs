@@ -8,7 +8,8 @@
 //! which the admins are servers and the others clients (in server mode everybody dials nearly everybody).
 //!
 //! **Strangers.** Before they have shown a good certificate they are libp2p "pending" connections, at most
-//! [`MAX_PENDING`], and few of one address ([`doorstep`]). What an admitted peer may send is bounded too ([`Inflow`]). A peer found by mDNS that turned out to be of another mesh is left alone for [`STRANGER_REST`].
+//! [`MAX_PENDING`], and few of one address ([`doorstep`]). What an admitted peer may send, and what it may have sent to
+//! it, is bounded too ([`super::inflow`]). A peer found by mDNS that turned out to be of another mesh is left alone for [`STRANGER_REST`].
 
 use std::collections::HashMap;
 use std::io;
@@ -25,11 +26,11 @@ use libp2p::{
 use moyai_protocol::codec::MESSAGE_LIMIT;
 use moyai_protocol::id::NodeId;
 use moyai_protocol::trust::{Membership, Role};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, info};
 
 use super::admission::{Gate, unix_now};
-use super::inflow::Inflow;
+use super::inflow::{Inflow, LARGE_READS, Outflow, SMALL};
 use super::{doorstep, key_pair, node_id, peer_id, transport};
 
 const MAX_WAITING: u32 = 64;
@@ -98,8 +99,11 @@ impl AddressBook {
 }
 
 /// One protocol message and nothing.
-#[derive(Clone, Default)]
-struct Codec;
+#[derive(Clone)]
+struct Codec {
+    /// Places for large messages that are being read.
+    large: Arc<Semaphore>,
+}
 
 impl request_response::Codec for Codec {
     type Protocol = StreamProtocol;
@@ -111,7 +115,11 @@ impl request_response::Codec for Codec {
         T: AsyncRead + Unpin + Send,
     {
         let mut bytes = Vec::new();
-        io.take(MESSAGE_LIMIT as u64 + 2).read_to_end(&mut bytes).await?;
+        io.take(SMALL).read_to_end(&mut bytes).await?;
+        if bytes.len() as u64 == SMALL {
+            let _place = self.large.acquire().await.map_err(io::Error::other)?;
+            io.take(MESSAGE_LIMIT as u64 + 2 - SMALL).read_to_end(&mut bytes).await?;
+        }
         Ok(bytes)
     }
 
@@ -205,11 +213,11 @@ pub async fn start(
         limits: connection_limits::Behaviour::new(limits),
         doorstep: doorstep::Behaviour::default(),
         messages: request_response::Behaviour::with_codec(
-            Codec,
+            Codec { large: Arc::new(Semaphore::new(LARGE_READS)) },
             protocols,
             request_response::Config::default()
                 .with_request_timeout(Duration::from_secs(5))
-                .with_max_concurrent_streams(256),
+                .with_max_concurrent_streams(64),
         ),
         identify: identify::Behaviour::new(
             identify::Config::new("/moyai/1".to_owned(), keys.public())
@@ -234,7 +242,8 @@ pub async fn start(
         strangers: HashMap::new(),
         seen: HashMap::new(),
         connections: HashMap::new(),
-        inflow: Inflow::new(),
+        inflow: Inflow::default(),
+        outflow: Outflow::default(),
     };
     control.wait_for_listeners(listen).await?;
     let (sender, receiver) = mpsc::channel(1024);
@@ -285,6 +294,7 @@ struct Control {
     seen: HashMap<PeerId, Vec<Multiaddr>>,
     connections: HashMap<PeerId, Vec<(ConnectionId, Instant)>>,
     inflow: Inflow,
+    outflow: Outflow,
 }
 
 impl Control {
@@ -332,6 +342,10 @@ impl Control {
 
     fn send(&mut self, to: &NodeId, bytes: Vec<u8>) {
         let Some(peer) = peer_id(to) else { return };
+        if !self.outflow.has_room(&peer, bytes.len()) {
+            debug!(%peer, bytes = bytes.len(), "dropped a message: what was sent before is still on its way");
+            return;
+        }
         if !self.swarm.is_connected(&peer) {
             let dial = self.dials.entry(peer).or_default();
             let resting = dial.failed.is_some_and(|failed| failed.elapsed() < DIAL_REST);
@@ -352,7 +366,9 @@ impl Control {
                 }
             }
         }
-        self.swarm.behaviour_mut().messages.send_request(&peer, bytes);
+        let len = bytes.len();
+        let request = self.swarm.behaviour_mut().messages.send_request(&peer, bytes);
+        self.outflow.sent(request, peer, len);
     }
 
     async fn event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -367,9 +383,16 @@ impl Control {
                 let place = self.inflow.take(peer, request.len(), Instant::now());
                 match (node_id(&peer), place) {
                     (Some(from), Some(place)) => self.tell(Incoming::Message { from, bytes: request, place }).await,
-                    _ => debug!(%peer, bytes = request.len(), "dropped a message: its sender sends too much"),
+                    _ => debug!(%peer, bytes = request.len(), "dropped a message: too much of its sender waits"),
                 }
             }
+            SwarmEvent::Behaviour(BehaviourEvent::Messages(
+                request_response::Event::Message {
+                    message: request_response::Message::Response { request_id, .. },
+                    ..
+                }
+                | request_response::Event::OutboundFailure { request_id, .. },
+            )) => self.outflow.over(&request_id),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => self.discovered(found),
             SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
                 for address in info.listen_addrs.into_iter().take(8) {

@@ -39,6 +39,10 @@ use super::{key_pair, node_id, peer_id};
 const ALPN: &[u8] = b"moyai-data/1";
 const MAX_CONNECTIONS: usize = 256;
 const MAX_STREAMS: u32 = 64;
+/// Of one member: one to fetch by, and those of its earlier lives that have not timed out.
+const MAX_PER_NODE: usize = 4;
+/// What is sent and not taken for this long is given up, and its request with it.
+const WRITE_STALL: Duration = Duration::from_secs(30);
 /// Of the connections, those that have not shown a certificate yet: strangers take no member's place.
 const MAX_UNADMITTED: usize = 128;
 /// The most addresses of one node that are dialled.
@@ -117,8 +121,41 @@ pub struct DataPlane {
     keys: libp2p::identity::Keypair,
     gate: Arc<Gate>,
     store: Arc<Store>,
+    /// Connections that others opened.
+    guests: Guests,
     /// Connections this node opened. An entry is locked while it is dialled, so that a peer is dialled once.
     connections: Mutex<HashMap<NodeId, Arc<Mutex<Option<quinn::Connection>>>>>,
+}
+
+/// How many connections each member has opened.
+#[derive(Default)]
+struct Guests(std::sync::Mutex<HashMap<NodeId, usize>>);
+
+struct Guest<'a> {
+    guests: &'a Guests,
+    node: NodeId,
+}
+
+impl Guests {
+    fn enter(&self, node: NodeId) -> anyhow::Result<Guest<'_>> {
+        let mut guests = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let count = guests.entry(node).or_default();
+        anyhow::ensure!(*count < MAX_PER_NODE, "node {} has {MAX_PER_NODE} connections already", node.short());
+        *count += 1;
+        Ok(Guest { guests: self, node })
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        let mut guests = self.guests.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(count) = guests.get_mut(&self.node) {
+            *count -= 1;
+            if *count == 0 {
+                guests.remove(&self.node);
+            }
+        }
+    }
 }
 
 impl DataPlane {
@@ -139,7 +176,7 @@ impl DataPlane {
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime)?;
         let store = Arc::clone(&offer.store);
-        let plane = DataPlane { endpoint, keys, gate, store, connections: Mutex::default() };
+        let plane = DataPlane { endpoint, keys, gate, store, guests: Guests::default(), connections: Mutex::default() };
         let plane = Arc::new(plane);
         tokio::spawn(Arc::clone(&plane).serve(offer));
         Ok(plane)
@@ -155,6 +192,12 @@ impl DataPlane {
         let hall = Arc::new(Semaphore::new(MAX_UNADMITTED));
         let doorstep = Doorstep::default();
         while let Some(incoming) = self.endpoint.accept().await {
+            if hall.available_permits() < MAX_UNADMITTED * 3 / 4 && !incoming.remote_address_validated() {
+                // Anybody can send from any address; a busy door first asks whether somebody is there (RFC 9000, 8.1).
+                // It fails only for those that were asked already.
+                let _asked = incoming.retry();
+                continue;
+            }
             let entry = (Arc::clone(&hall).try_acquire_owned().ok(), doorstep.enter(incoming.remote_address().ip()));
             let (Some(place), Some(step)) = entry else {
                 incoming.refuse();
@@ -187,6 +230,7 @@ impl DataPlane {
         let (connection, membership) = tokio::time::timeout(PATIENCE * 2, admitted).await??;
         drop(entry);
         let _place = room.try_acquire()?;
+        let _own = self.guests.enter(membership.node)?;
         while unix_now() <= membership.not_after {
             let (send, receive) = match connection.accept_bi().await {
                 Ok(streams) => streams,
@@ -331,29 +375,33 @@ impl DataPlane {
         tls.alpn_protocols = vec![ALPN.to_vec()];
         let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
         config.transport_config(Arc::new(transport_config()));
-        // The next address is tried beside the one before it, which may be one that nothing answers (RFC 8305).
-        let mut dials: FuturesUnordered<_> = (0u32..)
-            .zip(addresses.iter().take(MAX_ADDRESSES))
-            .map(|(at, address)| {
-                let config = config.clone();
-                async move {
-                    tokio::time::sleep(HEAD_START * at).await;
-                    let dialled = tokio::time::timeout(PATIENCE, self.dial(node, *address, config)).await;
-                    dialled.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer from {address}")))
-                }
-            })
-            .collect();
+        // The next address is tried beside the one before it, which may be one that nothing answers, or at once when
+        // that one fails (RFC 8305).
+        let mut untried = addresses.iter().take(MAX_ADDRESSES);
+        let mut dials = FuturesUnordered::new();
         let mut last = anyhow::anyhow!("node {} has told no address for data", node.short());
-        while let Some(dialled) = dials.next().await {
-            match dialled {
-                Ok(connection) => {
-                    *slot = Some(connection.clone());
-                    return Ok(connection);
-                }
-                Err(error) => last = error,
+        loop {
+            if let Some(address) = untried.next() {
+                let dial = self.dial(node, *address, config.clone());
+                dials.push(async move {
+                    let dialled = tokio::time::timeout(PATIENCE, dial).await;
+                    dialled.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer from {address}")))
+                });
+            } else if dials.is_empty() {
+                return Err(last);
+            }
+            let more = untried.len() > 0;
+            tokio::select! {
+                Some(dialled) = dials.next() => match dialled {
+                    Ok(connection) => {
+                        *slot = Some(connection.clone());
+                        return Ok(connection);
+                    }
+                    Err(error) => last = error,
+                },
+                () = tokio::time::sleep(HEAD_START), if more => {}
             }
         }
-        Err(last)
     }
 
     async fn dial(
@@ -417,13 +465,16 @@ async fn answer(
                     Some(tamper) => bytes.map(tamper),
                     None => bytes,
                 };
-                match bytes {
-                    Some(bytes) => {
-                        send.write_all(&(bytes.len() as u32).to_be_bytes()).await?;
-                        send.write_all(&bytes).await?;
+                let written = async {
+                    match bytes {
+                        Some(bytes) => {
+                            send.write_all(&(bytes.len() as u32).to_be_bytes()).await?;
+                            send.write_all(&bytes).await
+                        }
+                        None => send.write_all(&NOT_HERE.to_be_bytes()).await,
                     }
-                    None => send.write_all(&NOT_HERE.to_be_bytes()).await?,
-                }
+                };
+                tokio::time::timeout(WRITE_STALL, written).await??;
             }
         }
         Request::Logs(_) if role < Role::Submitter => anyhow::bail!("a worker asked for a log"),

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Record;
 use crate::codec;
-use crate::id::{NodeId, Signature};
-use crate::trust::{node_of, sign, verify};
+use crate::id::{MeshId, NodeId, Signature};
+use crate::trust::{Chain, node_of, sign, verify};
 use crate::workload::PlacementId;
 
 const DOMAIN: &str = "moyai award v1";
@@ -22,21 +22,34 @@ const DOMAIN: &str = "moyai award v1";
 pub struct Award {
     /// The auction; its auctioneer is who signs.
     pub record: Arc<Record>,
+    /// The auctioneer's certificates: what it awarded stands when it has long been gone.
+    pub chain: Arc<Chain>,
     /// The auctioneer's, over the placement, the node it is given to, and the record.
     pub signature: Signature,
 }
 
 impl Award {
-    /// Gives `placement` to `winner`. `key` is that of the record's auctioneer.
-    pub fn sign(placement: &PlacementId, winner: &NodeId, record: Arc<Record>, key: &SigningKey) -> Award {
+    /// Gives `placement` to `winner`. `key` and `chain` are those of the record's auctioneer.
+    pub fn sign(
+        placement: &PlacementId,
+        winner: &NodeId,
+        record: Arc<Record>,
+        key: &SigningKey,
+        chain: Arc<Chain>,
+    ) -> Award {
         debug_assert_eq!(record.auctioneer, node_of(key), "an auctioneer signs its own awards");
         let signature = sign(key, DOMAIN, &codec::encode(&(placement, winner, &record)));
-        Award { record, signature }
+        Award { record, chain, signature }
     }
 
-    /// Whether the record's auctioneer gave `placement` to `winner`.
-    pub fn is_genuine(&self, placement: &PlacementId, winner: &NodeId) -> bool {
+    /// Whether a member of `mesh`, which the record's auctioneer was at the time, gave `placement` to `winner`.
+    pub fn verify(&self, placement: &PlacementId, winner: &NodeId, mesh: &MeshId) -> Result<(), String> {
+        let auctioneer = &self.record.auctioneer;
+        self.chain.verify_shown_by(auctioneer, mesh, self.record.at.as_secs()).map_err(|error| error.to_string())?;
         let signed = codec::encode(&(placement, winner, &self.record));
-        verify(&self.record.auctioneer, DOMAIN, &signed, &self.signature)
+        if !verify(auctioneer, DOMAIN, &signed, &self.signature) {
+            return Err(format!("nobody gave placement {placement} to node {}", winner.short()));
+        }
+        Ok(())
     }
 }

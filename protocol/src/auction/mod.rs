@@ -32,16 +32,18 @@ pub use award::Award;
 pub use record::{Basis, Cause, MAX_QUOTES, MAX_RECORD, Quote, Record, Refusal};
 
 use crate::catalog::Fact;
-use crate::catalog::fact::MAX_EPOCH;
 use crate::id::{NodeId, WorkloadId};
 use crate::message::Message;
 use crate::time::{Instant, UnixMillis};
+use crate::trust::Chain;
 use crate::workload::PlacementId;
 
 /// Everybody is asked in a mesh of up to this many nodes; in a larger one a sample.
 pub const ASK_ALL: usize = 16;
 /// The least sample.
 pub const SAMPLE: usize = 10;
+/// How many times as many are asked, at the most, when those asked first do not suffice.
+pub const WIDEST: usize = 16;
 /// With at least one bid, latecomers are not waited for longer than this.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// With none, not longer than this.
@@ -134,6 +136,8 @@ pub struct Context<'a> {
     pub me: NodeId,
     /// What it signs awards with.
     pub key: &'a SigningKey,
+    /// And shows with them.
+    pub chain: &'a Chain,
     /// Messages to send.
     pub out: &'a mut Vec<(NodeId, Message)>,
 }
@@ -271,7 +275,8 @@ impl Auctioneer {
                 auction.bids.remove(&from);
                 // A bidder that knows a later epoch than the auctioneer did says so.
                 let epoch = match &refusal {
-                    Refusal::Superseded { epoch } => placement.epoch.max((*epoch).min(MAX_EPOCH) + 1),
+                    // No epoch is later than the time (see `Fact::open`), whatever a bidder says.
+                    Refusal::Superseded { epoch } => placement.epoch.max((*epoch).min(auction.at.0) + 1),
                     _ => placement.epoch,
                 };
                 auction.refusals.insert(from, refusal);
@@ -356,9 +361,9 @@ impl Auction {
         if awards.is_empty() {
             return;
         }
-        let record = Arc::new(self.record(cx));
+        let (record, chain) = (Arc::new(self.record(cx)), Arc::new(cx.chain.clone()));
         for (placement, node) in awards {
-            let award = Award::sign(&placement, &node, Arc::clone(&record), cx.key);
+            let award = Award::sign(&placement, &node, Arc::clone(&record), cx.key, Arc::clone(&chain));
             cx.out.push((node, Message::Award { placement, workload: Arc::clone(&self.lot.signed), award }));
         }
     }

@@ -17,7 +17,7 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use super::hlc::{Hlc, MAX_SKEW};
-use crate::auction::{Award, Record};
+use crate::auction::{Award, MAX_RECORD, Record};
 use crate::codec;
 use crate::id::{ChunkId, ImageId, KeyHash, MeshId, NodeId, Signature, WorkloadId};
 use crate::reference::Reference;
@@ -28,8 +28,6 @@ use crate::workload::{MAX_REPLICAS, PlacementId, Resources, SignedSpec, Spec};
 const DOMAIN: &str = "moyai fact v1";
 /// The most bytes a fact's content may have.
 pub const MAX_FACT: usize = 96 * 1024;
-/// The highest epoch: a million years of a failover each second.
-pub const MAX_EPOCH: u64 = 1 << 45;
 /// The most images one node tells of; those loaded last.
 pub const MAX_IMAGES: usize = 256;
 
@@ -73,7 +71,7 @@ pub enum Body {
     Pending(Record),
     /// Of [`Key::Workload`].
     Workload(WorkloadFact),
-    /// Of the first three, when it no longer holds.
+    /// Of a placement or a failure to place, when it no longer holds.
     Gone,
 }
 
@@ -271,20 +269,24 @@ impl Fact {
         match (self.key, body) {
             (Key::Node(_), Body::Node(fact)) => self.open_node(fact, mesh),
             (Key::Placement(node, workload, replica), Body::Placement(fact)) => {
-                // Beyond these nobody asks, and arithmetic on them must not overflow.
-                if replica >= MAX_REPLICAS || fact.epoch > MAX_EPOCH {
+                // Epochs count from 1, one for each try: no try a millisecond since 1970. So there is always a later one.
+                if replica >= MAX_REPLICAS || fact.epoch > self.version.time().0 {
                     return Err(FactError::Malformed { reason: format!("replica {replica}, epoch {}", fact.epoch) });
                 }
-                let placement = PlacementId { workload, replica, epoch: fact.epoch };
-                if !fact.award.is_genuine(&placement, &node) {
-                    let reason = format!("nobody gave placement {placement} to node {}", node.short());
-                    return Err(FactError::Unauthorised { reason });
+                if self.content.len() > 2 * MAX_RECORD {
+                    return Err(FactError::TooLarge { len: self.content.len() });
                 }
+                let placement = PlacementId { workload, replica, epoch: fact.epoch };
+                let checked = fact.award.verify(&placement, &node, mesh);
+                checked.map_err(|reason| FactError::Unauthorised { reason })?;
                 Ok(Said::Placement(fact))
+            }
+            (Key::Pending(..), Body::Pending(_)) if self.content.len() > 2 * MAX_RECORD => {
+                Err(FactError::TooLarge { len: self.content.len() })
             }
             (Key::Pending(..), Body::Pending(record)) => Ok(Said::Pending(record)),
             (Key::Workload(id), Body::Workload(fact)) => self.open_workload(id, fact, mesh),
-            (Key::Node(_) | Key::Placement(..) | Key::Pending(..), Body::Gone) => Ok(Said::Gone),
+            (Key::Placement(..) | Key::Pending(..), Body::Gone) => Ok(Said::Gone),
             (key, _) => Err(FactError::Malformed { reason: format!("{key:?} with another kind of content") }),
         }
     }

@@ -29,6 +29,16 @@ impl Hlc {
         UnixMillis(self.0 >> COUNTER_BITS)
     }
 
+    /// As one number, in the same order.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The one after it.
+    pub const fn next(self) -> Hlc {
+        Hlc(self.0.saturating_add(1))
+    }
+
     /// By how many milliseconds this is ahead of `now`; negative is behind.
     pub fn ahead_of(self, now: UnixMillis) -> i64 {
         self.time().0 as i64 - now.0 as i64

@@ -4,8 +4,8 @@
 //! content hash, so that two nodes given the same facts in any order hold the same.
 //!
 //! **Spread.** A fact that is new to a node is pushed at once: by its author to everybody in a mesh of up to
-//! [`PUSH_ALL`], else by each node that learns it to [`FANOUT`] others. What pushing misses, [`reconcile`] finds: every
-//! [`RECONCILE`] with one random member, and at once with a member that comes back.
+//! [`PUSH_ALL`], else by each node that learns it to [`FANOUT`] others. What pushing misses, [`crate::reconcile`] finds:
+//! every [`RECONCILE`] with one random member, and at once with a member that comes back.
 //!
 //! **If either side dies between two messages** nothing is lost but time: pushes are not answered, and reconciliation
 //! keeps no state between messages.
@@ -16,7 +16,6 @@
 
 pub mod fact;
 pub mod hlc;
-pub mod reconcile;
 #[cfg(test)]
 mod tests;
 
@@ -25,22 +24,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::id::{KeyHash, MeshId, NodeId, WorkloadId};
+use crate::memo::Memo;
 use crate::time::UnixMillis;
 
 pub use fact::{Body, Fact, FactError, ImageHeld, Key, NodeFact, PlacementFact, Said, WorkloadFact};
 pub use hlc::{Clock, Hlc, MAX_SKEW};
-pub use reconcile::Range;
+
+use crate::id::Fingerprint;
+use crate::reconcile::{Index, Item};
 
 /// In a mesh of up to this many nodes, an author pushes to all.
 pub const PUSH_ALL: usize = 16;
 /// In a larger one, each node pushes what is new to it to so many.
-pub const FANOUT: usize = 4;
+pub const FANOUT: usize = 6;
 /// Between two reconciliations started by one node.
 pub const RECONCILE: Duration = Duration::from_secs(2);
 /// The most facts a node keeps; a new key beyond it is refused.
 pub const MAX_FACTS: usize = 200_000;
 /// Of those, the most by one author: one member cannot fill the catalog for all.
-pub const MAX_BY_AUTHOR: usize = 50_000;
+pub const MAX_BY_AUTHOR: u32 = 50_000;
+/// And their bytes, at the most.
+pub const MAX_BYTES_BY_AUTHOR: usize = 64 << 20;
 /// How long a tombstone is kept.
 pub const TOMBSTONE: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -51,6 +55,35 @@ pub struct Entry {
     pub fact: Arc<Fact>,
     /// What it says.
     pub said: Said,
+    hash: KeyHash,
+    fingerprint: u128,
+}
+
+impl Entry {
+    /// Opens a fact: every check that makes it worth believing.
+    pub(crate) fn open(fact: Arc<Fact>, mesh: &MeshId) -> Result<Entry, FactError> {
+        let said = fact.open(mesh)?;
+        let hash = fact.key.hash();
+        let print = blake3::hash(&crate::codec::encode(&(hash, fact.signature)));
+        let fingerprint = u128::from_be_bytes(print.as_bytes()[..16].try_into().expect("half a hash"));
+        Ok(Entry { fact, said, hash, fingerprint })
+    }
+}
+
+impl Item for Arc<Entry> {
+    fn hash(&self) -> KeyHash {
+        self.hash
+    }
+
+    fn version(&self) -> u128 {
+        // Two authors may stamp one workload alike; then the signature decides, as in `supersedes`.
+        let signature = self.fact.signature.0[..8].try_into().expect("a part of it");
+        u128::from(self.fact.version.bits()) << 64 | u128::from(u64::from_be_bytes(signature))
+    }
+
+    fn fingerprint(&self) -> u128 {
+        self.fingerprint
+    }
 }
 
 /// What came of offering a fact to the catalog.
@@ -92,37 +125,45 @@ pub enum NotTaken {
 #[derive(Debug)]
 pub struct Catalog {
     mesh: MeshId,
-    facts: BTreeMap<Key, Entry>,
-    keys: BTreeMap<KeyHash, Key>,
-    index: reconcile::Index,
-    /// Placement keys again, by what runs rather than where.
+    memo: Option<Arc<Memo>>,
+    facts: Index<Arc<Entry>>,
+    workloads: BTreeMap<WorkloadId, Arc<Entry>>,
+    /// Placement keys again, by what runs, and by where.
     located: BTreeSet<(WorkloadId, u32, NodeId)>,
-    by_author: BTreeMap<NodeId, usize>,
+    placed: BTreeSet<(NodeId, WorkloadId, u32)>,
+    pending: BTreeSet<(NodeId, WorkloadId)>,
+    /// How many facts and bytes of them, reports aside, of which each node has one.
+    by_author: BTreeMap<NodeId, (u32, usize)>,
 }
 
 impl Catalog {
-    /// Nothing known yet.
-    pub fn new(mesh: MeshId) -> Self {
+    /// Nothing known yet. What `memo` has opened is not opened again.
+    pub fn new(mesh: MeshId, memo: Option<Arc<Memo>>) -> Self {
         Catalog {
             mesh,
-            facts: BTreeMap::new(),
-            keys: BTreeMap::new(),
-            index: BTreeMap::new(),
+            memo,
+            facts: Index::default(),
+            workloads: BTreeMap::new(),
             located: BTreeSet::new(),
+            placed: BTreeSet::new(),
+            pending: BTreeSet::new(),
             by_author: BTreeMap::new(),
         }
     }
 
     /// Takes a fact up if it is good and newer than what is here.
     pub fn offer(&mut self, fact: Arc<Fact>, now: UnixMillis) -> Result<Taken, NotTaken> {
-        if self.facts.get(&fact.key).is_some_and(|entry| !supersedes(&fact, &entry.fact)) {
+        let known = self.get(&fact.key).map(|entry| (supersedes(&fact, &entry.fact), entry.fact.author));
+        if known.is_some_and(|(newer, _)| !newer) {
             return Ok(Taken::Known);
         }
-        let ahead = fact.version.ahead_of(now);
+        // What follows a fact that is ahead is no further ahead than that one.
+        let latest = self.get(&fact.key).map_or(now, |entry| entry.fact.version.time().max(now));
+        let ahead = fact.version.ahead_of(latest);
         if ahead > MAX_SKEW.as_millis() as i64 {
             return Err(NotTaken::Future { ahead });
         }
-        if self.facts.len() >= MAX_FACTS && !self.facts.contains_key(&fact.key) {
+        if self.facts.len() >= MAX_FACTS && known.is_none() {
             return Err(NotTaken::Full { limit: MAX_FACTS });
         }
         // A key is quickly made: only a node whose certificates are known here says anything else.
@@ -130,25 +171,41 @@ impl Catalog {
         if !reports && self.node(&fact.author).is_none() {
             return Err(NotTaken::Stranger { author: fact.author });
         }
-        let said = fact.open(&self.mesh)?;
-        let replaced = self.facts.get(&fact.key).map(|entry| entry.fact.author);
-        if replaced != Some(fact.author) {
-            if self.by_author.get(&fact.author).copied().unwrap_or(0) >= MAX_BY_AUTHOR {
-                return Err(NotTaken::Full { limit: MAX_BY_AUTHOR });
-            }
-            if let Some(before) = replaced {
-                self.uncount(&before);
-            }
-            *self.by_author.entry(fact.author).or_default() += 1;
+        let (count, bytes) = self.by_author.get(&fact.author).copied().unwrap_or_default();
+        let new = known.is_none_or(|(_, author)| author != fact.author);
+        let full = (new && count >= MAX_BY_AUTHOR) || bytes + fact.content.len() > MAX_BYTES_BY_AUTHOR;
+        if full && !matches!(fact.key, Key::Node(_)) {
+            return Err(NotTaken::Full { limit: MAX_BY_AUTHOR as usize });
         }
-        let hash = fact.key.hash();
-        self.index.insert(hash, fact.version);
-        self.keys.insert(hash, fact.key);
-        if let Key::Placement(node, workload, replica) = fact.key {
-            self.located.insert((workload, replica, node));
-        }
-        self.facts.insert(fact.key, Entry { fact, said });
+        let entry = match &self.memo {
+            Some(memo) => memo.open(fact, &self.mesh)?,
+            None => Arc::new(Entry::open(fact, &self.mesh)?),
+        };
+        self.put(entry);
         Ok(Taken::New)
+    }
+
+    /// Takes up facts that another node of the mesh has opened, as they are.
+    pub fn resume(&mut self, facts: &[Arc<Entry>]) {
+        for entry in facts {
+            self.put(Arc::clone(entry));
+        }
+    }
+
+    fn put(&mut self, entry: Arc<Entry>) {
+        self.count(&entry);
+        match entry.fact.key {
+            Key::Node(_) => {}
+            Key::Placement(node, workload, replica) => {
+                self.located.insert((workload, replica, node));
+                self.placed.insert((node, workload, replica));
+            }
+            Key::Pending(node, workload) => drop(self.pending.insert((node, workload))),
+            Key::Workload(workload) => drop(self.workloads.insert(workload, Arc::clone(&entry))),
+        }
+        if let Some(before) = self.facts.insert(entry) {
+            self.uncount(&before);
+        }
     }
 
     /// Forgets tombstones, and what nodes said that are gone, once older than [`TOMBSTONE`]; returns their keys.
@@ -157,10 +214,12 @@ impl Catalog {
         let dead = |entry: &Entry| match &entry.said {
             Said::Gone => true,
             Said::Workload { fact, .. } => fact.removed,
+            // The last of what it said: without its certificates nothing else would be believed.
+            Said::Node(_) if self.by_author.contains_key(&entry.fact.author) => false,
             _ => entry.fact.key.owner().is_some_and(|owner| !is_live(&owner)),
         };
-        let keys: Vec<Key> =
-            self.facts.iter().filter(|(_, entry)| dead(entry) && old(entry)).map(|(key, _)| *key).collect();
+        let gone = self.facts.iter().filter(|entry| dead(entry) && old(entry));
+        let keys: Vec<Key> = gone.map(|entry| entry.fact.key).collect();
         for key in &keys {
             self.forget(key);
         }
@@ -168,50 +227,68 @@ impl Catalog {
     }
 
     /// Takes a fact out as if it had never been heard of.
-    pub fn forget(&mut self, key: &Key) -> Option<Entry> {
-        let hash = key.hash();
-        self.keys.remove(&hash);
-        self.index.remove(&hash);
-        if let Key::Placement(node, workload, replica) = key {
-            self.located.remove(&(*workload, *replica, *node));
+    pub fn forget(&mut self, key: &Key) -> Option<Arc<Entry>> {
+        match key {
+            Key::Node(_) => {}
+            Key::Placement(node, workload, replica) => {
+                self.located.remove(&(*workload, *replica, *node));
+                self.placed.remove(&(*node, *workload, *replica));
+            }
+            Key::Pending(node, workload) => drop(self.pending.remove(&(*node, *workload))),
+            Key::Workload(workload) => drop(self.workloads.remove(workload)),
         }
-        let entry = self.facts.remove(key)?;
-        self.uncount(&entry.fact.author);
+        let entry = self.facts.remove(&key.hash())?;
+        self.uncount(&entry);
         Some(entry)
     }
 
-    fn uncount(&mut self, author: &NodeId) {
-        if let Some(count) = self.by_author.get_mut(author) {
-            *count -= 1;
+    fn count(&mut self, entry: &Entry) {
+        if !matches!(entry.fact.key, Key::Node(_)) {
+            let (count, bytes) = self.by_author.entry(entry.fact.author).or_default();
+            (*count, *bytes) = (*count + 1, *bytes + entry.fact.content.len());
+        }
+    }
+
+    fn uncount(&mut self, entry: &Entry) {
+        if matches!(entry.fact.key, Key::Node(_)) {
+            return;
+        }
+        if let Some((count, bytes)) = self.by_author.get_mut(&entry.fact.author) {
+            (*count, *bytes) = (*count - 1, *bytes - entry.fact.content.len());
             if *count == 0 {
-                self.by_author.remove(author);
+                self.by_author.remove(&entry.fact.author);
             }
         }
     }
 
-    /// The stamps, for reconciliation.
-    pub fn index(&self) -> &reconcile::Index {
-        &self.index
+    /// All facts, for reconciliation.
+    pub fn index(&self) -> &Index<Arc<Entry>> {
+        &self.facts
+    }
+
+    /// The same on nodes that know the same.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.facts.fingerprint()
     }
 
     /// The fact with this key hash.
     pub fn by_hash(&self, hash: &KeyHash) -> Option<&Arc<Fact>> {
-        self.keys.get(hash).and_then(|key| self.facts.get(key)).map(|entry| &entry.fact)
+        self.facts.get(hash).map(|entry| &entry.fact)
     }
 
     /// One fact.
-    pub fn get(&self, key: &Key) -> Option<&Entry> {
-        self.facts.get(key)
+    pub fn get(&self, key: &Key) -> Option<&Arc<Entry>> {
+        self.facts.get(&key.hash())
     }
 
-    /// Every fact, tombstones too.
-    pub fn iter(&self) -> impl Iterator<Item = (&Key, &Entry)> {
-        self.facts.iter()
+    /// Every fact, tombstones too, in the order of their key hashes.
+    pub fn iter(&self) -> impl Iterator<Item = (&Key, &Arc<Entry>)> {
+        self.facts.iter().map(|entry| (&entry.fact.key, entry))
     }
 
     /// What a node says of itself.
     pub fn node(&self, node: &NodeId) -> Option<&NodeFact> {
-        match self.facts.get(&Key::Node(*node)).map(|entry| &entry.said) {
+        match self.get(&Key::Node(*node)).map(|entry| &entry.said) {
             Some(Said::Node(fact)) => Some(fact),
             _ => None,
         }
@@ -219,8 +296,7 @@ impl Catalog {
 
     /// Every node's report.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &NodeFact)> {
-        let last = Key::Placement(NodeId([0; 32]), WorkloadId([0; 16]), 0);
-        self.facts.range(Key::Node(NodeId([0; 32]))..last).filter_map(|(key, entry)| match (key, &entry.said) {
+        self.facts.iter().filter_map(|entry| match (&entry.fact.key, &entry.said) {
             (Key::Node(node), Said::Node(fact)) => Some((*node, fact)),
             _ => None,
         })
@@ -228,54 +304,60 @@ impl Catalog {
 
     /// A workload that is not removed.
     pub fn workload(&self, id: &WorkloadId) -> Option<Workload<'_>> {
-        self.facts.get(&Key::Workload(*id)).and_then(Workload::of)
+        self.workloads.get(id).and_then(Workload::of)
     }
 
     /// Every workload that is not removed.
     pub fn workloads(&self) -> impl Iterator<Item = Workload<'_>> {
-        self.facts.range(Key::Workload(WorkloadId([0; 16]))..).filter_map(|(_, entry)| Workload::of(entry))
+        self.workloads.values().filter_map(Workload::of)
     }
 
     /// Every placement that some node tells of.
     pub fn placements(&self) -> impl Iterator<Item = Placement<'_>> {
-        let first = Key::Placement(NodeId([0; 32]), WorkloadId([0; 16]), 0);
-        let last = Key::Pending(NodeId([0; 32]), WorkloadId([0; 16]));
-        self.facts.range(first..last).filter_map(|(key, entry)| match (key, &entry.said) {
-            (Key::Placement(node, workload, replica), Said::Placement(fact)) => {
-                Some(Placement { node: *node, workload: *workload, replica: *replica, fact })
-            }
-            _ => None,
-        })
+        self.placed.iter().filter_map(|(node, workload, replica)| self.placement(*node, *workload, *replica))
+    }
+
+    /// Every placement that one node tells of.
+    pub fn placements_on(&self, node: &NodeId) -> impl Iterator<Item = Placement<'_>> {
+        let first = (*node, WorkloadId([0; 16]), 0);
+        let last = (*node, WorkloadId([255; 16]), u32::MAX);
+        self.placed
+            .range(first..=last)
+            .filter_map(|(node, workload, replica)| self.placement(*node, *workload, *replica))
     }
 
     /// Every placement of one workload, by replica.
     pub fn placements_of(&self, workload: &WorkloadId) -> impl Iterator<Item = Placement<'_>> {
         let first = (*workload, 0, NodeId([0; 32]));
         let last = (*workload, u32::MAX, NodeId([255; 32]));
-        self.located.range(first..=last).filter_map(|&(workload, replica, node)| {
-            match self.facts.get(&Key::Placement(node, workload, replica)).map(|entry| &entry.said) {
-                Some(Said::Placement(fact)) => Some(Placement { node, workload, replica, fact }),
+        self.located
+            .range(first..=last)
+            .filter_map(|(workload, replica, node)| self.placement(*node, *workload, *replica))
+    }
+
+    fn placement(&self, node: NodeId, workload: WorkloadId, replica: u32) -> Option<Placement<'_>> {
+        match self.get(&Key::Placement(node, workload, replica)).map(|entry| &entry.said) {
+            Some(Said::Placement(fact)) => Some(Placement { node, workload, replica, fact }),
+            _ => None,
+        }
+    }
+
+    /// Failures to place a workload, each with the auctioneer that met it.
+    pub fn pending(&self) -> impl Iterator<Item = (NodeId, WorkloadId, &crate::auction::Record)> {
+        self.pending.iter().filter_map(|(node, workload)| {
+            match self.get(&Key::Pending(*node, *workload)).map(|entry| &entry.said) {
+                Some(Said::Pending(record)) => Some((*node, *workload, record)),
                 _ => None,
             }
         })
     }
 
-    /// Failures to place a workload, each with the auctioneer that met it.
-    pub fn pending(&self) -> impl Iterator<Item = (NodeId, WorkloadId, &crate::auction::Record)> {
-        let first = Key::Pending(NodeId([0; 32]), WorkloadId([0; 16]));
-        let last = Key::Workload(WorkloadId([0; 16]));
-        self.facts.range(first..last).filter_map(|(key, entry)| match (key, &entry.said) {
-            (Key::Pending(node, workload), Said::Pending(record)) => Some((*node, *workload, record)),
-            _ => None,
-        })
-    }
-
     /// What must hold after every step.
     pub fn invariants(&self) {
-        assert_eq!(self.facts.len(), self.keys.len());
-        assert_eq!(self.facts.len(), self.index.len());
         assert!(self.facts.len() <= MAX_FACTS);
-        assert_eq!(self.by_author.values().sum::<usize>(), self.facts.len());
+        assert_eq!(self.located.len(), self.placed.len());
+        let counted = self.by_author.values().map(|(count, _)| *count as usize).sum::<usize>();
+        assert_eq!(counted, self.located.len() + self.pending.len() + self.workloads.len());
     }
 }
 
@@ -299,7 +381,7 @@ pub struct Workload<'a> {
 }
 
 impl<'a> Workload<'a> {
-    fn of(entry: &'a Entry) -> Option<Workload<'a>> {
+    fn of(entry: &'a Arc<Entry>) -> Option<Workload<'a>> {
         match &entry.said {
             Said::Workload { fact, spec, submitter } if !fact.removed => {
                 Some(Workload { signed: &entry.fact, fact, spec, submitter: *submitter })

@@ -15,6 +15,9 @@
 //! One that found no taker is tried again when a node appears, reports more room, or ends a placement, never on a
 //! blind timer alone.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

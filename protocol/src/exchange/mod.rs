@@ -21,6 +21,8 @@
 
 mod bitfield;
 mod picker;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;

@@ -21,22 +21,29 @@
 //!
 //! **Bounds.** [`MAX_MEMBERS`] members, [`MAX_UPDATES`] updates a message, one probe per interval, [`MAX_RELAYS`] relays.
 //! Differs from the papers: members that are down are still offered a push-pull now and then, so that two halves of a
-//! healed network meet again without help; and a full exchange of members (push-pull) happens with a random member
-//! every [`PUSH_PULL`], because gossip alone leaves gaps (99.05 % after a minute at 100 nodes, measured with foca).
+//! healed network meet again without help; and a random member is asked every [`PUSH_PULL`] whether it believes the
+//! same, by reconciliation of fingerprints, because gossip alone leaves gaps (99.05 % after a minute at 100 nodes,
+//! measured with foca): forty bytes between nodes in step, where Lifeguard's push-pull sends the whole list.
 
 mod member;
+mod rumours;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use fastrand::Rng;
 
-use crate::id::{NodeId, Signature};
+use crate::id::{KeyHash, NodeId, Signature};
+use crate::memo::Memo;
 use crate::message::Message;
+use crate::reconcile::{self, Index, Range};
 use crate::time::Instant;
+use member::{News, place};
+use rumours::Rumours;
 
-pub use member::{MAX_ADDRESSES, Member, State, Update};
+pub use member::{MAX_ADDRESSES, Member, State, Update, Word};
 
 /// Between two probes of one node.
 pub const PROBE_INTERVAL: Duration = Duration::from_millis(500);
@@ -50,12 +57,16 @@ const SUSPICION_MULT: f64 = 2.0;
 const SUSPICION_MAX: u32 = 3;
 /// The worst local health: probes are then this many times slower, plus one (Lifeguard's S).
 const MAX_HEALTH: u32 = 8;
-/// Between two full exchanges.
+/// Between two exchanges with a random member.
 const PUSH_PULL: Duration = Duration::from_secs(15);
 /// Between two tries to reach a member that is down.
 const KNOCK: Duration = Duration::from_secs(3);
 /// How often an update is passed on: this times log₂ of the mesh's size.
 const RETRANSMIT: f64 = 3.0;
+/// Updates in one message that answers a reconciliation; about 200 bytes each.
+const MOST_PUSHED: usize = 2000;
+/// Messages of those in one answer; what is left over is found by the next exchange.
+const MAX_PUSHES: usize = 8;
 /// Updates on board of one probe message.
 pub const MAX_UPDATES: usize = 12;
 /// Probes relayed for others at one time; more are ignored, as if the request were lost.
@@ -63,7 +74,7 @@ const MAX_RELAYS: usize = 64;
 /// Members of all states. Beyond it a new one is not taken until old ones are forgotten.
 pub const MAX_MEMBERS: usize = 20_000;
 /// Words of nodes whose certificates are not known yet; beyond it the one of the lowest id is dropped, and heard again.
-const MAX_STRANGERS: usize = 256;
+const MAX_STRANGERS: usize = 4096;
 /// A member that is down or left is forgotten after this.
 const FORGET: Duration = Duration::from_secs(24 * 3600);
 
@@ -75,6 +86,8 @@ pub struct Context<'a> {
     pub rng: &'a mut Rng,
     /// Whether a node's certificates are known.
     pub certified: &'a dyn Fn(&NodeId) -> bool,
+    /// Words that were checked before, in a simulated mesh.
+    pub memo: Option<&'a Memo>,
     /// Messages to send.
     pub out: &'a mut Vec<(NodeId, Message)>,
 }
@@ -122,23 +135,33 @@ struct Suspicion {
     expected: u32,
 }
 
+/// A walk over all members in an order of its own: each `stride`th, around and around, so that every one is probed once
+/// in as many probes as there are members, without a shuffled list of them.
+#[derive(Debug, Default)]
+struct Round {
+    left: usize,
+    at: usize,
+    stride: usize,
+}
+
 /// The member list of one node and the probes that keep it true.
 #[derive(Debug)]
 pub struct Membership {
     me: NodeId,
     key: SigningKey,
-    own: Update,
     boot: u64,
     incarnation: u64,
     addresses: Vec<String>,
     leaving: bool,
-    members: BTreeMap<NodeId, Member>,
+    /// This node too, so that nodes which believe the same have the same fingerprint.
+    members: Index<Member>,
+    /// How many others are live.
+    live: usize,
     suspicions: BTreeMap<NodeId, Suspicion>,
     /// What nodes have said whose certificates are not known yet.
-    strangers: BTreeMap<NodeId, Update>,
-    /// How often each news has been passed on.
-    gossip: BTreeMap<NodeId, u32>,
-    round: VecDeque<NodeId>,
+    strangers: BTreeMap<NodeId, News>,
+    gossip: Rumours,
+    round: Round,
     seq: u64,
     probes: BTreeMap<u64, Probe>,
     relays: BTreeMap<u64, Relay>,
@@ -153,27 +176,19 @@ impl Membership {
     /// A node alone. `boot` is when it started, in milliseconds since 1970, and its first incarnation.
     pub fn new(key: SigningKey, boot: u64, now: Instant) -> Self {
         let me = crate::trust::node_of(&key);
-        let own = Update {
-            node: me,
-            incarnation: boot,
-            boot,
-            state: State::Alive,
-            addresses: Vec::new(),
-            signature: Signature([0; 64]),
-        };
-        Membership {
-            own: own.sign(&key),
+        let mut membership = Membership {
             key,
             me,
             boot,
             incarnation: boot,
             addresses: Vec::new(),
             leaving: false,
-            members: BTreeMap::new(),
+            members: Index::default(),
+            live: 0,
             suspicions: BTreeMap::new(),
             strangers: BTreeMap::new(),
-            gossip: BTreeMap::new(),
-            round: VecDeque::new(),
+            gossip: Rumours::default(),
+            round: Round::default(),
             seq: 0,
             probes: BTreeMap::new(),
             relays: BTreeMap::new(),
@@ -182,37 +197,88 @@ impl Membership {
             next_push_pull: now + PUSH_PULL,
             next_knock: now + KNOCK,
             changes: Vec::new(),
-        }
+        };
+        membership.say(boot);
+        membership
     }
 
     /// Takes up a member known from an earlier life; it counts as down until it answers.
     pub fn restore(&mut self, node: NodeId, addresses: Vec<String>, now: Instant) {
         if node != self.me && self.members.len() < MAX_MEMBERS {
-            let signature = Signature([0; 64]);
-            let update = Update { node, incarnation: 0, boot: 0, state: State::Down, addresses, signature };
-            self.members.insert(node, Member::new(update.bounded(), now));
+            let word = Arc::new(Word::unheard(node, addresses));
+            self.add(News { word, state: State::Down }, now);
             self.changes.push(Change::Addresses(node));
         }
     }
 
+    /// Takes up what another node believed at some moment: a simulated mesh begins from it.
+    pub fn resume(&mut self, members: &[(Arc<Word>, State)], now: Instant) {
+        for (word, state) in members {
+            if word.node != self.me && self.members.len() < MAX_MEMBERS {
+                self.add(News { word: Arc::clone(word), state: *state }, now);
+            }
+        }
+    }
+
+    /// This node's own word.
+    pub fn own_word(&self) -> &Arc<Word> {
+        &self.members.get(&place(&self.me)).expect("this node is in its own list").word
+    }
+
+    fn own_update(&self) -> Update {
+        self.members.get(&place(&self.me)).and_then(Member::update).expect("this node has said something")
+    }
+
     /// Everybody else this node knows of, in every state.
     pub fn members(&self) -> impl Iterator<Item = (&NodeId, &Member)> {
-        self.members.iter()
+        self.members.iter().map(|member| (&member.word.node, member)).filter(|(node, _)| **node != self.me)
     }
 
     /// One member.
     pub fn member(&self, node: &NodeId) -> Option<&Member> {
-        self.members.get(node)
+        self.members.get(&place(node)).filter(|member| member.word.node == *node && *node != self.me)
+    }
+
+    /// How many others this node knows of, in every state.
+    pub fn count(&self) -> usize {
+        self.members.len() - 1
+    }
+
+    /// How many others are live.
+    pub fn live_count(&self) -> usize {
+        self.live
     }
 
     /// Whether `node` may still be running: itself, or neither down nor gone.
     pub fn is_live(&self, node: &NodeId) -> bool {
-        *node == self.me || self.members.get(node).is_some_and(|member| member.state.is_live())
+        *node == self.me || self.member(node).is_some_and(|member| member.state.is_live())
     }
 
     /// Every live member but this one.
     pub fn live(&self) -> impl Iterator<Item = NodeId> {
-        self.members.iter().filter(|(_, member)| member.state.is_live()).map(|(node, _)| *node)
+        self.members().filter(|(_, member)| member.state.is_live()).map(|(node, _)| *node)
+    }
+
+    /// Up to `count` different members that suit, at random; all of them when there are not more.
+    pub fn sample(&self, count: usize, rng: &mut Rng, suits: impl Fn(&Member) -> bool) -> Vec<NodeId> {
+        let all = self.members.len();
+        let suits = |member: &Member| member.word.node != self.me && suits(member);
+        let mut found: Vec<NodeId> = Vec::with_capacity(count.min(all));
+        // Most suit as a rule: looking here and there finds them without a walk through all.
+        for _ in 0..if all > 8 * count { 4 * count } else { 0 } {
+            if let Some(member) = self.members.nth(rng.usize(..all)).filter(|member| suits(member))
+                && !found.contains(&member.word.node)
+            {
+                found.push(member.word.node);
+                if found.len() == count {
+                    return found;
+                }
+            }
+        }
+        let mut all: Vec<NodeId> = self.members.iter().filter(|member| suits(member)).map(|m| m.word.node).collect();
+        rng.shuffle(&mut all);
+        all.truncate(count);
+        all
     }
 
     /// What changed since this was last asked.
@@ -239,24 +305,20 @@ impl Membership {
         if node == self.me {
             return;
         }
-        let known = self.members.get(&node);
-        let addresses = known.map_or_else(|| address.into_iter().collect(), |member| member.addresses.clone());
-        if known.is_none() {
+        if self.member(&node).is_none() && self.members.len() < MAX_MEMBERS {
             // Until its own word comes, it counts as alive here, and is not passed on.
-            if self.members.len() < MAX_MEMBERS {
-                let signature = Signature([0; 64]);
-                let update = Update { node, incarnation: 0, boot: 0, state: State::Alive, addresses, signature };
-                self.members.insert(node, Member::new(update.bounded(), cx.now));
-                self.news(node, Some(State::Alive), true);
-            }
+            let word = Arc::new(Word::unheard(node, address.into_iter().collect()));
+            self.add(News { word, state: State::Alive }, cx.now);
+            self.news(node, Some(State::Alive), true);
         }
-        self.push_pull(node, true, cx);
+        cx.out.push((node, Message::MembersPush { updates: vec![self.own_update()] }));
+        self.reconcile(node, cx);
     }
 
     /// A node's certificates have become known: what it has said before counts now.
     pub fn certified(&mut self, node: NodeId, cx: &mut Context<'_>) {
-        if let Some(update) = self.strangers.remove(&node) {
-            self.apply(update, node, cx);
+        if let Some(news) = self.strangers.remove(&node) {
+            self.apply(news, node, cx);
         }
     }
 
@@ -264,9 +326,8 @@ impl Membership {
     pub fn leave(&mut self, cx: &mut Context<'_>) {
         self.leaving = true;
         self.say(self.incarnation.saturating_add(1));
-        let update = self.own.clone();
-        let live: Vec<NodeId> = self.live().collect();
-        for node in live.into_iter().take(16) {
+        let update = self.own_update();
+        for node in self.sample(16, cx.rng, |member| member.state.is_live()) {
             cx.out.push((node, Message::Leave { update: update.clone() }));
         }
     }
@@ -292,15 +353,18 @@ impl Membership {
         if cx.now >= self.next_push_pull {
             self.next_push_pull = cx.now + jitter(PUSH_PULL, cx.rng);
             self.forget_old(cx.now);
-            if let Some(node) = pick(cx.rng, self.live()) {
-                self.push_pull(node, true, cx);
+            for node in self.sample(1, cx.rng, |member| member.state.is_live()) {
+                self.reconcile(node, cx);
             }
         }
         if cx.now >= self.next_knock {
             self.next_knock = cx.now + jitter(KNOCK, cx.rng);
-            let down = self.members.iter().filter(|(_, member)| member.state == State::Down).map(|(node, _)| *node);
-            if let Some(node) = pick(cx.rng, down) {
-                self.push_pull(node, true, cx);
+            // Nobody is down as a rule, and then there is nothing to look for.
+            if self.live < self.count() {
+                for node in self.sample(1, cx.rng, |member| member.state == State::Down) {
+                    cx.out.push((node, Message::MembersPush { updates: vec![self.own_update()] }));
+                    self.reconcile(node, cx);
+                }
             }
         }
     }
@@ -328,12 +392,9 @@ impl Membership {
                     probe.nacks += 1;
                 }
             }
-            Message::MembersPush { updates, answer } => {
-                self.apply_all(updates, from, cx);
-                if answer && !self.leaving {
-                    self.push_pull(from, false, cx);
-                }
-            }
+            Message::MembersPush { updates } => self.apply_all(updates, from, cx),
+            Message::MembersReconcile { ranges } if !self.leaving => self.compare(from, ranges, cx),
+            Message::MembersWant { keys } if !self.leaving => self.push(from, &keys, cx),
             Message::Leave { update } if update.node == from => {
                 self.hear(Update { state: State::Left, ..update }, from, cx);
             }
@@ -343,15 +404,17 @@ impl Membership {
 
     /// What must hold after every step.
     pub fn invariants(&self) {
-        assert!(!self.members.contains_key(&self.me), "a node is no member of its own list");
+        let own = self.members.get(&place(&self.me)).expect("this node is in its own list");
+        assert_eq!(own.incarnation, self.incarnation);
+        assert_eq!(self.live, self.live().count());
         assert!(self.members.len() <= MAX_MEMBERS);
         assert!(self.strangers.len() <= MAX_STRANGERS);
         assert!(self.relays.len() <= MAX_RELAYS);
         assert!(self.health <= MAX_HEALTH);
         for node in self.suspicions.keys() {
-            assert_eq!(self.members.get(node).map(|member| member.state), Some(State::Suspect));
+            assert_eq!(self.member(node).map(|member| member.state), Some(State::Suspect));
         }
-        let suspects = self.members.values().filter(|member| member.state == State::Suspect).count();
+        let suspects = self.members.iter().filter(|member| member.state == State::Suspect).count();
         assert_eq!(suspects, self.suspicions.len(), "each suspect has a clock running");
     }
 
@@ -368,24 +431,33 @@ impl Membership {
     // Probing.
 
     fn probe_next(&mut self, cx: &mut Context<'_>) {
-        let target = loop {
-            match self.round.pop_front() {
-                Some(node) if self.members.get(&node).is_some_and(|member| member.state.is_live()) => break node,
-                Some(_) => {}
-                None => {
-                    let mut round: Vec<NodeId> = self.live().collect();
-                    if round.is_empty() {
-                        return;
-                    }
-                    cx.rng.shuffle(&mut round);
-                    self.round = round.into();
-                }
-            }
-        };
+        let Some(target) = self.next_target(cx.rng) else { return };
         self.seq += 1;
         let next = cx.now + PROBE_TIMEOUT * (self.health + 1);
         self.probes.insert(self.seq, Probe { target, asked_helpers: false, next, nacks_due: 0, nacks: 0 });
         self.ping(self.seq, target, cx);
+    }
+
+    fn next_target(&mut self, rng: &mut Rng) -> Option<NodeId> {
+        let all = self.members.len();
+        if self.live == 0 {
+            return None;
+        }
+        // Two rounds at most: one may be at its end, the next meets a live member.
+        for _ in 0..2 * all {
+            if self.round.left == 0 {
+                let coprime = |stride: &usize| gcd(*stride, all) == 1;
+                let stride = std::iter::repeat_with(|| rng.usize(1..=all)).find(coprime).unwrap_or(1);
+                self.round = Round { left: all, at: rng.usize(..all), stride };
+            }
+            self.round.left -= 1;
+            self.round.at = (self.round.at + self.round.stride) % all;
+            let member = self.members.nth(self.round.at)?;
+            if member.state.is_live() && member.word.node != self.me {
+                return Some(member.word.node);
+            }
+        }
+        None
     }
 
     fn ping(&mut self, seq: u64, target: NodeId, cx: &mut Context<'_>) {
@@ -408,14 +480,8 @@ impl Membership {
             probe.asked_helpers = true;
             probe.next = cx.now + PROBE_TIMEOUT * (self.health + 1);
             let target = probe.target;
-            let mut helpers: Vec<NodeId> = self
-                .members
-                .iter()
-                .filter(|(node, member)| member.state == State::Alive && **node != target)
-                .map(|(node, _)| *node)
-                .collect();
-            cx.rng.shuffle(&mut helpers);
-            helpers.truncate(HELPERS);
+            let suits = |member: &Member| member.state == State::Alive && member.word.node != target;
+            let helpers = self.sample(HELPERS, cx.rng, suits);
             if let Some(probe) = self.probes.get_mut(&seq) {
                 probe.nacks_due = helpers.len() as u32;
             }
@@ -439,7 +505,7 @@ impl Membership {
     }
 
     fn relay(&mut self, origin: NodeId, origin_seq: u64, target: NodeId, cx: &mut Context<'_>) {
-        if self.relays.len() >= MAX_RELAYS || target == self.me || !self.members.contains_key(&target) {
+        if self.relays.len() >= MAX_RELAYS || target == self.me || self.member(&target).is_none() {
             return;
         }
         self.seq += 1;
@@ -462,13 +528,13 @@ impl Membership {
     // Suspicion.
 
     fn suspect(&mut self, target: NodeId, cx: &mut Context<'_>) {
-        let Some(member) = self.members.get(&target) else { return };
-        if member.state.is_live() {
-            match member.update(target) {
-                Some(update) => self.apply(Update { state: State::Suspect, ..update }, self.me, cx),
-                // It has never said a word, so there is nothing to accuse, and nobody to tell.
-                None => self.give_up(target, cx.now),
-            }
+        let Some(member) = self.member(&target).filter(|member| member.state.is_live()) else { return };
+        if member.word.signature.is_some() {
+            let word = Arc::clone(&member.word);
+            self.apply(News { word, state: State::Suspect }, self.me, cx);
+        } else {
+            // It has never said a word, so there is nothing to accuse, and nobody to tell.
+            self.give_up(target, cx.now);
         }
     }
 
@@ -493,10 +559,8 @@ impl Membership {
             .map(|(node, _)| *node)
             .collect();
         for node in due {
-            let Some(member) = self.members.get(&node) else { continue };
-            if let Some(update) = member.update(node) {
-                self.apply(Update { state: State::Down, ..update }, self.me, cx);
-            }
+            let Some(word) = self.member(&node).map(|member| Arc::clone(&member.word)) else { continue };
+            self.apply(News { word, state: State::Down }, self.me, cx);
         }
     }
 
@@ -511,20 +575,22 @@ impl Membership {
     /// Takes news from outside: only what the member itself has said, or an accusation of it.
     fn hear(&mut self, update: Update, from: NodeId, cx: &mut Context<'_>) {
         let update = update.bounded();
-        let known = self.members.get(&update.node);
-        let same_word = known.is_some_and(|member| {
-            member.signature == Some(update.signature)
-                && (member.incarnation, member.boot) == (update.incarnation, update.boot)
-                && member.addresses == update.addresses
-                && (member.state == State::Left) == (update.state == State::Left)
-        });
-        if !same_word && !update.is_genuine() {
-            return;
-        }
-        if known.is_some() || update.node == self.me || (cx.certified)(&update.node) {
-            self.apply(update, from, cx);
+        let state = update.state;
+        let known = self.member(&update.node).map(|member| &member.word).filter(|word| word.is_in(&update));
+        let word = match (known, cx.memo) {
+            (Some(word), _) => Some(Arc::clone(word)),
+            (None, Some(memo)) => memo.word(&update),
+            (None, None) => update.genuine().map(Arc::new),
+        };
+        let Some(word) = word else { return };
+        let (node, news) = (word.node, News { word, state });
+        if node == self.me || self.member(&node).is_some() || (cx.certified)(&node) {
+            self.apply(news, from, cx);
         } else {
-            self.strangers.insert(update.node, update);
+            let known = self.strangers.get(&node).map(|known| (known.word.incarnation, known.state));
+            if known.is_none_or(|known| (news.word.incarnation, news.state) > known) {
+                self.strangers.insert(node, news);
+            }
             if self.strangers.len() > MAX_STRANGERS {
                 self.strangers.pop_first();
             }
@@ -532,11 +598,27 @@ impl Membership {
     }
 
     fn give_up(&mut self, node: NodeId, now: Instant) {
-        if let Some(member) = self.members.get_mut(&node) {
-            member.state = State::Down;
-            member.changed = now;
+        if self.change(&node, |member| (member.state, member.changed) = (State::Down, now)).is_some() {
             self.changes.push(Change::State(node, State::Down));
         }
+    }
+
+    fn add(&mut self, news: News, now: Instant) {
+        let live = news.state.is_live();
+        if self.members.get(&place(&news.word.node)).is_none() {
+            self.members.insert(Member::new(news, now));
+            self.live += usize::from(live);
+        }
+    }
+
+    fn change<R>(&mut self, node: &NodeId, change: impl FnOnce(&mut Member) -> R) -> Option<R> {
+        let (was, is, result) = self.members.change(&place(node), |member| {
+            let was = member.state.is_live();
+            let result = change(member);
+            (was, member.state.is_live(), result)
+        })?;
+        self.live = self.live + usize::from(is) - usize::from(was);
+        Some(result)
     }
 
     /// A new word of this node's own.
@@ -544,20 +626,22 @@ impl Membership {
         self.incarnation = incarnation;
         let state = if self.leaving { State::Left } else { State::Alive };
         let (node, boot, addresses) = (self.me, self.boot, self.addresses.clone());
-        let signature = Signature([0; 64]);
-        self.own = Update { node, incarnation, boot, state, addresses, signature }.sign(&self.key);
-        self.gossip.insert(self.me, 0);
+        let update =
+            Update { node, incarnation, boot, state, addresses, signature: Signature([0; 64]) }.sign(&self.key);
+        let word = Arc::new(Word::of(update));
+        self.members.insert(Member::new(News { word, state }, Instant::ZERO));
+        self.gossip.tell(self.me);
     }
 
-    fn apply(&mut self, update: Update, from: NodeId, cx: &mut Context<'_>) {
-        if update.node == self.me {
-            return self.hear_of_me(&update);
+    fn apply(&mut self, news: News, from: NodeId, cx: &mut Context<'_>) {
+        let node = news.word.node;
+        if node == self.me {
+            return self.hear_of_me(&news);
         }
-        let node = update.node;
-        let Some(member) = self.members.get_mut(&node) else {
+        let Some(member) = self.member(&node) else {
             if self.members.len() < MAX_MEMBERS {
-                let state = update.state;
-                self.members.insert(node, Member::new(update, cx.now));
+                let state = news.state;
+                self.add(news, cx.now);
                 if state == State::Suspect {
                     self.begin_suspicion(node, cx.now);
                 }
@@ -565,28 +649,28 @@ impl Membership {
             }
             return;
         };
-        if !update.overrides(member) {
-            if update.state == State::Suspect && update.incarnation == member.incarnation {
+        if !news.overrides(member) {
+            if news.state == State::Suspect && news.word.incarnation == member.incarnation {
                 self.confirm(node, from);
             }
             return;
         }
-        let (old_state, old_addresses) = (member.state, member.addresses.clone());
-        member.take(update, cx.now);
-        let (state, moved) = (member.state, member.addresses != old_addresses);
+        let (old_state, old_word) = (member.state, Arc::clone(&member.word));
+        let (state, moved) = (news.state, news.word.addresses != old_word.addresses);
+        self.change(&node, |member| member.take(news, cx.now));
         self.suspicions.remove(&node);
         if state == State::Suspect {
             self.begin_suspicion(node, cx.now);
         }
         if old_state == State::Down && state == State::Alive {
             // It may have missed much, or the network was split: learn all it knows at once.
-            self.push_pull(node, true, cx);
+            self.reconcile(node, cx);
         }
         self.news(node, (state != old_state).then_some(state), moved);
     }
 
     fn news(&mut self, node: NodeId, state: Option<State>, moved: bool) {
-        self.gossip.insert(node, 0);
+        self.gossip.tell(node);
         if moved {
             self.changes.push(Change::Addresses(node));
         }
@@ -596,8 +680,7 @@ impl Membership {
     }
 
     fn begin_suspicion(&mut self, node: NodeId, now: Instant) {
-        let others = self.members.values().filter(|member| member.state.is_live()).count().saturating_sub(1);
-        let expected = others.min(HELPERS) as u32;
+        let expected = self.live.saturating_sub(1).min(HELPERS) as u32;
         self.suspicions.insert(node, Suspicion { since: now, confirmed_by: Vec::new(), expected });
     }
 
@@ -609,20 +692,21 @@ impl Membership {
         {
             suspicion.confirmed_by.push(from);
             // Lifeguard: a new confirmation is passed on again.
-            self.gossip.insert(node, 0);
+            self.gossip.tell(node);
         }
     }
 
-    fn hear_of_me(&mut self, update: &Update) {
-        let another_boot = update.boot != 0 && update.boot != self.boot;
-        if another_boot && update.state == State::Alive && update.incarnation > self.incarnation {
+    fn hear_of_me(&mut self, news: &News) {
+        let word = &news.word;
+        let another_boot = word.boot != 0 && word.boot != self.boot;
+        if another_boot && news.state == State::Alive && word.incarnation > self.incarnation {
             // Only a machine with this key raises this incarnation.
-            if update.boot < self.boot {
-                self.changes.push(Change::Cloned { other_boot: update.boot });
+            if word.boot < self.boot {
+                self.changes.push(Change::Cloned { other_boot: word.boot });
             }
-            self.say(update.incarnation.saturating_add(1));
-        } else if update.state != State::Alive && update.incarnation >= self.incarnation && !self.leaving {
-            self.say(update.incarnation.saturating_add(1));
+            self.say(word.incarnation.saturating_add(1));
+        } else if news.state != State::Alive && word.incarnation >= self.incarnation && !self.leaving {
+            self.say(word.incarnation.saturating_add(1));
             self.health = (self.health + 1).min(MAX_HEALTH);
         }
     }
@@ -631,51 +715,56 @@ impl Membership {
     /// can refute at once (Lifeguard's buddy system).
     fn take_updates(&mut self, to: &NodeId) -> Vec<Update> {
         let limit = (RETRANSMIT * ((self.members.len() + 2) as f64).log2()).ceil() as u32;
-        let mut waiting: Vec<(u32, NodeId)> = self.gossip.iter().map(|(node, sent)| (*sent, *node)).collect();
-        waiting.sort_unstable();
         let mut updates = Vec::new();
-        if let Some(member) = self.members.get(to).filter(|member| member.state != State::Alive) {
-            updates.extend(member.update(*to));
+        if let Some(member) = self.member(to).filter(|member| member.state != State::Alive) {
+            updates.extend(member.update());
         }
-        for (sent, node) in waiting.into_iter().take(MAX_UPDATES) {
-            if sent + 1 >= limit {
-                self.gossip.remove(&node);
-            } else {
-                self.gossip.insert(node, sent + 1);
-            }
-            if node == self.me {
-                updates.push(self.own.clone());
-            } else if let Some(member) = self.members.get(&node) {
-                // Also what is said of `to`: another machine with its key may be saying it.
-                updates.extend(member.update(node));
-            }
+        for node in self.gossip.take(MAX_UPDATES, limit) {
+            // Also what is said of `to`: another machine with its key may be saying it.
+            updates.extend(self.members.get(&place(&node)).and_then(Member::update));
         }
         updates
     }
 
-    fn push_pull(&self, to: NodeId, answer: bool, cx: &mut Context<'_>) {
-        // Half of a message's limit, at about 200 bytes a member, so that it always fits.
-        const MOST: usize = 2500;
-        let mut updates: Vec<Update> = self.members.iter().filter_map(|(node, member)| member.update(*node)).collect();
-        cx.rng.shuffle(&mut updates);
-        updates.truncate(MOST);
-        updates.push(self.own.clone());
-        cx.out.push((to, Message::MembersPush { updates, answer }));
+    // What gossip missed.
+
+    fn reconcile(&self, to: NodeId, cx: &mut Context<'_>) {
+        cx.out.push((to, Message::MembersReconcile { ranges: reconcile::open(&self.members) }));
+    }
+
+    fn compare(&mut self, from: NodeId, ranges: Vec<Range>, cx: &mut Context<'_>) {
+        let found = reconcile::compare(&self.members, ranges);
+        self.push(from, &found.offer, cx);
+        if !found.want.is_empty() {
+            cx.out.push((from, Message::MembersWant { keys: found.want }));
+        }
+        if !found.ranges.is_empty() {
+            cx.out.push((from, Message::MembersReconcile { ranges: found.ranges }));
+        }
+    }
+
+    fn push(&self, to: NodeId, keys: &[KeyHash], cx: &mut Context<'_>) {
+        for keys in keys.chunks(MOST_PUSHED).take(MAX_PUSHES) {
+            let updates: Vec<Update> = keys.iter().filter_map(|key| self.members.get(key)?.update()).collect();
+            if !updates.is_empty() {
+                cx.out.push((to, Message::MembersPush { updates }));
+            }
+        }
     }
 
     fn forget_old(&mut self, now: Instant) {
-        let old = |member: &Member| !member.state.is_live() && now.since(member.changed) > FORGET;
-        let gone = self.members.iter().filter(|(_, member)| old(member)).map(|(node, _)| Change::Forgotten(*node));
-        self.changes.extend(gone);
-        self.members.retain(|_, member| !old(member));
-        let members = &self.members;
-        self.gossip.retain(|node, _| *node == self.me || members.contains_key(node));
+        let old = |member: &&Member| !member.state.is_live() && now.since(member.changed) > FORGET;
+        let gone: Vec<NodeId> = self.members.iter().filter(old).map(|member| member.word.node).collect();
+        for node in gone {
+            self.members.remove(&place(&node));
+            self.gossip.forget(&node);
+            self.changes.push(Change::Forgotten(node));
+        }
     }
 }
 
-fn pick(rng: &mut Rng, nodes: impl Iterator<Item = NodeId>) -> Option<NodeId> {
-    let nodes: Vec<NodeId> = nodes.collect();
-    (!nodes.is_empty()).then(|| nodes[rng.usize(..nodes.len())])
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// `period`, a tenth more or less, so that nodes started together do not stay in step.

@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{FACTS_BYTES, Node};
-use crate::catalog::{self, Body, Fact, ImageHeld, Key, NodeFact, NotTaken, Said, Taken, fact::MAX_IMAGES, reconcile};
+use crate::catalog::{self, Body, Entry, Fact, ImageHeld, Key, NodeFact, NotTaken, Said, Taken, fact::MAX_IMAGES};
 use crate::codec;
 use crate::contract::{Event, RecordKey};
 use crate::custody;
 use crate::exchange::Need;
 use crate::id::{ChunkId, KeyHash, NodeId, WorkloadId};
+use crate::membership::Member;
 use crate::message::Message;
+use crate::reconcile;
 use crate::time::Instant;
+use crate::trust::Role;
 
 impl Node {
     /// Says something: stamps, signs, keeps and pushes it.
@@ -24,7 +27,8 @@ impl Node {
 
     /// As [`Node::publish`], for what a user asked for and must be told of.
     pub(super) fn try_publish(&mut self, key: Key, body: &Body, now: Instant) -> Result<(), NotTaken> {
-        let version = self.clock.stamp(self.wall_at(now));
+        let known = self.catalog.get(&key).map_or(catalog::Hlc::default(), |entry| entry.fact.version);
+        let version = self.clock.stamp(self.wall_at(now)).max(known.next());
         let fact = Arc::new(Fact::sign(key, version, body, &self.key));
         // Its own word is not judged by its own clock; peers that refuse the stamp say so.
         self.catalog.offer(Arc::clone(&fact), version.time())?;
@@ -32,20 +36,23 @@ impl Node {
         Ok(())
     }
 
-    /// This machine's clock ran ahead and was set back: what it said in the meantime nobody else took, and what it says
-    /// next would be stamped later still. So it says all of that again, with stamps of today.
+    /// A peer did not take a stamp of this node's. If its own clock says the same, it ran ahead and was set back: what it
+    /// said of itself in the meantime nobody else took, and what it says next would be stamped later still. So it says
+    /// all of that again, with stamps of today. (A clock that is behind what it wrote down needs nothing: its next
+    /// stamps follow the ones before, and others take them.) What others said
+    /// stays as it is; a workload stamped ahead is changed by stamps later still (see [`catalog::Catalog::offer`]).
     pub(super) fn mend_clock(&mut self, now: Instant) {
         let wall = self.wall_at(now);
         if !self.clock.is_ahead(wall) {
             return;
         }
         let limit = catalog::MAX_SKEW.as_millis() as i64;
-        let (mut seen, mut ahead) = (catalog::Hlc::at(wall), Vec::new());
+        let (mut seen, mut own) = (catalog::Hlc::at(wall), Vec::new());
         for (key, entry) in self.catalog.iter() {
             if entry.fact.version.ahead_of(wall) <= limit {
                 seen = seen.max(entry.fact.version);
-            } else {
-                ahead.push((*key, entry.fact.author));
+            } else if key.owner() == Some(self.me) {
+                own.push(*key);
             }
         }
         self.clock.set_back(seen);
@@ -54,13 +61,18 @@ impl Node {
                 image.named = self.clock.stamp(wall);
             }
         }
-        for (key, author) in ahead {
-            let Some(entry) = self.catalog.forget(&key) else { continue };
-            if author == self.me {
-                self.publish(key, &entry.said.body(), now);
-            } else {
-                // It comes again when it is due.
-                self.records.insert(RecordKey::Fact(key), None);
+        // The report first: nothing else of this node is believed without it.
+        own.sort_unstable();
+        for key in own {
+            if let Some(entry) = self.catalog.forget(&key) {
+                let body = match key {
+                    Key::Node(_) => Body::Node(self.own_report()),
+                    _ => entry.said.body(),
+                };
+                if self.try_publish(key, &body, now).is_err() {
+                    // As it was, rather than not at all.
+                    self.catalog.resume(&[entry]);
+                }
             }
         }
         self.publish_node(now);
@@ -69,10 +81,22 @@ impl Node {
     /// Takes up a fact that a peer sent.
     pub(super) fn learn(&mut self, from: NodeId, fact: Arc<Fact>, now: Instant) {
         let wall = self.wall_at(now);
-        match self.catalog.offer(Arc::clone(&fact), wall) {
+        let before = self.catalog.get(&fact.key).cloned();
+        // This node's own word from before its clock was set back, which others took because theirs were wrong too: it
+        // stands, and what is said next comes after it.
+        let own = fact.key.owner() == Some(self.me);
+        let at = if own { wall.max(fact.version.time()) } else { wall };
+        match self.catalog.offer(Arc::clone(&fact), at) {
             Ok(Taken::Known) => {}
             Ok(Taken::New) => {
-                self.clock.observe(fact.version);
+                if let Some(Said::Node(report)) = self.said(&fact.key) {
+                    let same = matches!(before.as_deref(), Some(Entry { said: Said::Node(before), .. })
+                        if before.images == report.images && before.fetching == report.fetching);
+                    self.images_moved |= !same;
+                }
+                if fact.version.time() <= wall.after(catalog::MAX_SKEW) {
+                    self.clock.observe(fact.version);
+                }
                 self.took(&fact, Some(from), now);
             }
             Err(error) => {
@@ -120,15 +144,13 @@ impl Node {
     }
 
     fn push(&mut self, fact: &Arc<Fact>, from: Option<NodeId>) {
-        let mut live: Vec<NodeId> = self.membership.live().filter(|node| Some(*node) != from).collect();
-        if live.len() >= catalog::PUSH_ALL {
-            self.rng.shuffle(&mut live);
-            live.truncate(catalog::FANOUT);
-        } else if from.is_some() {
-            // Its author has pushed it to everybody.
-            return;
-        }
-        for to in live {
+        let count = match self.membership.live_count() {
+            0..catalog::PUSH_ALL if from.is_some() => return, // Its author has pushed it to everybody.
+            0..catalog::PUSH_ALL => catalog::PUSH_ALL,
+            _ => catalog::FANOUT,
+        };
+        let suits = |member: &Member| member.state.is_live() && Some(member.node) != from;
+        for to in self.membership.sample(count, &mut self.rng, suits) {
             self.pushes.entry(to).or_default().push(Arc::clone(fact));
         }
     }
@@ -148,10 +170,18 @@ impl Node {
     }
 
     pub(super) fn publish_node(&mut self, now: Instant) {
+        let fact = self.own_report();
+        let same = self.catalog.node(&self.me) == Some(&fact);
+        if !same {
+            self.publish(Key::Node(self.me), &Body::Node(fact), now);
+        }
+    }
+
+    fn own_report(&self) -> NodeFact {
         let mut images = self.images.clone();
         images.sort_by_key(|image| std::cmp::Reverse(image.named));
         images.truncate(MAX_IMAGES);
-        let fact = NodeFact {
+        NodeFact {
             name: self.name.clone(),
             version: self.version.clone(),
             capacity: self.worker.capacity(),
@@ -160,10 +190,6 @@ impl Node {
             images,
             fetching: self.exchange.downloads().map(|(root, _)| *root).collect(),
             chain: self.chain.clone(),
-        };
-        let same = self.catalog.node(&self.me) == Some(&fact);
-        if !same {
-            self.publish(Key::Node(self.me), &Body::Node(fact), now);
         }
     }
 
@@ -215,17 +241,13 @@ impl Node {
             .placements_of(&workload)
             .filter(|other| other.replica == replica && other.node != self.me)
             .filter(|other| self.membership.is_live(&other.node))
-            // One that has ended elsewhere is no reason to take this one down, nor is one that no member awarded.
-            .filter(|other| other.fact.state.is_active() && self.is_member(&other.fact.award.record.auctioneer))
+            // One that has ended elsewhere is no reason to take this one down.
+            .filter(|other| other.fact.state.is_active())
             .map(|other| (other.fact.epoch, other.node))
             .find(|other| !custody::keeps(mine, *other));
         if let Some((epoch, node)) = rival {
             self.worker.superseded(workload, replica, node, epoch);
         }
-    }
-
-    fn is_member(&self, node: &NodeId) -> bool {
-        *node == self.me || self.catalog.node(node).is_some()
     }
 
     pub(super) fn reconcile_with(&mut self, node: NodeId) {
@@ -298,15 +320,17 @@ impl Node {
         for (node, fact) in self.catalog.nodes().filter(|(node, _)| self.membership.is_live(node)) {
             for root in fact.images.iter().map(|image| image.root).chain(fact.fetching.iter().copied()) {
                 let nodes = holders.entry(root).or_default();
-                if !nodes.contains(&node) {
+                // Who else has it is of no interest once there are enough.
+                if nodes.len() < self.image_copies && !nodes.contains(&node) {
                     nodes.push(node);
                 }
             }
         }
+        holders.retain(|root, _| self.is_vouched_for(root));
         for (root, nodes) in holders {
             // What could not be had is fetched again when something needs it, not for its own sake.
             let hopeless = self.exchange.failure(&root).is_some();
-            if nodes.len() >= self.image_copies || nodes.contains(&self.me) || hopeless {
+            if nodes.len() >= self.image_copies || self.has_image(&root) || hopeless {
                 continue;
             }
             let key = WorkloadId(root.0[..16].try_into().expect("half an id"));
@@ -319,6 +343,16 @@ impl Node {
                 self.publish_node(now);
             }
         }
+    }
+
+    /// Whether an image was named by a node that may submit, or a workload asks for it: others' disks are not for what
+    /// any worker claims to have.
+    fn is_vouched_for(&self, root: &ChunkId) -> bool {
+        let names = |(_, fact): (NodeId, &NodeFact)| {
+            fact.chain.leaf().is_some_and(|leaf| leaf.role >= Role::Submitter)
+                && fact.images.iter().any(|image| image.root == *root)
+        };
+        self.catalog.nodes().any(names) || self.catalog.workloads().any(|known| known.spec.image.root == *root)
     }
 
     /// Tells the exchange who has what now.

@@ -17,16 +17,18 @@ use ed25519_dalek::SigningKey;
 use fastrand::Rng;
 
 use crate::auction::{self, Auctioneer};
-use crate::catalog::{self, Catalog, Clock, Fact, ImageHeld, Key, Said, reconcile};
+use crate::catalog::{self, Catalog, Clock, Entry, Fact, ImageHeld, Key, Said};
 use crate::codec;
 use crate::contract::{
     Command, CommandId, Completion, Effect, EffectId, Event, Input, Outcome, Output, RecordKey, Refused, Reply,
 };
 use crate::custody::Custody;
 use crate::exchange::{self, Exchange};
-use crate::id::{ChunkId, MeshId, NodeId};
+use crate::id::{ChunkId, MeshId, NodeId, WorkloadId};
 use crate::membership::{self, Change, Membership, State, jitter};
+use crate::memo::Memo;
 use crate::message::Message;
+use crate::reconcile;
 use crate::time::{Instant, UnixMillis};
 use crate::trust::{Chain, Role, node_of};
 use crate::worker::Worker;
@@ -39,6 +41,8 @@ pub const WARM_UP: Duration = Duration::from_secs(6);
 const FROZEN: Duration = Duration::from_secs(5);
 /// Between two looks at this node's own certificate.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(30);
+/// Between two looks at how many copies of each image there are, when nothing seems to have changed.
+const SPREAD: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Between two looks for tombstones to forget.
 const EXPIRY: Duration = Duration::from_secs(3600);
@@ -72,6 +76,8 @@ pub struct Config {
     pub images: BTreeSet<ChunkId>,
     /// On how many nodes an image is kept, when there are as many.
     pub image_copies: usize,
+    /// What nodes of one simulated mesh have checked; none in a daemon.
+    pub memo: Option<Arc<Memo>>,
 }
 
 /// What an earlier life wrote down by [`Effect::Persist`].
@@ -81,6 +87,15 @@ pub struct Restored {
     pub facts: Vec<Fact>,
     /// Members, and where they were seen last.
     pub members: Vec<(NodeId, Vec<String>)>,
+}
+
+/// What a mesh believes at some moment: simulated nodes begin from it, as if they had been there for long.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Everybody, and what is believed of each.
+    pub members: Vec<(Arc<membership::Word>, State)>,
+    /// Everything known.
+    pub facts: Vec<Arc<Entry>>,
 }
 
 /// Whose effect it is.
@@ -130,6 +145,7 @@ pub struct Node {
     data: Vec<String>,
     image_copies: usize,
     images: Vec<ImageHeld>,
+    memo: Option<Arc<Memo>>,
 
     rng: Rng,
     wall: (Instant, UnixMillis),
@@ -139,12 +155,17 @@ pub struct Node {
     next_reconcile: Instant,
     next_certificate_check: Instant,
     next_expiry: Instant,
+    next_spread: Instant,
+    /// Some node got or lost an image, or went: it may be on too few.
+    images_moved: bool,
 
     membership: Membership,
     catalog: Catalog,
     auctioneer: Auctioneer,
     worker: Worker,
     custody: Custody,
+    /// Workloads that miss something, whoever looks after them.
+    lacking: BTreeSet<WorkloadId>,
     exchange: Exchange,
     dropped: Dropped,
 
@@ -175,6 +196,7 @@ impl Node {
             data: Vec::new(),
             image_copies: config.image_copies,
             images: Vec::new(),
+            memo: config.memo.clone(),
             rng: Rng::with_seed(seed),
             wall: (now, config.wall),
             clock: Clock::default(),
@@ -183,11 +205,14 @@ impl Node {
             next_reconcile: now + catalog::RECONCILE,
             next_certificate_check: now,
             next_expiry: now + EXPIRY,
+            next_spread: now,
+            images_moved: true,
             membership: Membership::new(config.key.clone(), config.wall.0, now),
-            catalog: Catalog::new(config.mesh),
+            catalog: Catalog::new(config.mesh, config.memo),
             auctioneer: Auctioneer::default(),
             worker: Worker::new(config.labels),
             custody: Custody::default(),
+            lacking: BTreeSet::new(),
             exchange: Exchange::default(),
             dropped: Dropped::default(),
             outputs: VecDeque::new(),
@@ -203,6 +228,14 @@ impl Node {
         node.restore(config.restored, &config.images, now);
         node.settle(now);
         node
+    }
+
+    /// Takes up what the others believe, at once and without a word: for simulated meshes that begin in step.
+    pub fn resume(&mut self, snapshot: &Snapshot, now: Instant) {
+        self.membership.resume(&snapshot.members, now);
+        self.catalog.resume(&snapshot.facts);
+        self.custody_from = now;
+        (self.images_moved, self.next_spread) = (false, now + jitter(SPREAD, &mut self.rng));
     }
 
     /// Something happened.
@@ -232,12 +265,13 @@ impl Node {
         self.custody.handle_timeout(now);
         if now >= self.next_reconcile {
             self.next_reconcile = now + jitter(catalog::RECONCILE, &mut self.rng);
-            let live: Vec<NodeId> = self.membership.live().collect();
-            if !live.is_empty() {
-                let to = live[self.rng.usize(..live.len())];
+            for to in self.membership.sample(1, &mut self.rng, |member| member.state.is_live()) {
                 self.reconcile_with(to);
             }
-            self.spread_images(now);
+            if std::mem::take(&mut self.images_moved) || now >= self.next_spread {
+                self.next_spread = now + jitter(SPREAD, &mut self.rng);
+                self.spread_images(now);
+            }
         }
         if now >= self.next_certificate_check {
             self.next_certificate_check = now + CERTIFICATE_CHECK;
@@ -352,12 +386,14 @@ impl Node {
                 continue;
             }
             self.clock.observe(fact.version);
-            // Judged by their own time, not by today's: facts do not expire with their author's certificate.
-            if self.catalog.offer(Arc::new(fact), wall).is_err() {
+            // Judged by their own time, not by today's: facts do not expire with their author's certificate, and a clock
+            // that is behind what was written down is no reason to forget it.
+            let (key, at) = (fact.key, wall.max(fact.version.time()));
+            if self.catalog.offer(Arc::new(fact), at).is_err() {
                 self.dropped.facts += 1;
+                self.records.insert(RecordKey::Fact(key), None);
             }
         }
-        self.mend_clock(now);
         if let Some(own) = self.catalog.node(&self.me) {
             self.images = own.images.iter().filter(|image| images.contains(&image.root)).cloned().collect();
         }
@@ -389,6 +425,8 @@ impl Node {
             | Message::PingReq { .. }
             | Message::Nack { .. }
             | Message::MembersPush { .. }
+            | Message::MembersReconcile { .. }
+            | Message::MembersWant { .. }
             | Message::Leave { .. } => self.with_membership(now, |membership, cx| membership.handle(from, message, cx)),
 
             Message::Facts { mut facts } => {
@@ -409,7 +447,10 @@ impl Node {
                 }
             }
             Message::Want { keys } => self.send_facts(from, &keys),
-            Message::ClockOff { ahead } => self.tell(Event::ClockOff { by: from, ahead }),
+            Message::ClockOff { ahead } => {
+                self.mend_clock(now);
+                self.tell(Event::ClockOff { by: from, ahead });
+            }
 
             Message::Announcement { auction, workload, replicas } => {
                 self.announced(from, auction, workload, replicas, now);
@@ -441,7 +482,6 @@ impl Node {
         let result = match command {
             Command::WallClock(wall) => {
                 self.wall = (now, wall);
-                self.mend_clock(now);
                 Ok(Reply::Done)
             }
             Command::Admitted { membership, address } => {
@@ -499,7 +539,9 @@ impl Node {
         match (owner, outcome) {
             (Owner::Persist(unwritten), _) => {
                 self.writes -= 1;
-                self.outputs.extend(unwritten.outputs);
+                for output in unwritten.outputs {
+                    self.release(output);
+                }
                 for (id, reply) in unwritten.replies {
                     self.tell(Event::Reply { id, result: Ok(reply) });
                 }
@@ -592,6 +634,17 @@ impl Node {
         if waits { self.unwritten.outputs.push(output) } else { self.outputs.push_back(output) }
     }
 
+    /// Lets out what waited for the disk; a start only if it is still wanted: a later epoch may have come up elsewhere.
+    fn release(&mut self, output: Output) {
+        if let Output::Effect { id, effect: Effect::Start { placement, .. } } = &output
+            && !self.worker.may_start(placement)
+        {
+            self.effects.remove(id);
+            return self.worker.not_started(*placement);
+        }
+        self.outputs.push_back(output);
+    }
+
     fn tell(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
     }
@@ -599,12 +652,13 @@ impl Node {
     fn with_membership(&mut self, now: Instant, step: impl FnOnce(&mut Membership, &mut membership::Context<'_>)) {
         let catalog = &self.catalog;
         let certified = |node: &NodeId| catalog.node(node).is_some();
-        let mut cx = membership::Context { now, rng: &mut self.rng, certified: &certified, out: &mut self.sends };
+        let memo = self.memo.as_deref();
+        let mut cx = membership::Context { now, rng: &mut self.rng, certified: &certified, memo, out: &mut self.sends };
         step(&mut self.membership, &mut cx);
     }
 
     fn with_auctioneer(&mut self, now: Instant, step: impl FnOnce(&mut Auctioneer, &mut auction::Context<'_>)) {
-        let mut cx = auction::Context { now, me: self.me, key: &self.key, out: &mut self.sends };
+        let mut cx = auction::Context { now, me: self.me, key: &self.key, chain: &self.chain, out: &mut self.sends };
         step(&mut self.auctioneer, &mut cx);
     }
 
@@ -620,8 +674,7 @@ impl Node {
                 self.tell(Event::Member { node, state });
                 let placements: Vec<_> = self
                     .catalog
-                    .placements()
-                    .filter(|placement| placement.node == node)
+                    .placements_on(&node)
                     .map(|placement| (placement.workload, placement.replica))
                     .collect();
                 for (workload, _) in &placements {
@@ -637,7 +690,8 @@ impl Node {
                     }
                     State::Down | State::Left => {
                         self.with_auctioneer(now, |auctioneer, cx| auctioneer.peer_down(&node, cx));
-                        self.touch_all();
+                        self.images_moved = true;
+                        self.touch_lacking();
                     }
                     State::Suspect => {}
                 }
@@ -650,10 +704,10 @@ impl Node {
         }
     }
 
-    /// Another member is first custodian now of what the lost one looked after.
-    fn touch_all(&mut self) {
-        let workloads: Vec<_> = self.catalog.workloads().map(|workload| workload.spec.id).collect();
-        for workload in workloads {
+    /// Another member may be first custodian now of what the lost one looked after.
+    fn touch_lacking(&mut self) {
+        let lacking: Vec<_> = self.lacking.iter().copied().collect();
+        for workload in lacking {
             self.custody.touch(workload);
         }
     }

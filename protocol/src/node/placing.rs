@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Node, Owner};
-use crate::auction::{self, ASK_ALL, Award, Cause, Ended, Lot, MAX_RECORD, Refusal, SAMPLE};
+use crate::auction::{self, ASK_ALL, Award, Cause, Ended, Lot, MAX_RECORD, Refusal, SAMPLE, WIDEST};
 use crate::catalog::{Body, Fact, Key, NotTaken, Said, Workload, WorkloadFact};
 use crate::contract::{Effect, Event, Refused, Reply};
 use crate::custody::{self, Missing};
@@ -112,19 +112,20 @@ impl Node {
         now: Instant,
     ) {
         let wall = self.wall_at(now);
-        let flaw = if crate::codec::encode(&*award.record).len() > MAX_RECORD {
-            Some("a record larger than records are")
-        } else if award.record.auctioneer != from || !award.is_genuine(&placement, &self.me) {
-            Some("an award that its sender did not sign")
+        let checked = if crate::codec::encode(&*award.record).len() > MAX_RECORD {
+            Err("a record larger than records are".to_owned())
+        } else if award.record.auctioneer != from {
+            Err("an award that its sender did not sign".to_owned())
         } else {
-            None
+            award.verify(&placement, &self.me, &self.mesh)
         };
-        if let Some(flaw) = flaw {
-            let refusal = Some(Refusal::Unauthorised(flaw.to_owned()));
+        if let Err(flaw) = checked {
+            let refusal = Some(Refusal::Unauthorised(flaw).bounded());
             return self.sends.push((from, Message::Verdict { placement, refusal }));
         }
         let verdict = self.take_workload(from, &workload, now).and_then(|(spec, fact)| {
-            if spec.id != placement.workload || placement.replica >= fact.replicas {
+            let beyond_time = placement.epoch > wall.0;
+            if spec.id != placement.workload || placement.replica >= fact.replicas || beyond_time {
                 return Err(Refusal::Unwanted);
             }
             let elsewhere = self.catalog.placements_of(&spec.id).filter(|other| {
@@ -224,22 +225,26 @@ impl Node {
 
     /// Whom to ask, in which order, and how many at first.
     fn candidates(&mut self, spec: &Spec, replicas: usize) -> (Vec<NodeId>, usize) {
-        let alive = self.membership.members().filter(|(_, member)| member.state == State::Alive);
-        let mut nodes: Vec<NodeId> = alive.map(|(node, _)| *node).collect();
-        nodes.push(self.me);
-        if nodes.len() <= ASK_ALL {
-            let all = nodes.len();
-            return (nodes, all);
-        }
         let suits = |node: &NodeId| {
             self.catalog.node(node).is_none_or(|fact| {
                 fact.capacity.fits(&Default::default(), &spec.resources)
                     && spec.on.iter().all(|(name, value)| fact.labels.get(name) == Some(value))
             })
         };
-        nodes.retain(suits);
-        self.rng.shuffle(&mut nodes);
-        (nodes, SAMPLE.max(2 * replicas))
+        if self.membership.count() < ASK_ALL {
+            let alive = self.membership.members().filter(|(_, member)| member.state == State::Alive);
+            let nodes: Vec<NodeId> = alive.map(|(node, _)| *node).chain([self.me]).collect();
+            let all = nodes.len();
+            return (nodes, all);
+        }
+        let ask = SAMPLE.max(2 * replicas);
+        let mut nodes = self
+            .membership
+            .sample(ask * WIDEST, &mut self.rng, |member| member.state == State::Alive && suits(&member.node));
+        if suits(&self.me) {
+            nodes.insert(self.rng.usize(..=nodes.len()), self.me);
+        }
+        (nodes, ask)
     }
 
     pub(super) fn auction_ended(&mut self, end: auction::Ended, now: Instant) {
@@ -260,8 +265,13 @@ impl Node {
     // As custodian.
 
     fn missing(&self, wanted: &Workload<'_>) -> Vec<Missing> {
-        let mut missing = custody::missing(wanted, &self.catalog, |node| self.membership.is_live(node));
-        missing.retain(|replica| !self.auctioneer.holds(&wanted.spec.id, replica.replica));
+        let missing = custody::missing(wanted, &self.catalog, |node| self.membership.is_live(node));
+        self.not_held(&wanted.spec.id, missing)
+    }
+
+    /// Without what an auction here is about already.
+    fn not_held(&self, workload: &WorkloadId, mut missing: Vec<Missing>) -> Vec<Missing> {
+        missing.retain(|replica| !self.auctioneer.holds(workload, replica.replica));
         missing
     }
 
@@ -278,8 +288,16 @@ impl Node {
     /// Compares what is wanted of a workload with what the catalog shows; if this node is its first custodian and the
     /// time has come, holds an auction for the difference.
     pub(super) fn look_after(&mut self, workload: WorkloadId, now: Instant) {
-        let Some(wanted) = self.catalog.workload(&workload) else { return self.custody.settled(&workload) };
-        let missing = self.missing(&wanted);
+        let Some(wanted) = self.catalog.workload(&workload) else {
+            self.lacking.remove(&workload);
+            return self.custody.settled(&workload);
+        };
+        let missing = custody::missing(&wanted, &self.catalog, |node| self.membership.is_live(node));
+        if missing.is_empty() {
+            self.lacking.remove(&workload)
+        } else {
+            self.lacking.insert(workload)
+        };
         if missing.is_empty() && wanted.spec.auto_remove && self.is_over(&workload) {
             let may_remove = |node: &NodeId| self.role_of(node) >= Some(Role::Submitter);
             let removers = self.membership.live().chain([self.me]).filter(may_remove);
@@ -289,6 +307,7 @@ impl Node {
             }
             return self.custody.settled(&workload);
         }
+        let missing = self.not_held(&workload, missing);
         let members = self.membership.live().chain([self.me]);
         if missing.is_empty() || custody::first(&workload, members) != Some(self.me) {
             return self.custody.settled(&workload);

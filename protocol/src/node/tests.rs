@@ -55,6 +55,8 @@ pub(crate) struct Mesh {
     root: SigningKey,
     lives: Vec<u64>,
     messages: u64,
+    /// By how many milliseconds nodes that start now are behind.
+    clock_behind: u64,
 }
 
 fn image() -> ChunkId {
@@ -79,6 +81,7 @@ impl Mesh {
             root,
             lives: vec![0; count],
             messages: 0,
+            clock_behind: 0,
         };
         for at in 0..count {
             let mut bytes = [0; 32];
@@ -113,7 +116,7 @@ impl Mesh {
     }
 
     fn start(&mut self, at: usize) {
-        let wall = self.wall();
+        let wall = UnixMillis(self.wall().0 - self.clock_behind);
         let now = self.now;
         self.lives[at] += 1;
         let host = &mut self.hosts[at];
@@ -136,6 +139,7 @@ impl Mesh {
             restored,
             images: if complete { BTreeSet::from([image()]) } else { BTreeSet::new() },
             image_copies: 2,
+            memo: None,
         };
         let seed = host.seed + self.lives[at];
         host.node = Some(Node::new(config, seed, now));
@@ -417,7 +421,7 @@ impl Mesh {
 
     fn catalogs_agree(&self) -> bool {
         let up: Vec<&Node> = self.hosts.iter().filter_map(|host| host.node.as_ref()).collect();
-        up.windows(2).all(|pair| pair[0].catalog().index() == pair[1].catalog().index())
+        up.windows(2).all(|pair| pair[0].catalog().fingerprint() == pair[1].catalog().fingerprint())
     }
 
     /// Hosts on which a replica runs.
@@ -634,8 +638,13 @@ fn what_is_to_be_removed_when_it_ends_leaves_nothing() {
     let mut mesh = Mesh::new(3, 21);
     mesh.load_image(0);
     mesh.run(secs(8));
-    let job = Spec { command: vec!["exit".to_owned()], auto_remove: true, ..spec("job") };
-    let ended = mesh.submit(2, job);
+    let ran = |mesh: &Mesh, id: WorkloadId| {
+        let started = |event: &Event| matches!(event, Event::Placed { placement, .. } if placement.workload == id);
+        mesh.hosts.iter().flat_map(|host| &host.events).any(started)
+    };
+    let job = || Spec { command: vec!["exit".to_owned()], auto_remove: true, ..spec("job") };
+    let ended = mesh.submit(2, job());
+    mesh.wait("it ran", secs(3), |mesh| ran(mesh, ended));
     let stopped = mesh.submit(2, Spec { auto_remove: true, ..service("web") });
     mesh.wait("running", secs(3), |mesh| mesh.running(&stopped).len() == 1);
     mesh.command(0, Command::Scale { workload: stopped, replicas: 0 });
@@ -645,6 +654,78 @@ fn what_is_to_be_removed_when_it_ends_leaves_nothing() {
             [ended, stopped].iter().all(|id| catalog.workload(id).is_none()) && catalog.placements().count() == 0
         })
     });
+    // Whoever submits it is the one that would remove it: not before it has run.
+    let mut alone = Mesh::new(1, 22);
+    alone.load_image(0);
+    alone.run(secs(8));
+    let ended = alone.submit(0, job());
+    alone.wait("it ran", secs(3), |mesh| ran(mesh, ended));
+    alone.wait("forgotten", secs(3), |mesh| mesh.node(0).catalog().workload(&ended).is_none());
+}
+
+#[test]
+fn a_restart_with_a_clock_that_is_behind_forgets_nothing() {
+    let mut mesh = Mesh::new(2, 23);
+    mesh.load_image(0);
+    mesh.run(secs(8));
+    let web = mesh.submit(0, service("web"));
+    mesh.wait("running", secs(3), |mesh| mesh.running(&web).len() == 1);
+    mesh.run(secs(1));
+    let at = mesh.running(&web)[0];
+    mesh.kill(at, false);
+    // A small machine that has no clock of its own begins an hour before it went.
+    mesh.clock_behind = 3_600_000;
+    mesh.start(at);
+    assert!(mesh.node(at).worker().placement(&web, 0).is_some());
+    assert!(!mesh.node(at).images().is_empty());
+    mesh.clock_behind = 0;
+    let right = mesh.wall();
+    mesh.command(at, Command::WallClock(right));
+    mesh.introduce(at, 1 - at);
+    mesh.run(secs(15));
+    assert_eq!(mesh.running(&web), [at]);
+    assert_eq!(mesh.node(at).worker().placement(&web, 0).unwrap().fact.epoch, 1);
+    assert!(mesh.catalogs_agree());
+}
+
+#[test]
+fn no_epoch_is_so_high_that_there_is_none_after_it() {
+    let mut mesh = Mesh::new(2, 24);
+    for at in 0..2 {
+        mesh.load_image(at);
+    }
+    mesh.run(secs(8));
+    let on = BTreeMap::from([("number".to_owned(), "0".to_owned())]);
+    let web = mesh.submit(0, Spec { on, ..service("web") });
+    mesh.wait("running", secs(3), |mesh| mesh.running(&web) == [0]);
+    mesh.run(secs(1));
+    // A member awards itself what it likes, and says that it failed.
+    let (from, now, wall) = (mesh.id(1), mesh.now, mesh.wall());
+    let mut fact = mesh.node(0).worker().placement(&web, 0).unwrap().fact.clone();
+    let thief = &mesh.hosts[1];
+    let mut record = auction::Record::clone(&fact.award.record);
+    record.auctioneer = from;
+    let say = |epoch: u64, fact: &mut catalog::PlacementFact| {
+        fact.epoch = epoch;
+        fact.state = PlacementState::Failed;
+        let placement = PlacementId { workload: web, replica: 0, epoch };
+        let chain = Arc::new(thief.chain.clone());
+        fact.award = auction::Award::sign(&placement, &from, Arc::new(record.clone()), &thief.key, chain);
+        let body = catalog::Body::Placement(fact.clone());
+        let fact = Fact::sign(Key::Placement(from, web, 0), catalog::Hlc::at(wall), &body, &thief.key);
+        codec::encode_message(&Message::Facts { facts: vec![Arc::new(fact)] })
+    };
+    let (beyond, highest) = (say(u64::MAX, &mut fact), say(wall.0, &mut fact));
+    for bytes in [beyond, highest] {
+        mesh.hosts[0].node.as_mut().unwrap().handle(now, Input::Message { from, bytes });
+        mesh.drain(0);
+    }
+    assert_eq!(mesh.node(0).dropped().facts, 1);
+    mesh.kill(0, true);
+    mesh.run(secs(3));
+    mesh.start(0);
+    mesh.introduce(0, 1);
+    mesh.wait("running again", secs(30), |mesh| mesh.running(&web) == [0]);
 }
 
 #[test]
@@ -695,7 +776,7 @@ fn malformed_and_forged_messages_are_counted_and_change_nothing() {
     mesh.run(secs(3));
     let from = mesh.id(1);
     let now = mesh.now;
-    let before = mesh.node(0).catalog().index().clone();
+    let before = mesh.node(0).catalog().fingerprint();
     let node = mesh.hosts[0].node.as_mut().unwrap();
     for bytes in [vec![], vec![9], vec![1, 255, 255], vec![1; 2000], vec![0; 3 << 20]] {
         node.handle(now, Input::Message { from, bytes });
@@ -706,7 +787,7 @@ fn malformed_and_forged_messages_are_counted_and_change_nothing() {
     let bytes = codec::encode_message(&Message::Facts { facts: vec![Arc::new(forged)] });
     node.handle(now, Input::Message { from, bytes });
     assert_eq!(node.dropped().facts, 1);
-    assert_eq!(*node.catalog().index(), before);
+    assert_eq!(node.catalog().fingerprint(), before);
 }
 
 #[test]
@@ -729,7 +810,7 @@ fn nobody_speaks_for_another_member() {
         forged(known.incarnation + 1, State::Alive, 1),
         forged(known.incarnation, State::Left, known.boot),
     ] {
-        let bytes = codec::encode_message(&Message::MembersPush { updates: vec![update], answer: false });
+        let bytes = codec::encode_message(&Message::MembersPush { updates: vec![update] });
         for at in 0..2 {
             let node = mesh.hosts[at].node.as_mut().unwrap();
             node.handle(now, Input::Message { from: liar, bytes: bytes.clone() });
@@ -774,17 +855,18 @@ fn keys_without_certificates_become_no_members_and_say_nothing() {
     let mut alone = Membership::new(invented.clone(), wall.0, now);
     alone.set_addresses(vec!["/memory/1".to_owned()]);
     let (mut rng, mut sent) = (Rng::with_seed(1), Vec::new());
-    let mut cx = membership::Context { now, rng: &mut rng, certified: &|_| true, out: &mut sent };
+    let mut cx = membership::Context { now, rng: &mut rng, certified: &|_| true, memo: None, out: &mut sent };
     alone.meet(from, None, &mut cx);
-    let (_, word) = sent.pop().unwrap();
+    let (_, word) = sent.remove(0);
     let gone =
         Fact::sign(Key::Pending(stranger, spec("web").id), catalog::Hlc::at(wall), &catalog::Body::Gone, &invented);
     let node = mesh.hosts[0].node.as_mut().unwrap();
     node.handle(now, Input::Message { from, bytes: codec::encode_message(&word) });
-    let facts = vec![Arc::new(gone)];
+    let report = Fact::sign(Key::Node(stranger), catalog::Hlc::at(wall), &catalog::Body::Gone, &invented);
+    let facts = vec![Arc::new(gone), Arc::new(report)];
     node.handle(now, Input::Message { from, bytes: codec::encode_message(&Message::Facts { facts }) });
     assert!(node.membership().member(&stranger).is_none());
-    assert_eq!(node.dropped().facts, 1);
+    assert_eq!(node.dropped().facts, 2);
 
     // With a certificate it is one: its word came before its report, and counts when the report comes.
     let chain = Chain::root(&mesh.root, stranger, WALL / 1000, 100_000_000);
@@ -858,6 +940,7 @@ fn the_later_of_two_machines_with_one_key_stops() {
         restored: Restored::default(),
         images: BTreeSet::new(),
         image_copies: 2,
+        memo: None,
     };
     let mut clone = Node::new(config(&mesh), 99, now);
     let twin = clone.id();

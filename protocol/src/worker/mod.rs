@@ -362,6 +362,23 @@ impl Worker {
         }
     }
 
+    /// Whether a placement that is to be started is still wanted.
+    pub fn may_start(&self, placement: &PlacementId) -> bool {
+        let held = self.placements.get(&(placement.workload, placement.replica));
+        held.is_some_and(|held| held.fact.epoch == placement.epoch && held.intent == Intent::Run)
+    }
+
+    /// It was not, and nothing was begun.
+    pub fn not_started(&mut self, placement: PlacementId) {
+        let key = (placement.workload, placement.replica);
+        if let Some(held) = self.placements.get_mut(&key).filter(|held| held.fact.epoch == placement.epoch) {
+            held.busy = None;
+            held.fact.state = PlacementState::Lost;
+            self.actions.push(Action::Publish(key.0, key.1));
+            self.pursue(key);
+        }
+    }
+
     /// An effect for a placement ended.
     pub fn ended(&mut self, placement: PlacementId, outcome: Outcome, now: Instant, wall: UnixMillis) {
         let key = (placement.workload, placement.replica);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::auction::Record;
+use crate::trust::Chain;
 use crate::workload::tests::spec;
 
 fn award() -> Award {
@@ -12,7 +13,7 @@ fn award() -> Award {
         Vec::new(),
         Vec::new(),
     );
-    Award { record: Arc::new(record), signature: crate::id::Signature([0; 64]) }
+    Award { record: Arc::new(record), chain: Arc::new(Chain(Vec::new())), signature: crate::id::Signature([0; 64]) }
 }
 
 fn worker() -> Worker {

@@ -30,6 +30,8 @@ const MAX_DOCUMENT: usize = 4 << 20;
 const MAX_METADATA: u64 = 512 << 20;
 /// The most bytes between two files of a tar archive: long names and extended attributes, which its reader collects.
 const MAX_HEADERS: u64 = 2 << 20;
+/// Bytes a member takes in memory besides its names, about.
+const MEMBER: usize = 128;
 /// The most members an archive may have.
 const MAX_MEMBERS: usize = 10_000;
 /// How deep indexes may name one another.
@@ -69,8 +71,10 @@ pub(super) struct Metered<'a, R> {
 impl<R: Read> Read for Metered<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let len = self.inner.read(buffer)?;
-        let left = self.left.get().checked_sub(len as u64);
-        self.left.set(left.ok_or_else(|| io::Error::other(format!("more than {MAX_HEADERS} bytes before a file")))?);
+        self.left.set(self.left.get().saturating_sub(len as u64));
+        if self.left.get() == 0 {
+            return Err(io::Error::other("too much before a file"));
+        }
         Ok(len)
     }
 }
@@ -88,11 +92,22 @@ pub(super) fn each_file<R: Read>(
     loop {
         left.set(MAX_HEADERS);
         let Some(file) = files.next() else { return Ok(()) };
-        left.set(u64::MAX);
-        let mut file = file.map_err(damaged)?;
+        let within = left.replace(u64::MAX) > 0;
+        let mut file = file.map_err(|error| match within {
+            true => damaged(error),
+            false => ImportError::Metadata { name: name.to_owned(), limit: MAX_HEADERS },
+        })?;
         look(&mut file)?;
-        // Otherwise the tar reader skips it on its way to the next one.
-        io::copy(&mut file, &mut io::sink()).map_err(damaged)?;
+        // Otherwise the tar reader skips it on its way to the next one. A sparse file claims holes of any length: those
+        // are never worth reading.
+        let sparse = file.header().entry_type().is_gnu_sparse();
+        let rest = io::copy(&mut (&mut file).take(if sparse { 1 } else { u64::MAX }), &mut io::sink());
+        if rest.map_err(damaged)? > 0 && sparse {
+            return Err(ImportError::Damaged {
+                name: name.to_owned(),
+                reason: "a sparse file that is none".to_owned(),
+            });
+        }
     }
 }
 
@@ -252,6 +267,7 @@ pub fn import(
         }
         let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
         let link = entry.link_name_bytes().map(|link| String::from_utf8_lossy(&link).into_owned());
+        budget.spend(name.len() + link.as_ref().map_or(0, String::len) + MEMBER, "the archive")?;
         match entry.header().entry_type() {
             tar::EntryType::Symlink | tar::EntryType::Link => {
                 let link = link.unwrap_or_default();

@@ -14,6 +14,8 @@ use crate::store::Writer;
 const MAX_ENTRIES: usize = 2_000_000;
 /// Bytes an entry takes in memory besides its path and attributes, about.
 const ENTRY: usize = 160;
+/// And an attribute besides its bytes.
+const ATTRIBUTE: usize = 64;
 /// PATH_MAX.
 const MAX_PATH: usize = 4096;
 /// The most bytes of extended attributes one entry may have (the kernel's XATTR_SIZE_MAX).
@@ -37,7 +39,8 @@ pub(super) fn read(
         }
         let raw = file.path_bytes().into_owned();
         let Some(path) = normalise(&raw, name)? else { return Ok(()) };
-        budget.spend(ENTRY + path.len(), name)?;
+        // The path is a key as well.
+        budget.spend(ENTRY + 2 * path.len(), name)?;
         through_link(&path, &entries, name)?;
         let (parent, base) = split(&path);
         if base == OPAQUE {
@@ -48,13 +51,17 @@ pub(super) fn read(
             }
             whiteouts.push(join(parent, hidden));
         } else if let Some(entry) = entry(file, path, name, writer)? {
-            let attributes = entry.xattrs.iter().map(|(key, value)| key.len() + value.len()).sum();
-            budget.spend(attributes, name)?;
+            let link = match &entry.kind {
+                Kind::Symlink(target) | Kind::Hardlink(target) => target.len(),
+                _ => 0,
+            };
+            let attributes: usize = entry.xattrs.iter().map(|(key, value)| key.len() + value.len() + ATTRIBUTE).sum();
+            budget.spend(link + attributes, name)?;
             insert(&mut entries, entry);
         }
         Ok(())
     })?;
-    finish(entries, whiteouts, opaque, name)
+    finish(entries, whiteouts, opaque, name, budget)
 }
 
 fn entry(
@@ -94,7 +101,7 @@ fn entry(
             }
         }
     }
-    if xattrs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_XATTRS {
+    if xattrs.iter().map(|(key, value)| key.len() + value.len() + ATTRIBUTE).sum::<usize>() > MAX_XATTRS {
         return Err(ImportError::TooMany { name: name.to_owned(), limit: MAX_XATTRS });
     }
     let kind = match kind {
@@ -104,7 +111,13 @@ fn entry(
             let content = writer.add(file, size, name)?;
             Kind::File(content)
         }
-        tar::EntryType::Symlink => Kind::Symlink(link.unwrap_or_default()),
+        tar::EntryType::Symlink => {
+            let target = link.unwrap_or_default();
+            if target.len() > MAX_PATH {
+                return Err(ImportError::Escape { name: name.to_owned(), path: text(&path) });
+            }
+            Kind::Symlink(target)
+        }
         tar::EntryType::Link => {
             let target = normalise(&link.unwrap_or_default(), name)?;
             Kind::Hardlink(target.ok_or_else(|| ImportError::Escape { name: name.to_owned(), path: text(&path) })?)
@@ -123,7 +136,10 @@ fn insert(entries: &mut BTreeMap<Vec<u8>, Entry>, entry: Entry) {
     let was_folder = entries.get(&entry.path).is_some_and(|old| matches!(old.kind, Kind::Directory { .. }));
     if was_folder && !matches!(entry.kind, Kind::Directory { .. }) {
         let inside = [entry.path.as_slice(), b"/"].concat();
-        entries.retain(|path, _| !path.starts_with(&inside));
+        let below = entries.range(inside.clone()..).map(|(path, _)| path).take_while(|path| path.starts_with(&inside));
+        for path in below.cloned().collect::<Vec<_>>() {
+            entries.remove(&path);
+        }
     }
     entries.insert(entry.path.clone(), entry);
 }
@@ -133,6 +149,7 @@ fn finish(
     whiteouts: Vec<Vec<u8>>,
     opaque: Vec<Vec<u8>>,
     name: &str,
+    budget: &Budget,
 ) -> Result<Tree, ImportError> {
     for path in opaque {
         match entries.get_mut(&path).map(|entry| &mut entry.kind) {
@@ -155,11 +172,17 @@ fn finish(
             }
         }
     }
-    let parents: Vec<Vec<u8>> = entries.keys().flat_map(|path| ancestors(path)).map(<[u8]>::to_vec).collect();
-    for path in parents {
-        let entry = entries.entry(path.clone()).or_insert_with(|| folder(path.clone(), false));
-        if !matches!(entry.kind, Kind::Directory { .. }) {
-            return Err(ImportError::ThroughLink { name: name.to_owned(), path: text(&path) });
+    for path in entries.keys().cloned().collect::<Vec<_>>() {
+        // From the nearest up: above a folder that is there already, all are.
+        for parent in ancestors(&path).collect::<Vec<_>>().into_iter().rev() {
+            match entries.get(parent).map(|entry| &entry.kind) {
+                Some(Kind::Directory { .. }) => break,
+                Some(_) => return Err(ImportError::ThroughLink { name: name.to_owned(), path: text(parent) }),
+                None => {
+                    budget.spend(ENTRY + 2 * parent.len(), name)?;
+                    entries.insert(parent.to_vec(), folder(parent.to_vec(), false));
+                }
+            }
         }
     }
     let is_file = |target: &Vec<u8>| {

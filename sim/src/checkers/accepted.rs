@@ -1,5 +1,5 @@
 //! Nothing accepted is lost: a workload that some node said yes to is known in the end, and runs as often as it was
-//! asked for, since there is room for all of them.
+//! asked for, when there is room for all of them.
 
 use super::Checker;
 use crate::Simulator;
@@ -13,10 +13,18 @@ impl Checker for NothingLost {
     }
 
     fn end(&mut self, mesh: &Simulator) -> Option<String> {
-        mesh.accepted().find_map(|(workload, replicas)| {
-            let running = mesh.replicas_running(workload).len();
-            ((running as u32) < replicas)
-                .then(|| format!("workload {} runs {running} times of {replicas}", workload.short()))
-        })
+        let forgotten = mesh.accepted().find_map(|(workload, _)| {
+            let (at, _) = mesh.up().find(|(_, node)| node.catalog().workload(workload).is_none())?;
+            Some(format!("node {at} does not know workload {}", workload.short()))
+        });
+        let running = mesh.running();
+        let idle = || {
+            mesh.accepted().find_map(|(workload, replicas)| {
+                let count = running.range((*workload, 0)..=(*workload, u32::MAX)).count();
+                ((count as u32) < replicas)
+                    .then(|| format!("workload {} runs {count} times of {replicas}", workload.short()))
+            })
+        };
+        forgotten.or_else(|| if mesh.has_room_for_all() { idle() } else { None })
     }
 }

@@ -3,7 +3,7 @@
 
 use moyai_protocol::workload::Resources;
 
-use super::Checker;
+use super::{Checker, Happened};
 use crate::Simulator;
 use crate::host::CAPACITY;
 
@@ -15,9 +15,9 @@ impl Checker for NeverExceeded {
         "no node over its capacity"
     }
 
-    fn step(&mut self, mesh: &Simulator) -> Option<String> {
-        let (at, host) = mesh.last_touched()?;
-        let asked = host.running.keys().filter_map(|placement| mesh.asked(&placement.workload));
+    fn happened(&mut self, mesh: &Simulator, what: &Happened) -> Option<String> {
+        let Happened::Started { at, .. } = what else { return None };
+        let asked = mesh.hosts()[*at].running.keys().filter_map(|placement| mesh.asked(&placement.workload));
         let sum = asked.fold(Resources::default(), |sum, asked| sum.plus(&asked));
         let over = sum.cpu_milli > CAPACITY.cpu_milli || sum.memory > CAPACITY.memory;
         over.then(|| format!("node {at} runs what asks for {sum:?}, and has {CAPACITY:?}"))

@@ -1,5 +1,9 @@
 //! The catalog converges: in the end every node holds the same facts in the same versions.
 
+use std::collections::BTreeMap;
+
+use moyai_protocol::reconcile::Item;
+
 use super::Checker;
 use crate::Simulator;
 
@@ -13,10 +17,15 @@ impl Checker for Converges {
 
     fn end(&mut self, mesh: &Simulator) -> Option<String> {
         let (first, reference) = mesh.up().next()?;
-        mesh.up().find_map(|(at, node)| {
-            let (mine, theirs) = (node.catalog().index(), reference.catalog().index());
-            let differ = mine.iter().filter(|(key, version)| theirs.get(*key) != Some(version)).count();
-            (mine != theirs).then(|| format!("nodes {first} and {at} differ in {differ} facts or more"))
-        })
+        let (at, node) =
+            mesh.up().find(|(_, node)| node.catalog().fingerprint() != reference.catalog().fingerprint())?;
+        let all = |node: &moyai_protocol::Node| -> BTreeMap<_, _> {
+            node.catalog().iter().map(|(key, entry)| (*key, entry.version())).collect()
+        };
+        let (mine, theirs) = (all(node), all(reference));
+        let differ = mine.iter().filter(|(key, version)| theirs.get(*key) != Some(*version)).map(|(key, _)| *key);
+        let missing = theirs.keys().filter(|key| !mine.contains_key(key)).copied();
+        let keys: Vec<_> = differ.chain(missing).collect();
+        Some(format!("nodes {first} and {at} differ in {} facts, the first of them {:?}", keys.len(), keys.first()))
     }
 }

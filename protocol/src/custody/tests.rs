@@ -1,0 +1,363 @@
+//! Custodians in memory, each with what has come to it so far: virtual time, news late and out of order.
+
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+use fastrand::Rng;
+
+use super::*;
+use crate::auction::{Award, Record};
+use crate::catalog::{Body, Clock, Fact, Key, NodeFact, PlacementFact, WorkloadFact};
+use crate::time::UnixMillis;
+use crate::trust::{Chain, mesh_of, node_of};
+use crate::worker::ExitStatus;
+use crate::workload::{PlacementId, Resources, SignedSpec, tests::spec};
+
+const WALL: UnixMillis = UnixMillis(1_800_000_000_000);
+const EXITED: PlacementState = PlacementState::Exited(ExitStatus { code: 0, out_of_memory: false });
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn ids(count: u64) -> Vec<NodeId> {
+    (0..count).map(|n| NodeId(*blake3::hash(&n.to_be_bytes()).as_bytes())).collect()
+}
+
+fn workload(n: u64) -> WorkloadId {
+    WorkloadId(u128::from(n).to_be_bytes())
+}
+
+/// Writes the facts that custodians judge by.
+struct Author {
+    keys: Vec<SigningKey>,
+    clock: Clock,
+}
+
+impl Author {
+    fn new(count: u8) -> Author {
+        Author { keys: (1..=count).map(|n| SigningKey::from_bytes(&[n; 32])).collect(), clock: Clock::default() }
+    }
+
+    fn id(&self, at: usize) -> NodeId {
+        node_of(&self.keys[at])
+    }
+
+    fn ids(&self) -> BTreeSet<NodeId> {
+        self.keys.iter().map(node_of).collect()
+    }
+
+    fn chain(&self, at: usize) -> Chain {
+        Chain::root(&self.keys[0], self.id(at), WALL.as_secs(), 1000)
+    }
+
+    fn sign(&mut self, at: usize, key: Key, body: &Body) -> Arc<Fact> {
+        Arc::new(Fact::sign(key, self.clock.stamp(WALL), body, &self.keys[at]))
+    }
+
+    /// A catalog in which every node has reported itself and `replicas` are wanted.
+    fn catalog(&mut self, replicas: u32, generation: u64, revived: u64) -> Catalog {
+        let mut catalog = Catalog::new(mesh_of(&self.id(0)), None);
+        for at in 0..self.keys.len() {
+            let fact = NodeFact {
+                name: format!("n{at}"),
+                version: String::new(),
+                capacity: Resources::default(),
+                labels: BTreeMap::new(),
+                data: Vec::new(),
+                images: Vec::new(),
+                fetching: Vec::new(),
+                chain: self.chain(at),
+            };
+            let report = self.sign(at, Key::Node(self.id(at)), &Body::Node(fact));
+            catalog.offer(report, WALL).unwrap();
+        }
+        let spec = SignedSpec::sign(&spec("web"), &self.keys[0], self.chain(0), WALL.as_secs()).unwrap();
+        let fact = WorkloadFact { spec, generation, revived, replicas, removed: false, author: self.chain(0) };
+        let wanted = self.sign(0, Key::Workload(web()), &Body::Workload(fact));
+        catalog.offer(wanted, WALL).unwrap();
+        catalog
+    }
+
+    fn placement(&mut self, at: usize, replica: u32, epoch: u64, state: PlacementState, stopped: bool) -> Arc<Fact> {
+        let (took, cause) = (Duration::ZERO, Cause::Submitted);
+        let record = Record::new(self.id(at), WALL, cause, (1, 1), took, Vec::new(), Vec::new());
+        let placement = PlacementId { workload: web(), replica, epoch };
+        let award = Award::sign(&placement, &self.id(at), Arc::new(record), &self.keys[at], Arc::new(self.chain(at)));
+        let (detail, generation) = (String::new(), 1);
+        let (restarts, accepted, started) = (0, 0, 0);
+        let fact = PlacementFact { epoch, state, detail, restarts, stopped, generation, accepted, started, award };
+        self.sign(at, Key::Placement(self.id(at), web(), replica), &Body::Placement(fact))
+    }
+}
+
+fn web() -> WorkloadId {
+    spec("web").id
+}
+
+fn missing_in(catalog: &Catalog, live: &BTreeSet<NodeId>) -> Vec<(u32, u64, Cause)> {
+    let missing = missing(&catalog.workload(&web()).unwrap(), catalog, |node| live.contains(node));
+    missing.iter().map(|missing| (missing.replica, missing.epoch, missing.cause)).collect()
+}
+
+#[test]
+fn the_first_custodian_is_the_same_for_any_order_of_the_nodes() {
+    let mut rng = Rng::with_seed(1);
+    let mut nodes = ids(20);
+    for n in 0..100 {
+        let known = first(&workload(n), nodes.iter().copied());
+        rng.shuffle(&mut nodes);
+        assert_eq!(first(&workload(n), nodes.iter().copied()), known);
+    }
+    assert_eq!(first(&workload(1), [].into_iter()), None);
+}
+
+#[test]
+fn when_a_node_leaves_or_comes_no_workload_moves_but_its_own() {
+    let (nodes, gone) = (ids(10), ids(10)[3]);
+    let mut shares: BTreeMap<NodeId, u32> = BTreeMap::new();
+    for n in 0..2000 {
+        let with = first(&workload(n), nodes.iter().copied()).unwrap();
+        let without = first(&workload(n), nodes.iter().copied().filter(|node| *node != gone)).unwrap();
+        assert_eq!(with != without, with == gone);
+        *shares.entry(with).or_default() += 1;
+    }
+    assert!(nodes.iter().all(|node| (130..280).contains(&shares[node])), "evenly, 200 each: {shares:?}");
+}
+
+#[test]
+fn of_two_placements_one_stays_whoever_judges() {
+    let nodes = ids(4);
+    let all: Vec<(u64, NodeId)> = (1..4).flat_map(|epoch| nodes.iter().map(move |node| (epoch, *node))).collect();
+    for a in &all {
+        assert!(!keeps(*a, *a));
+        for b in all.iter().filter(|b| *b != a) {
+            assert_ne!(keeps(*a, *b), keeps(*b, *a), "one of the two");
+            assert!(a.0 <= b.0 || keeps(*a, *b), "the higher epoch");
+            assert!(all.iter().all(|c| !(keeps(*a, *b) && keeps(*b, *c)) || keeps(*a, *c)), "no circles");
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_depends_on_what_became_of_the_last_try() {
+    let mut author = Author::new(3);
+    let (all, without_one) = (author.ids(), author.ids().into_iter().filter(|id| *id != author.id(1)).collect());
+    let mut catalog = author.catalog(2, 0, 0);
+    assert_eq!(missing_in(&catalog, &all), [(0, 1, Cause::Submitted), (1, 1, Cause::Submitted)]);
+    catalog.offer(author.placement(1, 0, 4, PlacementState::Fetching, false), WALL).unwrap();
+    // Beyond what is wanted by now, so nobody misses it.
+    catalog.offer(author.placement(1, 2, 1, PlacementState::Lost, false), WALL).unwrap();
+    assert_eq!(missing_in(&catalog, &all), [(1, 1, Cause::Submitted)]);
+    let down = Cause::NodeDown(author.id(1));
+    assert_eq!(missing_in(&catalog, &without_one), [(0, 5, down), (1, 1, Cause::Submitted)]);
+    for state in [PlacementState::Failed, PlacementState::Lost] {
+        catalog.offer(author.placement(2, 1, 7, state, false), WALL).unwrap();
+        assert_eq!(missing_in(&catalog, &all), [(1, 8, Cause::Lost(author.id(2)))]);
+    }
+    // An earlier try that still stands is as good as a later one that failed.
+    catalog.offer(author.placement(2, 0, 9, PlacementState::Failed, false), WALL).unwrap();
+    assert_eq!(missing_in(&catalog, &all).len(), 1);
+    assert_eq!(missing_in(&catalog, &without_one)[0], (0, 10, Cause::Lost(author.id(2))));
+    let more = author.catalog(1, 3, 0);
+    assert_eq!(missing_in(&more, &all), [(0, 1, Cause::Missing)], "wanted since a change, not since it was submitted");
+}
+
+#[test]
+fn what_has_finished_is_missing_only_when_it_was_stopped_and_is_wanted_again() {
+    for (stopped, revived, stands) in [(false, 0, true), (false, 1, true), (false, 2, false), (true, 0, false)] {
+        let mut author = Author::new(2);
+        let mut catalog = author.catalog(1, 2, revived);
+        catalog.offer(author.placement(1, 0, 3, EXITED, stopped), WALL).unwrap();
+        // What it has done it has done, wherever its node is now.
+        for live in [author.ids(), BTreeSet::from([author.id(0)])] {
+            let missing = missing_in(&catalog, &live);
+            assert_eq!(missing.is_empty(), stands, "stopped {stopped}, revived in {revived}: {missing:?}");
+            assert!(missing.iter().all(|(_, epoch, _)| *epoch == 4));
+        }
+    }
+}
+
+#[test]
+fn news_are_waited_for_unless_it_is_urgent_and_a_failure_waits_for_hope() {
+    let (mut custody, web, start) = (Custody::default(), workload(1), Instant::ZERO + ms(5000));
+    assert!(!custody.is_due(web, false, start));
+    assert_eq!(custody.poll_timeout(), Some(start + SETTLE));
+    assert!(!custody.is_due(web, false, start + ms(1999)));
+    assert!(custody.is_due(web, true, start + ms(1999)), "a dead node's replicas do not wait");
+    assert!(custody.is_due(web, false, start + SETTLE));
+    custody.settled(&web);
+    assert_eq!(custody.poll_timeout(), None);
+
+    custody.hope();
+    assert!(custody.take_dirty().is_empty(), "nothing waits for hope");
+    assert!(custody.is_due(web, true, start), "at once");
+    custody.no_taker(web, start);
+    for urgent in [false, true] {
+        assert!(!custody.is_due(web, urgent, start + ms(29_999)));
+        assert!(custody.is_due(web, urgent, start + RETRY_ANYWAY));
+    }
+    custody.hope();
+    assert_eq!(custody.take_dirty(), BTreeSet::from([web]));
+    assert!(!custody.is_due(web, true, start + ms(499)));
+    assert_eq!(custody.poll_timeout(), Some(start + RETRY));
+    assert!(custody.is_due(web, true, start + RETRY));
+    custody.no_taker(web, start + RETRY);
+    assert!(!custody.is_due(web, true, start + ms(10_000)), "one hope is for one try");
+}
+
+#[test]
+fn no_timer_stays_in_the_past() {
+    for seed in 0..50 {
+        let (mut rng, mut custody, mut now) = (Rng::with_seed(seed), Custody::default(), Instant::ZERO);
+        for _ in 0..200 {
+            let workload = workload(rng.u64(..5));
+            match rng.u8(..6) {
+                0 => custody.touch(workload),
+                1 => custody.settled(&workload),
+                2 => custody.no_taker(workload, now),
+                3 => custody.hope(),
+                _ => assert!(custody.is_due(workload, rng.bool(), now) == (custody.watches[&workload].due <= now)),
+            }
+            now = if rng.bool() {
+                now + ms(rng.u64(..1000))
+            } else {
+                custody.poll_timeout().map_or(now, |at| now.max(at))
+            };
+            custody.handle_timeout(now);
+            assert!(custody.poll_timeout().is_none_or(|at| at > now), "seed {seed}: what was due is done");
+        }
+    }
+}
+
+enum News {
+    Fact(Arc<Fact>),
+    Down(NodeId),
+}
+
+/// One custodian with its own view.
+struct Host {
+    custody: Custody,
+    catalog: Catalog,
+    live: BTreeSet<NodeId>,
+    /// What has not come to it yet.
+    news: Vec<News>,
+    /// What the auction it holds is about.
+    auction: Vec<Missing>,
+}
+
+struct Mesh {
+    now: Instant,
+    author: Author,
+    hosts: BTreeMap<usize, Host>,
+    rng: Rng,
+    auctions: u32,
+}
+
+impl Mesh {
+    fn new(count: u8, seed: u64) -> Mesh {
+        let mut author = Author::new(count);
+        let known = author.catalog(4, 1, 0);
+        let mut hosts = BTreeMap::new();
+        for at in 0..usize::from(count) {
+            let mut catalog = Catalog::new(mesh_of(&author.id(0)), None);
+            for (_, entry) in known.iter() {
+                catalog.offer(Arc::clone(&entry.fact), WALL).unwrap();
+            }
+            let (custody, live) = (Custody::default(), author.ids());
+            hosts.insert(at, Host { custody, catalog, live, news: Vec::new(), auction: Vec::new() });
+        }
+        Mesh { now: Instant::ZERO, author, hosts, rng: Rng::with_seed(seed), auctions: 0 }
+    }
+
+    fn publish(&mut self, at: usize, fact: &Arc<Fact>) {
+        self.hosts.get_mut(&at).unwrap().catalog.offer(Arc::clone(fact), WALL).unwrap();
+        self.hosts.values_mut().for_each(|host| host.news.push(News::Fact(Arc::clone(fact))));
+    }
+
+    /// A tenth of a second, in which each node hears some of what it has not heard yet.
+    fn tick(&mut self) {
+        self.now = self.now + ms(100);
+        for at in self.hosts.keys().copied().collect::<Vec<usize>>() {
+            let host = self.hosts.get_mut(&at).unwrap();
+            self.rng.shuffle(&mut host.news);
+            for news in host.news.split_off(self.rng.usize(..=host.news.len())) {
+                match news {
+                    News::Fact(fact) => _ = host.catalog.offer(fact, WALL).unwrap(),
+                    News::Down(node) => _ = host.live.remove(&node),
+                }
+            }
+            host.custody.handle_timeout(self.now);
+            let ended = if self.rng.u8(..3) == 0 { std::mem::take(&mut host.auction) } else { Vec::new() };
+            if let Some(replica) = self.beaten(at) {
+                let key = Key::Placement(self.author.id(at), web(), replica);
+                let gone = self.author.sign(at, key, &Body::Gone);
+                self.publish(at, &gone);
+            }
+            for Missing { replica, epoch, .. } in ended {
+                let winner = self.rng.choice(self.hosts.keys().copied().collect::<Vec<usize>>()).unwrap();
+                let placed = self.author.placement(winner, replica, epoch, PlacementState::Running, false);
+                self.publish(winner, &placed);
+                // The verdict came first.
+                self.publish(at, &placed);
+            }
+            self.look_after(at);
+        }
+    }
+
+    /// A replica here that another node holds with more right.
+    fn beaten(&self, at: usize) -> Option<u32> {
+        let (me, host) = (self.author.id(at), &self.hosts[&at]);
+        let standing: Vec<Placement<'_>> = host.catalog.placements_of(&web()).collect();
+        let beats = |own: &Placement<'_>, other: &Placement<'_>| {
+            other.replica == own.replica
+                && host.live.contains(&other.node)
+                && keeps((other.fact.epoch, other.node), (own.fact.epoch, me))
+        };
+        let own = standing.iter().find(|own| own.node == me && standing.iter().any(|other| beats(own, other)));
+        own.map(|own| own.replica)
+    }
+
+    /// As a node does: the first custodian holds an auction for what is missing.
+    fn look_after(&mut self, at: usize) {
+        let (me, host) = (self.author.id(at), self.hosts.get_mut(&at).unwrap());
+        host.custody.take_dirty();
+        let wanted = host.catalog.workload(&web()).unwrap();
+        let mut missing = missing(&wanted, &host.catalog, |node| host.live.contains(node));
+        missing.retain(|missing| host.auction.iter().all(|held| held.replica != missing.replica));
+        if missing.is_empty() || first(&web(), host.live.iter().copied()) != Some(me) {
+            return host.custody.settled(&web());
+        }
+        let urgent = missing.iter().any(|missing| matches!(missing.cause, Cause::NodeDown(_)));
+        if host.custody.is_due(web(), urgent, self.now) {
+            host.auction.extend(missing);
+            self.auctions += 1;
+        }
+    }
+}
+
+#[test]
+fn custodians_that_die_and_disagree_leave_each_replica_running_once() {
+    for seed in 0..20 {
+        let mut mesh = Mesh::new(8, seed);
+        (0..20).for_each(|_| mesh.tick());
+        assert_eq!(mesh.auctions, 0, "seed {seed}: the submitter's own auction is waited for");
+        for _ in 0..5 {
+            // The first custodian, in the middle of whatever it is doing.
+            (0..mesh.rng.u32(..30)).for_each(|_| mesh.tick());
+            let rank = |at: &usize| rank(&web(), &mesh.author.id(*at));
+            let dead = mesh.hosts.keys().copied().max_by_key(rank).unwrap();
+            mesh.hosts.remove(&dead);
+            let id = mesh.author.id(dead);
+            mesh.hosts.values_mut().for_each(|host| host.news.push(News::Down(id)));
+        }
+        (0..100).for_each(|_| mesh.tick());
+        for host in mesh.hosts.values() {
+            assert_eq!(missing_in(&host.catalog, &host.live), [], "seed {seed}");
+            let web = web();
+            let running = host.catalog.placements_of(&web).filter(|one| host.live.contains(&one.node));
+            assert_eq!(running.count(), 4, "seed {seed}");
+            assert_eq!(host.custody.poll_timeout(), None, "seed {seed}: nothing is waited for");
+        }
+    }
+}
