@@ -13,6 +13,7 @@ mod host;
 mod measure;
 mod network;
 mod options;
+pub mod report;
 mod scenario;
 mod simulator;
 

@@ -53,7 +53,7 @@ pub(crate) fn plan(options: &Options, rng: &mut Rng) -> Vec<(Duration, Deed)> {
         }
         Scenario::Storm => {
             // As many submitters, each with a batch, all within a tenth of a second.
-            let replicas = (options.nodes as u32 * 4 / options.workloads.max(1) as u32).clamp(1, 500);
+            let replicas = (options.nodes as u32 / options.workloads.max(1) as u32).clamp(1, 500);
             for number in 0..options.workloads {
                 let at = rng.usize(..options.nodes);
                 let spec = Box::new(spec(number, Resources { cpu_milli: 500, memory: 64 << 20 }, replicas));

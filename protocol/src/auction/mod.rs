@@ -21,6 +21,8 @@
 
 mod award;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -207,8 +209,9 @@ impl Auctioneer {
         let ids: Vec<u64> = self.auctions.keys().copied().collect();
         for id in ids {
             let Some(auction) = self.auctions.get_mut(&id) else { continue };
-            auction.waiting.remove(node);
-            auction.bids.remove(node);
+            if auction.waiting.remove(node) || auction.bids.remove(node).is_some() {
+                auction.refusals.insert(*node, Refusal::NoAnswer);
+            }
             for need in auction.needs.values_mut() {
                 if let Need::Awarded { epoch, to, .. } = need
                     && to == node
@@ -292,7 +295,7 @@ impl Auctioneer {
             auction.asking_until = None;
         }
         if let Some(until) = auction.asking_until {
-            let impatient = !auction.bids.is_empty() && cx.now >= auction.asked_at + PATIENCE;
+            let impatient = auction.has_offers() && cx.now >= auction.asked_at + PATIENCE;
             if cx.now < until && !impatient {
                 return;
             }
@@ -331,6 +334,15 @@ impl Auction {
             let workload = Arc::clone(&self.lot.signed);
             cx.out.push((node, Message::Announcement { auction: id, workload, replicas }));
         }
+    }
+
+    /// Whether some bidder would take more than it was promised.
+    fn has_offers(&self) -> bool {
+        self.bids.iter().any(|(node, (prices, _))| {
+            let awarded = |need: &&Need| matches!(need, Need::Awarded { to, .. } if to == node);
+            let taken = self.needs.values().filter(awarded).count();
+            prices.len() > taken + self.won.values().filter(|winner| *winner == node).count()
+        })
     }
 
     /// Promises every open replica to the cheapest bidder that is left.
@@ -394,7 +406,7 @@ impl Auction {
         });
         let asking = self.asking_until.map(|until| {
             let patience = self.asked_at + PATIENCE;
-            if self.bids.is_empty() { until } else { until.min(patience) }
+            if self.has_offers() { until.min(patience) } else { until }
         });
         verdicts.chain(asking).min()
     }

@@ -24,8 +24,8 @@ mod picker;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -141,7 +141,7 @@ pub struct Exchange {
     /// Those that are to be used before those that are only copied, each in their order.
     waiting: Vec<(ChunkId, Need)>,
     /// Why downloads failed, until they are wanted again; the latest [`MAX_FAILURES`].
-    failures: BTreeMap<ChunkId, String>,
+    failures: VecDeque<(ChunkId, String)>,
     next_batch: u64,
     actions: Vec<Action>,
 }
@@ -161,7 +161,7 @@ impl Exchange {
             self.wait(copied, Need::Copy);
         }
         self.waiting.retain(|(waiting, _)| *waiting != root);
-        self.failures.remove(&root);
+        self.failures.retain(|(failed, _)| *failed != root);
         self.downloads.insert(root, Download::new(need, now));
         self.actions.push(Action::Survey(root));
     }
@@ -183,7 +183,7 @@ impl Exchange {
 
     /// Why an image could not be had, when it was wanted last.
     pub fn failure(&self, root: &ChunkId) -> Option<&str> {
-        self.failures.get(root).map(String::as_str)
+        self.failures.iter().find(|(failed, _)| failed == root).map(|(_, reason)| reason.as_str())
     }
 
     /// Whether an image waits until others are complete.
@@ -242,6 +242,8 @@ impl Exchange {
             Ok(survey) => {
                 download.take(survey);
                 download.next_look = now;
+                // The store's time is not the providers'.
+                download.last_progress = now;
                 self.pump(root, now, rng);
             }
             Err(reason) => self.fail(root, reason, now),
@@ -272,8 +274,9 @@ impl Exchange {
             download.last_fault = Some(describe(&fault, &provider));
             match (fault, download.providers.get_mut(&provider)) {
                 (FetchFault::Storage(reason), _) => return self.fail(root, reason, now),
-                (FetchFault::WrongChunk(chunk), Some(banned)) => {
-                    banned.banned = true;
+                (FetchFault::WrongChunk(chunk), _) => {
+                    // Also when it was taken off the list meanwhile: it may be put on it again.
+                    download.providers.entry(provider).or_default().banned = true;
                     self.actions.push(Action::Lied(provider, chunk));
                 }
                 (FetchFault::Missing(chunk), Some(provider)) => {
@@ -376,9 +379,9 @@ impl Exchange {
     fn fail(&mut self, root: ChunkId, reason: String, now: Instant) {
         self.finish(root, now);
         if self.failures.len() >= MAX_FAILURES {
-            self.failures.pop_first();
+            self.failures.pop_front();
         }
-        self.failures.insert(root, reason.clone());
+        self.failures.push_back((root, reason.clone()));
         self.actions.push(Action::Failed(root, reason));
     }
 

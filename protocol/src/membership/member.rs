@@ -51,6 +51,8 @@ pub struct Update {
     pub boot: u64,
     /// What is said.
     pub state: State,
+    /// Who says so, of a suspicion: the same accusation heard twice is one.
+    pub accuser: Option<NodeId>,
     /// Where it is reached.
     pub addresses: Vec<String>,
     /// The member's own, over all but `state`, and whether it leaves. Nobody else can raise an incarnation, and who
@@ -89,6 +91,7 @@ impl Update {
 pub(super) struct News {
     pub(super) word: Arc<Word>,
     pub(super) state: State,
+    pub(super) accuser: Option<NodeId>,
 }
 
 impl News {
@@ -161,6 +164,7 @@ impl Member {
             incarnation: word.incarnation,
             boot: word.boot,
             state: self.state,
+            accuser: None,
             addresses: word.addresses.clone(),
             signature: word.signature?,
         })
@@ -169,7 +173,7 @@ impl Member {
 
 impl Word {
     pub(super) fn of(update: Update) -> Word {
-        let Update { node, incarnation, boot, addresses, signature, state } = update;
+        let Update { node, incarnation, boot, addresses, signature, state, .. } = update;
         Word { node, incarnation, boot, addresses, leaves: state == State::Left, signature: Some(signature) }
     }
 

@@ -27,6 +27,8 @@
 
 mod member;
 mod rumours;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,10 +53,13 @@ pub const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_millis(300);
 /// Helpers asked per failed probe.
 const HELPERS: usize = 3;
-/// Suspicion lasts at least this many probe intervals, times log₁₀ of the mesh's size.
+/// Suspicion lasts at least this many probe intervals in a mesh of ten, and half as many more for each tenfold size: news
+/// takes a round longer when the mesh is three times as large, and a round is [`GOSSIP`].
 const SUSPICION_MULT: f64 = 2.0;
 /// A suspicion that nobody confirms lasts so many times longer.
-const SUSPICION_MAX: u32 = 3;
+const SUSPICION_MAX: u32 = 2;
+/// So many other accusers shorten it to the least, in a mesh that has as many.
+const CONFIRMATIONS: usize = 2;
 /// The worst local health: probes are then this many times slower, plus one (Lifeguard's S).
 const MAX_HEALTH: u32 = 8;
 /// Between two exchanges with a random member.
@@ -62,7 +67,14 @@ const PUSH_PULL: Duration = Duration::from_secs(15);
 /// Between two tries to reach a member that is down.
 const KNOCK: Duration = Duration::from_secs(3);
 /// How often an update is passed on: this times log₂ of the mesh's size.
-const RETRANSMIT: f64 = 3.0;
+const RETRANSMIT: f64 = 2.0;
+/// While there is news, it is sent to a few so often, besides what travels with probes.
+const GOSSIP: Duration = Duration::from_millis(100);
+/// To how many.
+const GOSSIP_TO: usize = 3;
+/// One in so many answers tells the prober what is believed of itself: a machine with a copy of another's key learns of
+/// the other so.
+const MIRROR: u64 = 8;
 /// Updates in one message that answers a reconciliation; about 200 bytes each.
 const MOST_PUSHED: usize = 2000;
 /// Messages of those in one answer; what is left over is found by the next exchange.
@@ -129,8 +141,8 @@ struct Relay {
 #[derive(Debug)]
 struct Suspicion {
     since: Instant,
-    /// Who suspects it besides the first: each shortens the wait.
-    confirmed_by: Vec<NodeId>,
+    /// Who suspects it: each after the first shortens the wait.
+    accusers: Vec<NodeId>,
     /// How many confirmations shorten it to the least.
     expected: u32,
 }
@@ -169,6 +181,7 @@ pub struct Membership {
     next_probe: Instant,
     next_push_pull: Instant,
     next_knock: Instant,
+    next_gossip: Instant,
     changes: Vec<Change>,
 }
 
@@ -196,6 +209,7 @@ impl Membership {
             next_probe: now + PROBE_INTERVAL,
             next_push_pull: now + PUSH_PULL,
             next_knock: now + KNOCK,
+            next_gossip: now,
             changes: Vec::new(),
         };
         membership.say(boot);
@@ -206,7 +220,7 @@ impl Membership {
     pub fn restore(&mut self, node: NodeId, addresses: Vec<String>, now: Instant) {
         if node != self.me && self.members.len() < MAX_MEMBERS {
             let word = Arc::new(Word::unheard(node, addresses));
-            self.add(News { word, state: State::Down }, now);
+            self.add(News { word, state: State::Down, accuser: None }, now);
             self.changes.push(Change::Addresses(node));
         }
     }
@@ -215,7 +229,7 @@ impl Membership {
     pub fn resume(&mut self, members: &[(Arc<Word>, State)], now: Instant) {
         for (word, state) in members {
             if word.node != self.me && self.members.len() < MAX_MEMBERS {
-                self.add(News { word: Arc::clone(word), state: *state }, now);
+                self.add(News { word: Arc::clone(word), state: *state, accuser: None }, now);
             }
         }
     }
@@ -308,7 +322,7 @@ impl Membership {
         if self.member(&node).is_none() && self.members.len() < MAX_MEMBERS {
             // Until its own word comes, it counts as alive here, and is not passed on.
             let word = Arc::new(Word::unheard(node, address.into_iter().collect()));
-            self.add(News { word, state: State::Alive }, cx.now);
+            self.add(News { word, state: State::Alive, accuser: None }, cx.now);
             self.news(node, Some(State::Alive), true);
         }
         cx.out.push((node, Message::MembersPush { updates: vec![self.own_update()] }));
@@ -318,7 +332,7 @@ impl Membership {
     /// A node's certificates have become known: what it has said before counts now.
     pub fn certified(&mut self, node: NodeId, cx: &mut Context<'_>) {
         if let Some(news) = self.strangers.remove(&node) {
-            self.apply(news, node, cx);
+            self.apply(news, cx);
         }
     }
 
@@ -337,7 +351,8 @@ impl Membership {
         let probes = self.probes.values().map(|probe| probe.next);
         let relays = self.relays.values().map(|relay| relay.nack_at.unwrap_or(relay.until));
         let suspicions = self.suspicions.values().map(|suspicion| self.suspicion_end(suspicion));
-        let regular = [self.next_probe, self.next_push_pull, self.next_knock];
+        let gossip = (!self.gossip.is_empty() && self.live > 0).then_some(self.next_gossip);
+        let regular = [self.next_probe, self.next_push_pull, self.next_knock].into_iter().chain(gossip);
         probes.chain(relays).chain(suspicions).chain(regular).min().unwrap_or(self.next_probe)
     }
 
@@ -349,6 +364,15 @@ impl Membership {
         if cx.now >= self.next_probe {
             self.next_probe = cx.now + PROBE_INTERVAL * (self.health + 1);
             self.probe_next(cx);
+        }
+        if cx.now >= self.next_gossip && !self.gossip.is_empty() {
+            self.next_gossip = cx.now + GOSSIP;
+            for node in self.sample(GOSSIP_TO, cx.rng, |member| member.state.is_live()) {
+                let updates = self.take_updates(&node);
+                if !updates.is_empty() {
+                    cx.out.push((node, Message::MembersPush { updates }));
+                }
+            }
         }
         if cx.now >= self.next_push_pull {
             self.next_push_pull = cx.now + jitter(PUSH_PULL, cx.rng);
@@ -375,7 +399,10 @@ impl Membership {
             Message::Ping { seq, target, updates } => {
                 self.apply_all(updates, from, cx);
                 if target == self.me && !self.leaving {
-                    let updates = self.take_updates(&from);
+                    let mut updates = self.take_updates(&from);
+                    if seq.is_multiple_of(MIRROR) {
+                        updates.extend(self.told(&from));
+                    }
                     cx.out.push((from, Message::Ack { seq, updates }));
                 }
             }
@@ -531,7 +558,7 @@ impl Membership {
         let Some(member) = self.member(&target).filter(|member| member.state.is_live()) else { return };
         if member.word.signature.is_some() {
             let word = Arc::clone(&member.word);
-            self.apply(News { word, state: State::Suspect }, self.me, cx);
+            self.apply(News { word, state: State::Suspect, accuser: Some(self.me) }, cx);
         } else {
             // It has never said a word, so there is nothing to accuse, and nobody to tell.
             self.give_up(target, cx.now);
@@ -540,9 +567,9 @@ impl Membership {
 
     fn suspicion_end(&self, suspicion: &Suspicion) -> Instant {
         let size = (self.members.len() + 1).max(10) as f64;
-        let least = PROBE_INTERVAL.mul_f64(SUSPICION_MULT * size.log10());
+        let least = PROBE_INTERVAL.mul_f64(SUSPICION_MULT * (1.0 + size.log10()) / 2.0);
         let most = least * SUSPICION_MAX;
-        let confirmed = suspicion.confirmed_by.len() as u32;
+        let confirmed = suspicion.accusers.len().saturating_sub(1) as u32;
         if confirmed >= suspicion.expected {
             return suspicion.since + least;
         }
@@ -560,7 +587,7 @@ impl Membership {
             .collect();
         for node in due {
             let Some(word) = self.member(&node).map(|member| Arc::clone(&member.word)) else { continue };
-            self.apply(News { word, state: State::Down }, self.me, cx);
+            self.apply(News { word, state: State::Down, accuser: None }, cx);
         }
     }
 
@@ -575,7 +602,7 @@ impl Membership {
     /// Takes news from outside: only what the member itself has said, or an accusation of it.
     fn hear(&mut self, update: Update, from: NodeId, cx: &mut Context<'_>) {
         let update = update.bounded();
-        let state = update.state;
+        let (state, accuser) = (update.state, Some(update.accuser.unwrap_or(from)));
         let known = self.member(&update.node).map(|member| &member.word).filter(|word| word.is_in(&update));
         let word = match (known, cx.memo) {
             (Some(word), _) => Some(Arc::clone(word)),
@@ -583,9 +610,9 @@ impl Membership {
             (None, None) => update.genuine().map(Arc::new),
         };
         let Some(word) = word else { return };
-        let (node, news) = (word.node, News { word, state });
+        let (node, news) = (word.node, News { word, state, accuser });
         if node == self.me || self.member(&node).is_some() || (cx.certified)(&node) {
-            self.apply(news, from, cx);
+            self.apply(news, cx);
         } else {
             let known = self.strangers.get(&node).map(|known| (known.word.incarnation, known.state));
             if known.is_none_or(|known| (news.word.incarnation, news.state) > known) {
@@ -626,24 +653,24 @@ impl Membership {
         self.incarnation = incarnation;
         let state = if self.leaving { State::Left } else { State::Alive };
         let (node, boot, addresses) = (self.me, self.boot, self.addresses.clone());
-        let update =
-            Update { node, incarnation, boot, state, addresses, signature: Signature([0; 64]) }.sign(&self.key);
+        let update = Update { node, incarnation, boot, state, accuser: None, addresses, signature: Signature([0; 64]) }
+            .sign(&self.key);
         let word = Arc::new(Word::of(update));
-        self.members.insert(Member::new(News { word, state }, Instant::ZERO));
+        self.members.insert(Member::new(News { word, state, accuser: None }, Instant::ZERO));
         self.gossip.tell(self.me);
     }
 
-    fn apply(&mut self, news: News, from: NodeId, cx: &mut Context<'_>) {
+    fn apply(&mut self, news: News, cx: &mut Context<'_>) {
         let node = news.word.node;
         if node == self.me {
             return self.hear_of_me(&news);
         }
         let Some(member) = self.member(&node) else {
             if self.members.len() < MAX_MEMBERS {
-                let state = news.state;
+                let (state, accuser) = (news.state, news.accuser);
                 self.add(news, cx.now);
                 if state == State::Suspect {
-                    self.begin_suspicion(node, cx.now);
+                    self.begin_suspicion(node, accuser, cx.now);
                 }
                 self.news(node, Some(state), true);
             }
@@ -651,16 +678,16 @@ impl Membership {
         };
         if !news.overrides(member) {
             if news.state == State::Suspect && news.word.incarnation == member.incarnation {
-                self.confirm(node, from);
+                self.confirm(node, news.accuser);
             }
             return;
         }
         let (old_state, old_word) = (member.state, Arc::clone(&member.word));
-        let (state, moved) = (news.state, news.word.addresses != old_word.addresses);
+        let (state, accuser, moved) = (news.state, news.accuser, news.word.addresses != old_word.addresses);
         self.change(&node, |member| member.take(news, cx.now));
         self.suspicions.remove(&node);
         if state == State::Suspect {
-            self.begin_suspicion(node, cx.now);
+            self.begin_suspicion(node, accuser, cx.now);
         }
         if old_state == State::Down && state == State::Alive {
             // It may have missed much, or the network was split: learn all it knows at once.
@@ -679,19 +706,16 @@ impl Membership {
         }
     }
 
-    fn begin_suspicion(&mut self, node: NodeId, now: Instant) {
-        let expected = self.live.saturating_sub(1).min(HELPERS) as u32;
-        self.suspicions.insert(node, Suspicion { since: now, confirmed_by: Vec::new(), expected });
+    fn begin_suspicion(&mut self, node: NodeId, accuser: Option<NodeId>, now: Instant) {
+        let expected = self.live.saturating_sub(1).min(CONFIRMATIONS) as u32;
+        self.suspicions.insert(node, Suspicion { since: now, accusers: accuser.into_iter().collect(), expected });
     }
 
-    fn confirm(&mut self, node: NodeId, from: NodeId) {
-        if let Some(suspicion) = self.suspicions.get_mut(&node)
-            && from != self.me
-            && suspicion.confirmed_by.len() < suspicion.expected as usize
-            && !suspicion.confirmed_by.contains(&from)
-        {
-            suspicion.confirmed_by.push(from);
-            // Lifeguard: a new confirmation is passed on again.
+    /// Lifeguard: only another accuser confirms, and what is confirmed is passed on again.
+    fn confirm(&mut self, node: NodeId, accuser: Option<NodeId>) {
+        let (Some(suspicion), Some(accuser)) = (self.suspicions.get_mut(&node), accuser) else { return };
+        if suspicion.accusers.len() <= suspicion.expected as usize && !suspicion.accusers.contains(&accuser) {
+            suspicion.accusers.push(accuser);
             self.gossip.tell(node);
         }
     }
@@ -717,13 +741,20 @@ impl Membership {
         let limit = (RETRANSMIT * ((self.members.len() + 2) as f64).log2()).ceil() as u32;
         let mut updates = Vec::new();
         if let Some(member) = self.member(to).filter(|member| member.state != State::Alive) {
-            updates.extend(member.update());
+            updates.extend(self.told(&member.word.node));
         }
         for node in self.gossip.take(MAX_UPDATES, limit) {
             // Also what is said of `to`: another machine with its key may be saying it.
-            updates.extend(self.members.get(&place(&node)).and_then(Member::update));
+            updates.extend(self.told(&node));
         }
         updates
+    }
+
+    /// What is passed on of a member, with the latest of its accusers.
+    fn told(&self, node: &NodeId) -> Option<Update> {
+        let update = self.members.get(&place(node))?.update()?;
+        let accuser = self.suspicions.get(node).and_then(|suspicion| suspicion.accusers.last().copied());
+        Some(Update { accuser, ..update })
     }
 
     // What gossip missed.
@@ -745,7 +776,8 @@ impl Membership {
 
     fn push(&self, to: NodeId, keys: &[KeyHash], cx: &mut Context<'_>) {
         for keys in keys.chunks(MOST_PUSHED).take(MAX_PUSHES) {
-            let updates: Vec<Update> = keys.iter().filter_map(|key| self.members.get(key)?.update()).collect();
+            let updates = keys.iter().filter_map(|key| self.told(&self.members.get(key)?.word.node));
+            let updates: Vec<Update> = updates.collect();
             if !updates.is_empty() {
                 cx.out.push((to, Message::MembersPush { updates }));
             }
@@ -753,7 +785,10 @@ impl Membership {
     }
 
     fn forget_old(&mut self, now: Instant) {
-        let old = |member: &&Member| !member.state.is_live() && now.since(member.changed) > FORGET;
+        // A node that has left is still in its own list.
+        let old = |member: &&Member| {
+            member.word.node != self.me && !member.state.is_live() && now.since(member.changed) > FORGET
+        };
         let gone: Vec<NodeId> = self.members.iter().filter(old).map(|member| member.word.node).collect();
         for node in gone {
             self.members.remove(&place(&node));

@@ -32,6 +32,11 @@ impl Rumours {
         next.into_iter().map(|(_, node)| node).collect()
     }
 
+    /// Whether there is no news.
+    pub(super) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
     /// A member is not talked of any more.
     pub(super) fn forget(&mut self, node: &NodeId) {
         if let Some(sent) = self.sent.remove(node) {

@@ -801,6 +801,7 @@ fn nobody_speaks_for_another_member() {
         incarnation,
         boot,
         state,
+        accuser: None,
         addresses: vec!["/memory/9".to_owned(); 100],
         signature: known.signature.unwrap(),
     };

@@ -1,0 +1,150 @@
+//! Images on their way.
+
+use super::*;
+
+#[test]
+fn two_providers_that_have_everything_are_both_used() {
+    let mut mesh = Mesh::new(&[Manner::Honest; 3], 1);
+    assert!(mesh.gets(ms(2000)));
+    let (one, two) = (mesh.hosts[1].served, mesh.hosts[2].served);
+    assert!(one.min(two) > PIECES / 3, "{one} and {two}");
+    assert_eq!(one + two, PIECES + 1, "nothing comes twice");
+    assert_eq!(mesh.hosts[0].exchange.poll_timeout(), None);
+}
+
+#[test]
+fn providers_with_a_part_each_complement_one_another() {
+    let mut mesh = Mesh::new(&[Manner::Honest; 3], 1);
+    for (at, lacks) in [(1, 0..30), (2, 30..PIECES)] {
+        contents(image(0))[lacks].iter().for_each(|piece| _ = mesh.hosts[at].kept.remove(&piece.chunk));
+    }
+    mesh.loss = 0.2;
+    assert!(mesh.gets(ms(5000)));
+    assert_eq!(mesh.hosts[1].served + mesh.hosts[2].served, PIECES + 1);
+    assert!(mesh.hosts[0].failed.is_empty());
+}
+
+#[test]
+fn who_lies_is_told_of_and_not_asked_again() {
+    for seed in 0..10 {
+        let mut mesh = Mesh::new(&[Manner::Honest, Manner::Lies, Manner::Honest, Manner::Lies], seed);
+        assert!(mesh.gets(ms(3000)), "seed {seed}");
+        let host = &mesh.hosts[0];
+        for liar in [node(1), node(3)] {
+            assert!(host.asked.iter().filter(|(_, provider, _)| *provider == liar).count() <= PER_PROVIDER);
+            assert!(host.lied.contains(&liar), "seed {seed}");
+        }
+    }
+    let mut mesh = Mesh::new(&[Manner::Honest, Manner::Lies, Manner::Lies], 1);
+    assert!(!mesh.gets(ms(1000)));
+    let [(root, reason)] = &mesh.hosts[0].failed[..] else { panic!("nobody else is left") };
+    assert_eq!(*root, image(0));
+    assert!(reason.starts_with("every node that has it sent wrong bytes"), "{reason}");
+}
+
+#[test]
+fn who_is_away_rests_and_is_asked_again() {
+    let mut mesh = Mesh::new(&[Manner::Honest, Manner::Away], 1);
+    assert!(!mesh.gets(ms(7500)));
+    let asked: Vec<Instant> = mesh.hosts[0].asked.iter().map(|(at, ..)| *at).collect();
+    assert!(asked.len() > 1 && asked.windows(2).all(|two| two[1].since(two[0]) >= REST), "{asked:?}");
+    mesh.hosts[1].manner = Manner::Honest;
+    assert!(mesh.gets(REST + LOOK + ms(1000)), "asked for again, it is the same download");
+}
+
+#[test]
+fn without_anything_for_a_minute_it_has_failed_and_may_be_wanted_again() {
+    for manners in [&[Manner::Honest, Manner::Away][..], &[Manner::Honest]] {
+        let mut mesh = Mesh::new(manners, 1);
+        assert!(!mesh.gets(GIVE_UP - ms(1)));
+        assert!(mesh.hosts[0].failed.is_empty());
+        assert!(mesh.run_until(REST + LOOK, |mesh| !mesh.hosts[0].failed.is_empty()));
+        assert!(mesh.hosts[0].exchange.failure(&image(0)).is_some());
+        mesh.want(0, image(0), Need::Copy);
+        assert_eq!(mesh.hosts[0].exchange.failure(&image(0)), None);
+    }
+}
+
+#[test]
+fn what_cannot_be_kept_fails_at_once() {
+    let mut mesh = Mesh::new(&[Manner::DiskFull, Manner::Honest, Manner::Honest], 1);
+    assert!(!mesh.gets(ms(100)));
+    assert_eq!(mesh.hosts[0].failed, [(image(0), "no space left".to_owned())]);
+    assert_eq!(mesh.hosts[0].exchange.downloads().count(), 0);
+}
+
+#[test]
+fn what_hangs_at_the_end_is_asked_for_elsewhere_too() {
+    for seed in 0..10 {
+        let mut mesh = Mesh::new(&[Manner::Honest, Manner::Hangs, Manner::Honest], seed);
+        assert!(mesh.gets(ms(5000)), "seed {seed}");
+        let asked: usize = mesh.hosts[0].asked.iter().map(|(_, _, pieces)| pieces.len()).sum();
+        assert!(asked > PIECES + 1 && asked <= 2 * (PIECES + 1), "seed {seed}: {asked}");
+        // The late answers change nothing.
+        assert!(!mesh.run_until(ms(30_000), |mesh| mesh.hosts[0].complete.len() > 1));
+    }
+}
+
+#[test]
+fn what_is_used_takes_the_place_of_a_copy_which_goes_on_later() {
+    let mut mesh = Mesh::new(&[Manner::Honest; 3], 1);
+    let most = MAX_DOWNLOADS as u8;
+    for at in 1..3 {
+        mesh.hosts[at].kept = (0..most + 3).map(image).flat_map(everything).collect();
+    }
+    (0..=most).for_each(|n| mesh.want(0, image(n), Need::Copy));
+    assert!(mesh.hosts[0].exchange.is_waiting(&image(most)));
+    // What is to be used after all keeps its place.
+    mesh.want(0, image(0), Need::Use);
+    assert!(!mesh.run_until(ms(100), |mesh| !mesh.hosts[0].complete.is_empty()));
+    mesh.want(0, image(most + 1), Need::Use);
+    assert!(mesh.hosts[0].exchange.waiting.iter().map(|(root, _)| *root).eq([most, 1].map(image)));
+    (2..most).for_each(|n| mesh.want(0, image(n), Need::Use));
+    mesh.want(0, image(most + 2), Need::Use);
+    // There is no copy left to make room, so it is the next.
+    assert!(mesh.hosts[0].exchange.waiting.iter().map(|(root, _)| *root).eq([most + 2, most, 1].map(image)));
+    assert!(mesh.run_until(ms(60_000), |mesh| mesh.hosts[0].complete.len() == MAX_DOWNLOADS + 3));
+    assert!(mesh.hosts[0].failed.is_empty());
+}
+
+#[test]
+fn those_who_receive_an_image_pass_it_on() {
+    for seed in 0..5 {
+        let mut mesh = Mesh::swarm(&[Manner::Honest; 9], seed);
+        (1..9).for_each(|at| mesh.want(at, image(0), Need::Copy));
+        assert!(mesh.run_until(ms(20_000), Mesh::all_have_it), "seed {seed}");
+        assert!(mesh.hosts[0].served < 8 * PIECES * 2 / 3, "seed {seed}: the first served {}", mesh.hosts[0].served);
+    }
+}
+
+#[test]
+fn whoever_lies_hangs_or_goes_away_all_others_get_the_image_whole() {
+    for seed in 0..100 {
+        let mut rng = Rng::with_seed(seed);
+        let mut manners = vec![Manner::Honest; rng.usize(2..10)];
+        manners[1..].iter_mut().filter(|_| rng.u8(..4) == 0).for_each(|manner| *manner = Manner::Lies);
+        let mut mesh = Mesh::swarm(&manners, seed);
+        mesh.loss = rng.f64() * 0.3;
+        for _ in 0..10 {
+            let at = rng.usize(..manners.len());
+            if manners[at] == Manner::Honest {
+                mesh.hosts[at].manner = [Manner::Honest, Manner::Away, Manner::Hangs][rng.usize(..3)];
+                mesh.want(at, image(0), Need::Copy);
+            }
+            mesh.run_until(ms(rng.u64(..2000)), |_| false);
+        }
+        for (at, manner) in manners.iter().enumerate() {
+            mesh.hosts[at].manner = *manner;
+            if *manner == Manner::Honest && !mesh.has(at, image(0)) {
+                mesh.want(at, image(0), Need::Use);
+            }
+        }
+        assert!(mesh.run_until(ms(120_000), Mesh::all_have_it), "seed {seed}");
+        for host in &mesh.hosts {
+            assert_eq!(host.failed, [], "seed {seed}");
+            assert!(host.lied.iter().all(|liar| manners[usize::from(liar.0[0])] == Manner::Lies), "seed {seed}");
+            let liars = manners.iter().filter(|manner| **manner == Manner::Lies).count();
+            assert!(host.lied.len() <= PER_PROVIDER * liars, "seed {seed}: not asked again");
+        }
+    }
+}
