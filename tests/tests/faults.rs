@@ -385,3 +385,20 @@ fn a_crash_while_an_image_is_fetched_costs_only_time() {
     let size = hosts[0].images()[0]["size"].as_u64().expect("a size");
     assert!(sent < size * 13 / 10, "{sent} bytes were sent for an image of {size}: it was begun anew");
 }
+
+#[test]
+fn a_link_that_comes_and_goes_leaves_one_copy() {
+    let lab = Lab::mesh(3);
+    let hosts: [&Host; 3] = lab.hosts();
+    load(&hosts);
+    let (id, home) = tick(&lab, hosts[0], "web", &[]);
+    // Some of the cuts are shorter than a suspicion lasts, some longer.
+    for millis in [300, 2500, 700, 4000, 1200, 2500] {
+        home.cut();
+        std::thread::sleep(std::time::Duration::from_millis(millis));
+        home.heal();
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+    }
+    lab.wait_for_mesh();
+    only_one(&hosts, "web", &id);
+}
