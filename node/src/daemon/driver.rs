@@ -162,8 +162,8 @@ pub struct Driver {
     waiting: HashMap<CommandId, oneshot::Sender<Result<Reply, Refused>>>,
     change: u64,
     names: HashMap<NodeId, String>,
-    /// When something that a peer sent was last complained of, and how often it was not since. Bounded by the members.
-    complaints: HashMap<NodeId, (TokioInstant, u64)>,
+    /// When something that a peer sent was last complained of. Bounded by the members.
+    complaints: HashMap<NodeId, TokioInstant>,
 }
 
 impl Driver {
@@ -328,13 +328,8 @@ impl Driver {
             }
             Event::Changed(_) => return,
             Event::Dropped { from, reason } => {
-                let now = TokioInstant::now();
-                let (said, unsaid) = self.complaints.entry(from).or_insert((now - COMPLAINT, 0));
-                if now.duration_since(*said) >= COMPLAINT {
-                    warn!(from = %from.short(), reason, unsaid, "dropped what it sent");
-                    (*said, *unsaid) = (now, 0);
-                } else {
-                    *unsaid += 1;
+                if self.may_complain(from) {
+                    warn!(from = %from.short(), reason, "dropped what it sent, and perhaps more since the last time");
                 }
                 return;
             }
@@ -365,6 +360,7 @@ impl Driver {
                     record.refused.iter().map(|(reason, count)| format!("{reason} ({count})")).collect();
                 (self.workload_name(&workload), format!("no node takes it: {}", reasons.join(", ")))
             }
+            Event::ClockOff { by, .. } if !self.may_complain(by) => return,
             Event::ClockOff { by, ahead } => {
                 let text = format!("this machine's clock is {} s ahead, says {}", ahead / 1000, self.name_of(&by));
                 error!("{text}");
@@ -379,6 +375,16 @@ impl Driver {
         info!(about, text);
         // Nobody may be listening.
         let _unheard = requests.events.send(Told { at: wall_now().0, about, text });
+    }
+
+    /// Whether it is time for another line about what a peer sends.
+    fn may_complain(&mut self, about: NodeId) -> bool {
+        let now = TokioInstant::now();
+        let due = self.complaints.get(&about).is_none_or(|last| now.duration_since(*last) >= COMPLAINT);
+        if due {
+            self.complaints.insert(about, now);
+        }
+        due
     }
 
     fn name_of(&mut self, node: &NodeId) -> String {

@@ -30,7 +30,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, info};
 
 use super::admission::{Gate, unix_now};
-use super::inflow::{Inflow, LARGE_READS, Outflow, SMALL};
+use super::inflow::{Inflow, LARGE_PATIENCE, LARGE_READS, Outflow, SMALL};
 use super::{doorstep, key_pair, node_id, peer_id, transport};
 
 const MAX_WAITING: u32 = 64;
@@ -118,7 +118,8 @@ impl request_response::Codec for Codec {
         io.take(SMALL).read_to_end(&mut bytes).await?;
         if bytes.len() as u64 == SMALL {
             let _place = self.large.acquire().await.map_err(io::Error::other)?;
-            io.take(MESSAGE_LIMIT as u64 + 2 - SMALL).read_to_end(&mut bytes).await?;
+            let mut rest = io.take(MESSAGE_LIMIT as u64 + 2 - SMALL);
+            tokio::time::timeout(LARGE_PATIENCE, rest.read_to_end(&mut bytes)).await??;
         }
         Ok(bytes)
     }
@@ -217,7 +218,8 @@ pub async fn start(
             protocols,
             request_response::Config::default()
                 .with_request_timeout(Duration::from_secs(5))
-                .with_max_concurrent_streams(64),
+                // Of all connections of a peer together fewer than there are places for large messages.
+                .with_max_concurrent_streams(24),
         ),
         identify: identify::Behaviour::new(
             identify::Config::new("/moyai/1".to_owned(), keys.public())

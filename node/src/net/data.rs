@@ -251,10 +251,11 @@ impl DataPlane {
     pub async fn fetch(&self, provider: NodeId, addresses: &[SocketAddr], pieces: Vec<Piece>) -> Fetched {
         let started = Instant::now();
         let mut fetched = Fetched { got: Vec::new(), bytes: 0, elapsed: Duration::ZERO, fault: None };
-        if let Err(fault) = self.fetch_into(provider, addresses, &pieces, &mut fetched).await {
-            if matches!(fault, FetchFault::Unreachable(_)) {
-                // The connection may be to an earlier life of that node, and would stall until it times out.
-                self.forget(&provider).await;
+        let mut used = None;
+        if let Err(fault) = self.fetch_into(provider, addresses, &pieces, &mut used, &mut fetched).await {
+            if let (FetchFault::Unreachable(_), Some(connection)) = (&fault, used) {
+                // It may be to an earlier life of that node, and would stall until it times out.
+                self.forget(&provider, &connection).await;
             }
             fetched.fault = Some(fault);
         }
@@ -267,11 +268,14 @@ impl DataPlane {
         provider: NodeId,
         addresses: &[SocketAddr],
         pieces: &[Piece],
+        used: &mut Option<quinn::Connection>,
         fetched: &mut Fetched,
     ) -> Result<(), FetchFault> {
         let broken = |error: &dyn std::fmt::Display| FetchFault::Unreachable(error.to_string());
         let ids = pieces.iter().map(|piece| piece.chunk).collect();
-        let mut receive = self.ask(provider, addresses, &Request::Chunks(ids)).await.map_err(|error| broken(&error))?;
+        let asked = self.ask(provider, addresses, &Request::Chunks(ids)).await;
+        let (connection, mut receive) = asked.map_err(|error| broken(&error))?;
+        *used = Some(connection);
         let mut waiting = Vec::new();
         let mut missing = None;
         for piece in pieces {
@@ -311,7 +315,7 @@ impl DataPlane {
         request: LogRequest,
         sink: tokio::sync::mpsc::Sender<LogFrame>,
     ) -> anyhow::Result<()> {
-        let mut receive = self.ask(node, addresses, &Request::Logs(request)).await?;
+        let (_, mut receive) = self.ask(node, addresses, &Request::Logs(request)).await?;
         loop {
             tokio::select! {
                 frame = read_frame::<_, LogFrame>(&mut receive) => match frame {
@@ -333,7 +337,7 @@ impl DataPlane {
         node: NodeId,
         addresses: &[SocketAddr],
         request: &Request,
-    ) -> anyhow::Result<quinn::RecvStream> {
+    ) -> anyhow::Result<(quinn::Connection, quinn::RecvStream)> {
         let connection = self.connect(node, addresses).await?;
         let asked = async {
             let (mut send, receive) = connection.open_bi().await?;
@@ -342,20 +346,27 @@ impl DataPlane {
             Ok::<_, anyhow::Error>(receive)
         };
         match tokio::time::timeout(STALL, asked).await {
-            Ok(Ok(receive)) => Ok(receive),
+            Ok(Ok(receive)) => Ok((connection, receive)),
             Ok(Err(error)) => {
-                self.forget(&node).await;
+                self.forget(&node, &connection).await;
                 Err(error)
             }
             Err(_) => {
-                self.forget(&node).await;
+                self.forget(&node, &connection).await;
                 anyhow::bail!("no answer in {} s", STALL.as_secs())
             }
         }
     }
 
-    async fn forget(&self, node: &NodeId) {
-        self.connections.lock().await.remove(node);
+    /// Uses a connection no more, unless another has taken its place already.
+    async fn forget(&self, node: &NodeId, connection: &quinn::Connection) {
+        let slot = self.connections.lock().await.get(node).cloned();
+        if let Some(slot) = slot {
+            let mut slot = slot.lock().await;
+            if slot.as_ref().is_some_and(|current| current.stable_id() == connection.stable_id()) {
+                *slot = None;
+            }
+        }
     }
 
     async fn connect(&self, node: NodeId, addresses: &[SocketAddr]) -> anyhow::Result<quinn::Connection> {

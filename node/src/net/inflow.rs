@@ -31,7 +31,9 @@ const FORGET: Duration = Duration::from_secs(60);
 /// A message of up to this size is read without more ado.
 pub const SMALL: u64 = 64 << 10;
 /// Larger ones that are read at one time.
-pub const LARGE_READS: usize = 32;
+pub const LARGE_READS: usize = 128;
+/// For each of them.
+pub const LARGE_PATIENCE: Duration = Duration::from_secs(2);
 
 struct Bucket {
     level: f64,

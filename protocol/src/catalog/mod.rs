@@ -157,10 +157,11 @@ impl Catalog {
         if known.is_some_and(|(newer, _)| !newer) {
             return Ok(Taken::Known);
         }
-        // What follows a fact that is ahead is no further ahead than that one.
-        let latest = self.get(&fact.key).map_or(now, |entry| entry.fact.version.time().max(now));
-        let ahead = fact.version.ahead_of(latest);
-        if ahead > MAX_SKEW.as_millis() as i64 {
+        // What was taken when this clock was wrong is followed by what is as far ahead; nothing else is.
+        let limit = MAX_SKEW.as_millis() as i64;
+        let before = self.get(&fact.key).map(|entry| entry.fact.version).filter(|before| before.ahead_of(now) > limit);
+        let ahead = fact.version.ahead_of(before.map_or(now, Hlc::time));
+        if ahead > limit {
             return Err(NotTaken::Future { ahead });
         }
         if self.facts.len() >= MAX_FACTS && known.is_none() {
@@ -173,7 +174,10 @@ impl Catalog {
         }
         let (count, bytes) = self.by_author.get(&fact.author).copied().unwrap_or_default();
         let new = known.is_none_or(|(_, author)| author != fact.author);
-        let full = (new && count >= MAX_BY_AUTHOR) || bytes + fact.content.len() > MAX_BYTES_BY_AUTHOR;
+        let replaced = self.get(&fact.key).filter(|_| !new).map_or(0, |entry| entry.fact.content.len());
+        let grows = fact.content.len() > replaced;
+        let full = (new && count >= MAX_BY_AUTHOR)
+            || (grows && bytes - replaced.min(bytes) + fact.content.len() > MAX_BYTES_BY_AUTHOR);
         if full && !matches!(fact.key, Key::Node(_)) {
             return Err(NotTaken::Full { limit: MAX_BY_AUTHOR as usize });
         }
@@ -181,6 +185,18 @@ impl Catalog {
             Some(memo) => memo.open(fact, &self.mesh)?,
             None => Arc::new(Entry::open(fact, &self.mesh)?),
         };
+        let old = now.0.saturating_sub(entry.fact.version.time().0) > TOMBSTONE.as_millis() as u64;
+        let ended = match &entry.said {
+            Said::Gone => true,
+            Said::Workload { fact, .. } => fact.removed,
+            // Said again each day while its node lives.
+            Said::Node(_) => true,
+            Said::Placement(_) | Said::Pending(_) => false,
+        };
+        if known.is_none() && old && ended {
+            // Forgotten here already; a node that has not come to it yet must not bring it back.
+            return Ok(Taken::Known);
+        }
         self.put(entry);
         Ok(Taken::New)
     }

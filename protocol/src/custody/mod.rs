@@ -149,6 +149,13 @@ impl Custody {
         watch.due <= now
     }
 
+    /// There is no room for another auction: look again a little later.
+    pub fn wait(&mut self, workload: &WorkloadId, now: Instant) {
+        if let Some(watch) = self.watches.get_mut(workload) {
+            watch.due = now + RETRY;
+        }
+    }
+
     /// An auction of this node found no taker.
     pub fn no_taker(&mut self, workload: WorkloadId, now: Instant) {
         let due = now + RETRY_ANYWAY;

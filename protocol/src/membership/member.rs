@@ -79,6 +79,11 @@ impl Update {
         codec::encode(&(self.node, self.incarnation, self.boot, &self.addresses, leaves))
     }
 
+    /// Bytes it takes in a message, at most.
+    pub(super) fn weight(&self) -> usize {
+        192 + self.addresses.iter().map(|address| address.len() + 4).sum::<usize>()
+    }
+
     /// Cut to what one member may take up.
     pub(super) fn bounded(mut self) -> Self {
         self.addresses = bounded(self.addresses);

@@ -30,7 +30,7 @@ mod rumours;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,8 +75,10 @@ const GOSSIP_TO: usize = 3;
 /// One in so many answers tells the prober what is believed of itself: a machine with a copy of another's key learns of
 /// the other so.
 const MIRROR: u64 = 8;
-/// Updates in one message that answers a reconciliation; about 200 bytes each.
-const MOST_PUSHED: usize = 2000;
+/// Bytes of updates in one message that answers a reconciliation.
+const MOST_PUSHED: usize = 512 << 10;
+/// Updates of one message that are looked at: more than fit one.
+const MOST_HEARD: usize = 4096;
 /// Messages of those in one answer; what is left over is found by the next exchange.
 const MAX_PUSHES: usize = 8;
 /// Updates on board of one probe message.
@@ -423,7 +425,7 @@ impl Membership {
             Message::MembersReconcile { ranges } if !self.leaving => self.compare(from, ranges, cx),
             Message::MembersWant { keys } if !self.leaving => self.push(from, &keys, cx),
             Message::Leave { update } if update.node == from => {
-                self.hear(Update { state: State::Left, ..update }, from, cx);
+                let _known = self.hear(Update { state: State::Left, ..update }, from, cx);
             }
             _ => {}
         }
@@ -594,13 +596,17 @@ impl Membership {
     // Gossip.
 
     fn apply_all(&mut self, updates: Vec<Update>, from: NodeId, cx: &mut Context<'_>) {
-        for update in updates.into_iter().take(MAX_MEMBERS) {
-            self.hear(update, from, cx);
+        for update in updates.into_iter().take(MOST_HEARD) {
+            // An honest peer passes on only what it has checked: the rest is not worth checking either.
+            if !self.hear(update, from, cx) {
+                return;
+            }
         }
     }
 
     /// Takes news from outside: only what the member itself has said, or an accusation of it.
-    fn hear(&mut self, update: Update, from: NodeId, cx: &mut Context<'_>) {
+    /// Whether it was said by the member.
+    fn hear(&mut self, update: Update, from: NodeId, cx: &mut Context<'_>) -> bool {
         let update = update.bounded();
         let (state, accuser) = (update.state, Some(update.accuser.unwrap_or(from)));
         let known = self.member(&update.node).map(|member| &member.word).filter(|word| word.is_in(&update));
@@ -609,7 +615,7 @@ impl Membership {
             (None, Some(memo)) => memo.word(&update),
             (None, None) => update.genuine().map(Arc::new),
         };
-        let Some(word) = word else { return };
+        let Some(word) = word else { return false };
         let (node, news) = (word.node, News { word, state, accuser });
         if node == self.me || self.member(&node).is_some() || (cx.certified)(&node) {
             self.apply(news, cx);
@@ -622,6 +628,7 @@ impl Membership {
                 self.strangers.pop_first();
             }
         }
+        true
     }
 
     fn give_up(&mut self, node: NodeId, now: Instant) {
@@ -666,7 +673,8 @@ impl Membership {
             return self.hear_of_me(&news);
         }
         let Some(member) = self.member(&node) else {
-            if self.members.len() < MAX_MEMBERS {
+            // One that is gone and not known here was forgotten, and must not be brought back.
+            if self.members.len() < MAX_MEMBERS && news.state.is_live() {
                 let (state, accuser) = (news.state, news.accuser);
                 self.add(news, cx.now);
                 if state == State::Suspect {
@@ -775,12 +783,18 @@ impl Membership {
     }
 
     fn push(&self, to: NodeId, keys: &[KeyHash], cx: &mut Context<'_>) {
-        for keys in keys.chunks(MOST_PUSHED).take(MAX_PUSHES) {
-            let updates = keys.iter().filter_map(|key| self.told(&self.members.get(key)?.word.node));
-            let updates: Vec<Update> = updates.collect();
-            if !updates.is_empty() {
-                cx.out.push((to, Message::MembersPush { updates }));
+        let keys: BTreeSet<&KeyHash> = keys.iter().collect();
+        let mut known = keys.into_iter().filter_map(|key| self.told(&self.members.get(key)?.word.node)).peekable();
+        for _ in 0..MAX_PUSHES {
+            let (mut updates, mut bytes) = (Vec::new(), 0);
+            while let Some(update) = known.next_if(|update| bytes + update.weight() <= MOST_PUSHED) {
+                bytes += update.weight();
+                updates.push(update);
             }
+            if updates.is_empty() {
+                return;
+            }
+            cx.out.push((to, Message::MembersPush { updates }));
         }
     }
 

@@ -216,7 +216,9 @@ fn more_strangers_than_are_kept_push_out_none_of_the_members() {
     };
     let mut updates: Vec<Update> = (100..140 + MAX_STRANGERS).map(word).collect();
     mesh.uncertified.extend(updates.iter().map(|update| update.node));
-    mesh.news(0, updates.clone());
+    for part in updates.chunks(MOST_HEARD) {
+        mesh.news(0, part.to_vec());
+    }
     assert_eq!((mesh.node(0).strangers.len(), mesh.node(0).members().count()), (MAX_STRANGERS, 2));
     updates.sort_by_key(|update| update.node);
     let (dropped, kept) = (updates[0].clone(), updates[updates.len() - 1].node);

@@ -259,8 +259,10 @@ impl Node {
         let mut bytes = 0;
         let mut facts = Vec::new();
         let mut known: Vec<&Arc<Fact>> = keys.iter().filter_map(|key| self.catalog.by_hash(key)).collect();
-        // Nodes first: what else they say is believed once their certificates are known.
-        known.sort_by_key(|fact| fact.key);
+        // Nodes first: what else they say is believed once their certificates are known. The others in any order: what
+        // the peer refuses each time must not keep the rest from it.
+        self.rng.shuffle(&mut known);
+        known.sort_by_key(|fact| !matches!(fact.key, Key::Node(_)));
         for fact in known {
             bytes += fact.weight();
             // What does not fit one message is found again by the next reconciliation.

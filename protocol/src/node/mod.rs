@@ -388,7 +388,7 @@ impl Node {
             self.clock.observe(fact.version);
             // Judged by their own time, not by today's: facts do not expire with their author's certificate, and a clock
             // that is behind what was written down is no reason to forget it.
-            let (key, at) = (fact.key, wall.max(fact.version.time()));
+            let (key, at) = (fact.key, fact.version.time());
             if self.catalog.offer(Arc::new(fact), at).is_err() {
                 self.dropped.facts += 1;
                 self.records.insert(RecordKey::Fact(key), None);
@@ -439,7 +439,9 @@ impl Node {
                 let found = reconcile::compare(self.catalog.index(), ranges);
                 self.send_facts(from, &found.offer);
                 if !found.want.is_empty() {
-                    let keys = found.want.into_iter().take(4096).collect();
+                    let mut keys = found.want;
+                    self.rng.shuffle(&mut keys);
+                    keys.truncate(4096);
                     self.sends.push((from, Message::Want { keys }));
                 }
                 if !found.ranges.is_empty() {

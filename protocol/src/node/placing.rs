@@ -313,9 +313,12 @@ impl Node {
             return self.custody.settled(&workload);
         }
         let urgent = missing.iter().any(|replica| matches!(replica.cause, Cause::NodeDown(_)));
-        // Without room it is looked at again when the watch is due next.
-        if self.custody.is_due(workload, urgent, now) && self.auctioneer.has_room() {
-            self.hold_auction(workload, missing, now);
+        if self.custody.is_due(workload, urgent, now) {
+            if self.auctioneer.has_room() {
+                self.hold_auction(workload, missing, now);
+            } else {
+                self.custody.wait(&workload, now);
+            }
         }
     }
 }

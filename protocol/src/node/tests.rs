@@ -993,3 +993,23 @@ fn a_certificate_is_renewed_before_it_ends() {
     assert!(renewed.not_after > wall + 1000);
     assert_eq!(renewed.role, Role::Submitter);
 }
+
+#[test]
+fn a_node_that_ran_more_than_can_be_auctioned_at_once_is_made_up_for() {
+    let mut mesh = Mesh::new(2, 25);
+    for at in 0..2 {
+        mesh.load_image(at);
+    }
+    mesh.run(secs(8));
+    let small = |name: &str| Spec { resources: Resources { cpu_milli: 1, memory: 1 << 20 }, ..service(name) };
+    for number in 0..600 {
+        mesh.submit(number % 2, small(&format!("w{number}")));
+    }
+    let count = |mesh: &Mesh, at: usize| mesh.hosts[at].running.len();
+    mesh.wait("all run", secs(30), |mesh| count(mesh, 0) + count(mesh, 1) == 600);
+    let at = usize::from(count(&mesh, 1) > count(&mesh, 0));
+    mesh.run(secs(3));
+    assert!(count(&mesh, at) > auction::MAX_AUCTIONS);
+    mesh.kill(at, true);
+    mesh.wait("all run on the other", secs(60), |mesh| count(mesh, 1 - at) == 600);
+}
