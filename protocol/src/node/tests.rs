@@ -57,6 +57,8 @@ pub(crate) struct Mesh {
     messages: u64,
     /// By how many milliseconds nodes that start now are behind.
     clock_behind: u64,
+    /// Messages that arrived, for those who want to see some; the first few thousand.
+    heard: Vec<Vec<u8>>,
 }
 
 fn image() -> ChunkId {
@@ -82,6 +84,7 @@ impl Mesh {
             lives: vec![0; count],
             messages: 0,
             clock_behind: 0,
+            heard: Vec::new(),
         };
         for at in 0..count {
             let mut bytes = [0; 32];
@@ -397,6 +400,9 @@ impl Mesh {
                 let from_at = self.at(&from);
                 if self.cut.contains(&(from_at, to)) {
                     return;
+                }
+                if self.heard.len() < 4000 {
+                    self.heard.push(bytes.clone());
                 }
                 (to, Input::Message { from, bytes })
             }
@@ -1012,4 +1018,65 @@ fn a_node_that_ran_more_than_can_be_auctioned_at_once_is_made_up_for() {
     assert!(count(&mesh, at) > auction::MAX_AUCTIONS);
     mesh.kill(at, true);
     mesh.wait("all run on the other", secs(60), |mesh| count(mesh, 1 - at) == 600);
+}
+
+/// What a hostile member sends: real messages with something changed, in any order, from anybody.
+fn garble(rng: &mut Rng, heard: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = heard[rng.usize(..heard.len())].clone();
+    for _ in 0..rng.usize(0..4) {
+        if bytes.len() < 2 {
+            break;
+        }
+        let at = rng.usize(1..bytes.len());
+        match rng.u8(..6) {
+            0 => bytes[at] ^= 1 << rng.u8(..8),
+            1 => bytes[at] = rng.u8(..),
+            2 => bytes.truncate(at),
+            3 => bytes.insert(at, [0, 1, 250, 251, 252, 253, 254, 255][rng.usize(..8)]),
+            4 => drop(bytes.remove(at)),
+            _ => {
+                let other = &heard[rng.usize(..heard.len())];
+                let from = rng.usize(..other.len());
+                bytes.splice(at.., other[from..].iter().copied());
+            }
+        }
+    }
+    bytes
+}
+
+#[test]
+fn no_bytes_from_a_member_bring_a_node_down_or_over_its_bounds() {
+    let mut mesh = Mesh::new(4, 26);
+    mesh.load_image(0);
+    mesh.run(secs(8));
+    let on = BTreeMap::from([("number".to_owned(), "3".to_owned())]);
+    let far = mesh.submit(0, Spec { on, ..service("far") });
+    let web = mesh.submit(1, Spec { replicas: 3, ..service("web") });
+    mesh.wait("running", secs(10), |mesh| mesh.running(&web).len() >= 2 && mesh.running(&far) == [3]);
+    mesh.kill(2, true);
+    mesh.run(secs(8));
+    let heard = std::mem::take(&mut mesh.heard);
+    let kinds: BTreeSet<u8> = heard.iter().map(|bytes| bytes[1]).collect();
+    assert!(kinds.len() >= 12, "of most kinds of messages: {kinds:?}");
+    let mut rng = Rng::with_seed(26);
+    for step in 0..40_000u32 {
+        let from = mesh.id([1, 2, 3][rng.usize(..3)]);
+        let (bytes, now) = (garble(&mut rng, &heard), mesh.now);
+        mesh.hosts[0].node.as_mut().unwrap().handle(now, Input::Message { from, bytes });
+        // Checks every invariant.
+        mesh.drain(0);
+        if step % 500 == 0 {
+            mesh.run(Duration::from_millis(100));
+        }
+    }
+    let undecoded = mesh.node(0).dropped().undecoded;
+    assert!(undecoded < 30_000, "{undecoded} of 40,000 were not even messages");
+    // And when it is over, all goes on as before.
+    mesh.start(2);
+    mesh.introduce(2, 1);
+    mesh.wait("all alive", secs(60), Mesh::everybody_alive);
+    mesh.wait("all of it runs", secs(60), |mesh| {
+        let count = mesh.hosts.iter().flat_map(|host| host.running.keys()).filter(|p| p.workload == web).count();
+        count == 3 && mesh.running(&far) == [3]
+    });
 }
