@@ -6,8 +6,11 @@
 
 mod facts;
 mod placing;
+mod renewal;
 #[cfg(test)]
 pub(crate) mod tests;
+
+pub use renewal::{ADMIN_LIFE, CERTIFICATE_LIFE, certificate_life};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -46,10 +49,6 @@ const SPREAD: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Between two looks for tombstones to forget.
 const EXPIRY: Duration = Duration::from_secs(3600);
-/// How long a certificate signed here is good for, in seconds.
-pub const CERTIFICATE_LIFE: u64 = 30 * 24 * 3600;
-/// An admin's: with it, others' certificates end, so it outlives the machine that founded the mesh.
-pub const ADMIN_LIFE: u64 = 3650 * 24 * 3600;
 /// The most bytes of facts in one message.
 const FACTS_BYTES: usize = 256 * 1024;
 
@@ -739,49 +738,6 @@ impl Node {
         }
     }
 
-    fn renew_certificate(&mut self, now: Instant) {
-        let Some(leaf) = self.chain.leaf() else { return };
-        let wall = self.wall_at(now).as_secs();
-        let two_thirds = leaf.not_before + (leaf.not_after.saturating_sub(leaf.not_before)) / 3 * 2;
-        if wall < two_thirds {
-            return;
-        }
-        let is_admin = |node: &NodeId| {
-            let leaf = self.catalog.node(node).and_then(|fact| fact.chain.leaf());
-            leaf.is_some_and(|leaf| leaf.role == Role::Admin)
-        };
-        let admins: Vec<NodeId> = self.membership.live().filter(is_admin).collect();
-        if !admins.is_empty() {
-            let to = admins[self.rng.usize(..admins.len())];
-            self.sends.push((to, Message::Renew { chain: self.chain.clone() }));
-        }
-    }
-
-    fn renew_for(&mut self, from: NodeId, chain: &Chain, now: Instant) {
-        let wall = self.wall_at(now).as_secs();
-        let am_admin = self.chain.verify(&self.mesh, wall).is_ok_and(|member| member.role == Role::Admin);
-        match chain.verify_shown_by(&from, &self.mesh, wall) {
-            Ok(member) if am_admin => {
-                let serial = self.rng.u64(..);
-                let chain = self.chain.issue(&self.key, from, member.role, wall, certificate_life(member.role), serial);
-                self.sends.push((from, Message::Renewed { chain }));
-            }
-            Ok(_) => {}
-            Err(error) => self.tell(Event::Dropped { from, reason: error.to_string() }),
-        }
-    }
-
-    fn renewed(&mut self, chain: Chain, now: Instant) {
-        let wall = self.wall_at(now).as_secs();
-        let Ok(member) = chain.verify_shown_by(&self.me, &self.mesh, wall) else { return };
-        let longer = self.chain.leaf().is_none_or(|old| member.not_after > old.not_after && member.role == old.role);
-        if longer {
-            self.chain = chain.clone();
-            self.tell(Event::Renewed(chain));
-            self.publish_node(now);
-        }
-    }
-
     fn refuse_unless_submitter(&self, now: Instant) -> Result<(), Refused> {
         let wall = self.wall_at(now).as_secs();
         let member = self.chain.verify(&self.mesh, wall).map_err(|error| Refused::Certificate(error.to_string()))?;
@@ -794,11 +750,6 @@ impl Node {
     fn said(&self, key: &Key) -> Option<&Said> {
         self.catalog.get(key).map(|entry| &entry.said)
     }
-}
-
-/// How long a certificate for this role is good for, in seconds.
-pub fn certificate_life(role: Role) -> u64 {
-    if role == Role::Admin { ADMIN_LIFE } else { CERTIFICATE_LIFE }
 }
 
 /// Facts in groups that fit a message.
