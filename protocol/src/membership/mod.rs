@@ -125,6 +125,8 @@ pub enum Change {
 #[derive(Debug)]
 struct Probe {
     target: NodeId,
+    /// Its last word when the probe began: silence accuses that one, not what it has said since.
+    incarnation: u64,
     asked_helpers: bool,
     /// When the next stage begins.
     next: Instant,
@@ -463,7 +465,8 @@ impl Membership {
         let Some(target) = self.next_target(cx.rng) else { return };
         self.seq += 1;
         let next = cx.now + PROBE_TIMEOUT * (self.health + 1);
-        self.probes.insert(self.seq, Probe { target, asked_helpers: false, next, nacks_due: 0, nacks: 0 });
+        let incarnation = self.member(&target).map_or(0, |member| member.incarnation);
+        self.probes.insert(self.seq, Probe { target, incarnation, asked_helpers: false, next, nacks_due: 0, nacks: 0 });
         self.ping(self.seq, target, cx);
     }
 
@@ -500,6 +503,10 @@ impl Membership {
             let Some(probe) = self.probes.get_mut(&seq) else { continue };
             if probe.asked_helpers {
                 let probe = self.probes.remove(&seq).expect("just seen");
+                if self.member(&probe.target).is_none_or(|member| member.incarnation != probe.incarnation) {
+                    // It has restarted, or refuted, meanwhile.
+                    continue;
+                }
                 // Lifeguard: a missing nack means that this node, not the target, may be the one cut off.
                 let missing = probe.nacks_due.saturating_sub(probe.nacks);
                 self.health = (self.health + missing.max(u32::from(probe.nacks_due == 0))).min(MAX_HEALTH);

@@ -232,10 +232,15 @@ impl Node {
             })
         };
         if self.membership.count() < ASK_ALL {
-            let alive = self.membership.members().filter(|(_, member)| member.state == State::Alive);
-            let nodes: Vec<NodeId> = alive.map(|(node, _)| *node).chain([self.me]).collect();
-            let all = nodes.len();
-            return (nodes, all);
+            let of_state = |state: State| {
+                let members = self.membership.members().filter(move |(_, member)| member.state == state);
+                members.map(|(node, _)| *node)
+            };
+            let mut nodes: Vec<NodeId> = of_state(State::Alive).chain([self.me]).collect();
+            let alive = nodes.len();
+            // Whoever is only suspected is asked when nobody else will do: it may be the one that is wanted.
+            nodes.extend(of_state(State::Suspect));
+            return (nodes, alive);
         }
         let ask = SAMPLE.max(2 * replicas);
         let mut nodes = self

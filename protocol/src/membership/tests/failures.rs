@@ -95,3 +95,16 @@ fn two_halves_that_took_each_other_for_dead_meet_again() {
         assert!(mesh.run_until(secs(20), Mesh::all_alive), "seed {seed}");
     }
 }
+
+#[test]
+fn silence_before_a_restart_accuses_nobody_after_it() {
+    let mut mesh = Mesh::joined(2, 1);
+    mesh.loss[1] = 1.0;
+    assert!(mesh.run_until(secs(2), |mesh| !mesh.node(0).probes.is_empty()));
+    let (node, incarnation) = (mesh.ids[1], mesh.node(1).incarnation + 1);
+    let (state, signature) = (State::Alive, Signature([0; 64]));
+    let word = Update { node, incarnation, boot: BOOT, state, accuser: None, addresses: Vec::new(), signature };
+    mesh.news(0, vec![word.sign(&key(1))]);
+    mesh.run(PROBE_TIMEOUT * 2 + Duration::from_millis(20));
+    assert_eq!(mesh.state(0, 1), Some(State::Alive));
+}
