@@ -9,6 +9,7 @@ mod cli;
 mod daemon;
 mod demo;
 mod net;
+mod pieces;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,9 @@ pub fn main() -> ExitCode {
 pub fn main_tampering(tamper: Option<ChunkTamper>) -> ExitCode {
     let first = std::env::args().nth(1);
     if first.as_deref() == Some(moyai_runtime::launch::ZYGOTE) {
+        if let Err(error) = moyai_runtime::oci::seal() {
+            eprintln!("warning: the program itself stays within reach of containers that are root: {error}");
+        }
         return match moyai_runtime::launch::zygote() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -33,6 +37,9 @@ pub fn main_tampering(tamper: Option<ChunkTamper>) -> ExitCode {
     }
     if first.as_deref() == Some(demo::BUILT_IN) {
         return demo::built_in();
+    }
+    if first.as_deref() == Some(cli::oci::NAME) {
+        return cli::oci::main();
     }
     cli::main(tamper)
 }

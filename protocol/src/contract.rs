@@ -14,12 +14,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use crate::auction::Record;
-use crate::catalog::{ImageHeld, Key};
+use crate::catalog::{ImageHeld, Key, Rollout};
 use crate::id::{ChunkId, NodeId, WorkloadId};
-use crate::time::UnixMillis;
+use crate::time::{Instant, UnixMillis};
 use crate::trust::{Chain, Membership};
 use crate::worker::{Adopted, ExitStatus, StartError};
 use crate::workload::{PlacementId, Resources, Spec};
@@ -86,6 +87,16 @@ pub enum Effect {
         placement: PlacementId,
         /// What to run.
         spec: Arc<Spec>,
+        /// Of a singleton: it must be dead one [`MARGIN`](crate::lease::MARGIN) before, whatever becomes of the daemon,
+        /// unless an [`Effect::Extend`] comes.
+        until: Option<Instant>,
+    },
+    /// Let a singleton's container run longer, see [`Effect::Start`]. Ends in [`Outcome::Extended`].
+    Extend {
+        /// Which placement.
+        placement: PlacementId,
+        /// Until when.
+        until: Instant,
     },
     /// Find a container that an earlier life of this node started. Ends in [`Outcome::Adopted`].
     Adopt {
@@ -97,7 +108,7 @@ pub enum Effect {
         /// Which placement.
         placement: PlacementId,
     },
-    /// Ask a container to stop, and kill it after `grace`. Ends in [`Outcome::Done`]; its exit comes from `Watch`.
+    /// Ask a container to stop, and kill it after `grace`. Ends in [`Outcome::Asked`]; its exit comes from `Watch`.
     Stop {
         /// Which placement.
         placement: PlacementId,
@@ -139,6 +150,8 @@ pub enum RecordKey {
     Fact(Key),
     /// A member and where it was last seen.
     Member(NodeId),
+    /// What a custodian has promised and voted for.
+    Seat(WorkloadId),
 }
 
 /// The end of an effect.
@@ -161,8 +174,12 @@ pub enum Outcome {
     Adopted(Adopted),
     /// Of [`Effect::Watch`].
     Exited(ExitStatus),
-    /// Of [`Effect::Stop`] and [`Effect::Remove`].
+    /// Of [`Effect::Stop`]: it has been asked, and may still run.
+    Asked,
+    /// Of [`Effect::Remove`].
     Done,
+    /// Of [`Effect::Extend`].
+    Extended,
     /// Of [`Effect::Survey`].
     Surveyed(Result<Survey, String>),
     /// Of [`Effect::Fetch`].
@@ -237,6 +254,13 @@ pub enum Command {
         /// Share of time that some task waited for a processor, 0–100 (PSI).
         pressure: u8,
     },
+    /// Something is to be said of a container that runs here, in words; it is forgotten when its state changes.
+    Note {
+        /// Of which.
+        placement: PlacementId,
+        /// What.
+        detail: String,
+    },
     /// An image was loaded here.
     ImageAdded(ImageHeld),
     /// Fetch an image from whoever has it.
@@ -252,6 +276,41 @@ pub enum Command {
         workload: WorkloadId,
         /// How many.
         replicas: u32,
+    },
+    /// Run this instead, one replica after the other.
+    Update {
+        /// Which workload.
+        workload: WorkloadId,
+        /// What to run; its id and name stay what they are.
+        spec: Box<Spec>,
+        /// How many at a time.
+        rollout: Rollout,
+    },
+    /// Run again what ran before the last update.
+    Rollback {
+        /// Which workload.
+        workload: WorkloadId,
+    },
+    /// Empty a node, or take that back.
+    Drain {
+        /// Which node.
+        node: NodeId,
+        /// Whether it is to be empty.
+        draining: bool,
+    },
+    /// Make a node a member no more, with everybody that it certified.
+    Revoke {
+        /// Which node.
+        node: NodeId,
+        /// Why, in the admin's words.
+        reason: String,
+        /// The mesh's root key; an admin's own, where it stands above the node, does without.
+        root: Option<Box<SigningKey>>,
+    },
+    /// Give a singleton new custodians, though a majority of the old ones cannot be asked.
+    Reseat {
+        /// Which workload.
+        workload: WorkloadId,
     },
     /// Stop it and forget it.
     Remove {
@@ -323,6 +382,20 @@ pub enum Event {
         /// By how much, in milliseconds; positive is ahead.
         ahead: i64,
     },
+    /// A node is a member no more: the driver cuts its connections and lets it in no more.
+    Revoked {
+        /// Who.
+        node: NodeId,
+    },
+    /// This node is a member no more, or who certified it is not: the driver ends what runs here, and itself.
+    CastOut,
+    /// Something was done about a workload that is worth telling.
+    Noted {
+        /// Which.
+        workload: WorkloadId,
+        /// What, in words.
+        text: String,
+    },
     /// A fresh certificate came before the old one ended; the driver keeps it.
     Renewed(Chain),
     /// An image could not be had; it is tried again where it is still wanted.
@@ -362,6 +435,15 @@ pub enum Refused {
         /// Whose it is.
         by: WorkloadId,
     },
+    /// No such node.
+    #[error("no node {}", .0.short())]
+    NoNode(NodeId),
+    /// This node's certificates do not let it do that.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// There is nothing to go back to.
+    #[error("{0}")]
+    Nothing(String),
     /// This node may not submit.
     #[error("this node is a {role}, which may not submit")]
     Role {

@@ -11,6 +11,7 @@
 //! | [`auction`] | which node runs a replica |
 //! | [`worker`] | what this node runs, and at what price it would run more |
 //! | [`custody`] | who makes up for what is missing |
+//! | [`lease`] | that a singleton never runs twice |
 //! | [`exchange`] | how an image's chunks get here |
 //! | [`reconcile`] | how two nodes find what one of them lacks |
 //!
@@ -19,10 +20,12 @@
 pub mod auction;
 pub mod catalog;
 pub mod codec;
+pub mod confinement;
 pub mod contract;
 pub mod custody;
 pub mod exchange;
 pub mod id;
+pub mod lease;
 pub mod membership;
 pub mod memo;
 pub mod message;

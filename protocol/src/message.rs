@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::auction::{Award, Basis, Refusal};
 use crate::catalog::Fact;
-use crate::id::{ChunkId, KeyHash, NodeId};
+use crate::id::{ChunkId, KeyHash, NodeId, WorkloadId};
+use crate::lease::{Ballot, Seats};
 use crate::membership::Update;
 use crate::reconcile::Range;
+use crate::time::UnixMillis;
 use crate::trust::Chain;
 use crate::workload::PlacementId;
 
@@ -73,6 +75,11 @@ pub enum Message {
         /// In order; each begins where the one before it ended.
         ranges: Vec<Range>,
     },
+    /// New to me, and perhaps to you: too much to be sent to whoever has it already.
+    Have {
+        /// By key hash, and in which version.
+        items: Vec<(KeyHash, u128)>,
+    },
     /// Send me these.
     Want {
         /// By key hash.
@@ -91,6 +98,8 @@ pub enum Message {
         workload: Arc<Fact>,
         /// How many replicas are to be placed.
         replicas: u32,
+        /// Whether what runs there in an earlier form would end for it.
+        in_place: bool,
     },
     /// I would, for these prices.
     Bid {
@@ -124,10 +133,12 @@ pub enum Message {
         /// `None` is: accepted.
         refusal: Option<Refusal>,
     },
-    /// What became of this award? One that was never seen is refused from now on.
+    /// What became of this award? One that was never seen is refused from now on; those of later auctions are not.
     AwardQuery {
         /// Of which award.
         placement: PlacementId,
+        /// When its auction was opened, as the award says.
+        at: UnixMillis,
     },
     /// Which chunks of this image do you have?
     BitfieldRequest {
@@ -157,5 +168,103 @@ pub enum Message {
     Leave {
         /// The leaver's own word.
         update: Update,
+    },
+    /// Would you keep room for this part of a gang, until I know that all of it has a place?
+    Hold {
+        /// The auctioneer's number.
+        auction: u64,
+        /// The workload, as its submitter signed it.
+        workload: Arc<Fact>,
+        /// How many replicas.
+        replicas: u32,
+    },
+    /// Whether it is kept, for a few seconds.
+    Held {
+        /// Of the request.
+        auction: u64,
+        /// `None` is: kept.
+        refusal: Option<Refusal>,
+    },
+    /// The room is not needed.
+    Unhold {
+        /// Of the request.
+        auction: u64,
+    },
+    /// May I run this for another while?
+    LeaseRequest {
+        /// What.
+        placement: PlacementId,
+        /// Who decides on it, as far as the sender knows.
+        seats: Seats,
+        /// Comes back in the answer.
+        seq: u64,
+    },
+    /// You may.
+    LeaseGranted {
+        /// What.
+        placement: PlacementId,
+        /// Under which seats.
+        term: u64,
+        /// Of the request.
+        seq: u64,
+    },
+    /// Not now.
+    LeaseDenied {
+        /// What.
+        placement: PlacementId,
+        /// Of the request.
+        seq: u64,
+        /// Who decides on it, where the sender knows better.
+        seats: Option<Seats>,
+    },
+    /// It has ended here, and does not start again.
+    LeaseRelease {
+        /// What.
+        placement: PlacementId,
+    },
+    /// Paxos 1a: take part in nothing before this ballot, for the seats after `term`.
+    SeatsPrepare {
+        /// Of which workload.
+        workload: WorkloadId,
+        /// The seats now.
+        term: u64,
+        /// Which try.
+        ballot: Ballot,
+    },
+    /// Paxos 1b: I promise, and this is what I have voted for.
+    SeatsPromise {
+        /// Of which workload.
+        workload: WorkloadId,
+        /// The seats now.
+        term: u64,
+        /// Which try.
+        ballot: Ballot,
+        /// The last vote.
+        accepted: Option<(Ballot, Seats)>,
+    },
+    /// Paxos 2a: vote for these seats.
+    SeatsAccept {
+        /// Of which workload.
+        workload: WorkloadId,
+        /// Which try.
+        ballot: Ballot,
+        /// The next seats.
+        seats: Seats,
+    },
+    /// Paxos 2b: I have.
+    SeatsAccepted {
+        /// Of which workload.
+        workload: WorkloadId,
+        /// The seats now.
+        term: u64,
+        /// Which try.
+        ballot: Ballot,
+    },
+    /// A majority has.
+    SeatsDecided {
+        /// Of which workload.
+        workload: WorkloadId,
+        /// The seats from now on.
+        seats: Seats,
     },
 }

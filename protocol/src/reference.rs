@@ -84,7 +84,7 @@ impl FromStr for Reference {
         if let Some(part) = path.split('/').find(|part| !is_component(part)) {
             return Err(ReferenceError::Name { text: text.to_owned(), part: part.to_owned() });
         }
-        if !host.chars().all(|c| c.is_ascii_alphanumeric() || ".-:".contains(c)) {
+        if !is_host(host) {
             return Err(ReferenceError::Name { text: text.to_owned(), part: host.to_owned() });
         }
         if !is_tag(tag) {
@@ -96,6 +96,13 @@ impl FromStr for Reference {
         }
         Ok(Reference { name, tag: tag.to_owned() })
     }
+}
+
+/// A name or an address, and perhaps a port.
+fn is_host(host: &str) -> bool {
+    let (name, port) = host.split_once(':').unwrap_or((host, "0"));
+    let label = |label: &str| !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    name.split('.').all(label) && !port.is_empty() && port.chars().all(|c| c.is_ascii_digit())
 }
 
 fn is_component(part: &str) -> bool {
@@ -114,7 +121,9 @@ impl Reference {
         let implied = format!("{DEFAULT_HOST}/{DEFAULT_FOLDER}/");
         let short = self.name.strip_prefix(&implied);
         let short = short.or_else(|| self.name.strip_prefix(&format!("{DEFAULT_HOST}/")));
-        format!("{}:{}", short.unwrap_or(&self.name), self.tag)
+        let text = format!("{}:{}", short.unwrap_or(&self.name), self.tag);
+        // A folder of docker's with a dot in its name would be taken for a host.
+        if text.parse().as_ref() == Ok(self) { text } else { self.to_string() }
     }
 
     /// As [`Reference::familiar`], without the tag when it is `latest`.
@@ -176,6 +185,19 @@ mod tests {
     fn what_names_no_image_is_refused() {
         for text in ["", "Alpine", "a//b", "-a", "a:", "a:b c", "a/../b", "a:-x", "/a"] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_people_read_means_the_same_when_they_write_it() {
+        // Found by fuzzing: without docker's host the first folder would be one.
+        for text in ["./x/yo", "../x", "a..b/x", "host:/x", ":5000/x", "host:x/y"] {
+            assert!(text.parse::<Reference>().is_err(), "{text} names no host");
+        }
+        for text in ["index.docker.io/lijrar.ioy/alpine:3.20", "docker.io/a.b/c", "alpine", "me/tool:1", "host.io/x/y"]
+        {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!(reference.familiar().parse(), Ok(reference));
         }
     }
 }

@@ -10,6 +10,7 @@ use std::fmt;
 use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
+use crate::confinement::{Confinement, Port};
 use crate::id::{ChunkId, ImageId, MeshId, NodeId, Signature, WorkloadId};
 use crate::reference::Reference;
 use crate::trust::{Chain, ChainError, Membership, Role, sign, verify};
@@ -19,6 +20,8 @@ const DOMAIN: &str = "moyai workload v1";
 pub const MAX_SPEC: usize = 32 * 1024;
 /// The most replicas one workload may ask for.
 pub const MAX_REPLICAS: u32 = 1000;
+/// The shortest time between two health checks, in milliseconds: each costs a process, and what it changes is told to the mesh.
+pub const MIN_INTERVAL: u64 = 500;
 /// The longest name.
 pub const MAX_NAME: usize = 63;
 
@@ -36,6 +39,22 @@ impl Resources {
     pub fn fits(&self, used: &Resources, asked: &Resources) -> bool {
         used.cpu_milli.saturating_add(asked.cpu_milli) <= self.cpu_milli
             && used.memory.saturating_add(asked.memory) <= self.memory
+    }
+
+    /// So many times as much, saturating.
+    pub fn times(&self, count: u32) -> Resources {
+        Resources {
+            cpu_milli: self.cpu_milli.saturating_mul(count.into()),
+            memory: self.memory.saturating_mul(count.into()),
+        }
+    }
+
+    /// The difference, not below zero.
+    pub fn minus(&self, other: &Resources) -> Resources {
+        Resources {
+            cpu_milli: self.cpu_milli.saturating_sub(other.cpu_milli),
+            memory: self.memory.saturating_sub(other.memory),
+        }
     }
 
     /// The sum, saturating.
@@ -87,6 +106,49 @@ impl Restart {
     }
 }
 
+/// How a container is known to be well: a command in it that ends with 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// What is run; nothing is no check, whatever the image says.
+    pub command: Vec<String>,
+    /// Milliseconds between two checks.
+    pub interval: u64,
+    /// Milliseconds that one may take.
+    pub timeout: u64,
+    /// So many failures in a row, and it is not well.
+    pub retries: u32,
+    /// Milliseconds from its start in which failures do not count.
+    pub start_period: u64,
+}
+
+/// How work is laid out over machines.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// Where it runs best.
+    #[default]
+    Balance,
+    /// On as many machines as possible.
+    Spread,
+    /// On as few as possible.
+    Pack,
+}
+
+/// The priority of what names none.
+pub const PRIORITY: u8 = 50;
+/// The highest.
+pub const MAX_PRIORITY: u8 = 100;
+/// The most names that a workload wants to be near to, or apart from.
+pub const MAX_NAMES: usize = 16;
+
+fn default_priority() -> u8 {
+    PRIORITY
+}
+
+fn is_default_priority(priority: &u8) -> bool {
+    *priority == PRIORITY
+}
+
 /// What a user asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
@@ -135,6 +197,36 @@ pub struct Spec {
     /// Whether it is forgotten, with its logs, once all of it has ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub auto_remove: bool,
+    /// All replicas or none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gang: bool,
+    /// Never two of one replica at once: see [`crate::lease`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub singleton: bool,
+    /// What has a lower one makes way when there is no room; up to [`MAX_PRIORITY`].
+    #[serde(default = "default_priority", skip_serializing_if = "is_default_priority")]
+    pub priority: u8,
+    /// How its replicas are laid out.
+    #[serde(default)]
+    pub layout: Layout,
+    /// Names of workloads on whose nodes it would rather be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub near: Vec<String>,
+    /// Names of workloads on whose nodes it must not be; its own name keeps its replicas apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub apart: Vec<String>,
+    /// Whether it runs on a terminal.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub terminal: bool,
+    /// Whether somebody may write to its standard input.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub input: bool,
+    /// How it is known to be well; none is as its image says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// What it is given of its machine, and kept from.
+    #[serde(default, skip_serializing_if = "Confinement::is_usual")]
+    pub confinement: Confinement,
     /// Names of what a node must understand to run this.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requires: Vec<String>,
@@ -169,6 +261,26 @@ pub enum SpecError {
         /// What was given.
         replicas: u32,
     },
+    /// Higher than there is.
+    #[error("priority {priority}: {MAX_PRIORITY} is the highest")]
+    Priority {
+        /// What was given.
+        priority: u8,
+    },
+    /// Too many names to be near to, or apart from.
+    #[error("{count} names to be near to or apart from: {MAX_NAMES} of each at the most")]
+    Names {
+        /// How many.
+        count: usize,
+    },
+    /// Two wishes that no mesh can grant together.
+    #[error("{one} and {other} exclude each other")]
+    Contradiction {
+        /// One of them.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
+    },
     /// An environment entry without a name, or anything with a NUL in it.
     #[error("{what} `{value}` cannot be passed to a process")]
     Unpassable {
@@ -176,6 +288,33 @@ pub enum SpecError {
         what: &'static str,
         /// What was given.
         value: String,
+    },
+    /// Something that cannot be put into a container.
+    #[error("mount on `{target}`: {reason}")]
+    Mount {
+        /// Where it was to appear.
+        target: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A health check that could not be one.
+    #[error("a health check's interval is half a second or more, its timeout and retries more than 0")]
+    Health,
+    /// A port that cannot be published.
+    #[error("port {port}: {reason}")]
+    Port {
+        /// As it was asked for.
+        port: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A device that cannot be given.
+    #[error("device {device}: {reason}")]
+    Device {
+        /// As it was asked for.
+        device: String,
+        /// What is wrong.
+        reason: String,
     },
     /// Signed by somebody else, or changed on the way.
     #[error("the signature of workload {} is not its submitter's", id.short())]
@@ -210,6 +349,19 @@ impl Spec {
         if self.replicas == 0 || self.replicas > MAX_REPLICAS {
             return Err(SpecError::Replicas { replicas: self.replicas });
         }
+        if self.priority > MAX_PRIORITY {
+            return Err(SpecError::Priority { priority: self.priority });
+        }
+        let names = self.near.len().max(self.apart.len());
+        if names > MAX_NAMES {
+            return Err(SpecError::Names { count: names });
+        }
+        if let Some(name) = self.near.iter().chain(&self.apart).find(|name| !is_name(name)) {
+            return Err(SpecError::Name { name: name.clone() });
+        }
+        if self.near.iter().any(|name| self.apart.contains(name)) {
+            return Err(SpecError::Contradiction { one: "near", other: "apart from the same workload" });
+        }
         let words = [("argument", &self.command), ("environment", &self.env)];
         let words = words.into_iter().chain(self.entrypoint.iter().map(|words| ("entrypoint", words)));
         for (what, list) in words {
@@ -220,7 +372,49 @@ impl Spec {
         if let Some(value) = self.env.iter().find(|entry| entry.starts_with('=') || !entry.contains('=')) {
             return Err(SpecError::Unpassable { what: "environment", value: value.clone() });
         }
-        Ok(())
+        if let Some(health) = &self.health {
+            if let Some(word) = health.command.iter().find(|word| word.contains('\0')) {
+                return Err(SpecError::Unpassable { what: "health check", value: word.replace('\0', "\\0") });
+            }
+            if health.interval < MIN_INTERVAL || health.timeout == 0 || health.retries == 0 {
+                return Err(SpecError::Health);
+            }
+        }
+        self.confinement.check()
+    }
+}
+
+impl Spec {
+    /// Names of what a node must understand to run this safely.
+    pub fn features(&self) -> Vec<String> {
+        let (apart, confined) = (!self.apart.is_empty(), !self.confinement.is_usual());
+        let networked = self.confinement.network.is_some() || !self.confinement.ports.is_empty();
+        let devices = !self.confinement.devices.is_empty();
+        let asked = [
+            ("gang", self.gang),
+            ("singleton", self.singleton),
+            ("apart", apart),
+            ("confinement", confined),
+            ("network", networked),
+            ("devices", devices),
+        ];
+        asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// The first of its ports that `other` has on the same machine.
+    pub fn clashes(&self, other: &Spec) -> Option<Port> {
+        let taken = |port: &&Port| other.confinement.ports.iter().any(|other| other.clashes(port));
+        self.confinement.ports.iter().find(taken).copied()
+    }
+
+    /// Whether it must not be on a node with `other`.
+    pub fn shuns(&self, other: &Spec) -> bool {
+        self.apart.contains(&other.name)
+    }
+
+    /// Whether each of its replicas is to have a node of its own.
+    pub fn is_apart_from_itself(&self) -> bool {
+        self.apart.contains(&self.name) || !self.confinement.ports.is_empty()
     }
 }
 
@@ -328,6 +522,16 @@ pub(crate) mod tests {
             stop_signal: None,
             stop_timeout: 10,
             auto_remove: false,
+            gang: false,
+            singleton: false,
+            priority: PRIORITY,
+            layout: Layout::Balance,
+            near: Vec::new(),
+            apart: Vec::new(),
+            terminal: false,
+            input: false,
+            health: None,
+            confinement: Confinement::default(),
             requires: Vec::new(),
         }
     }

@@ -2,8 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
+use nix::ifaddrs::InterfaceAddress;
+use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns, unshare};
 
 /// What a machine can give.
@@ -31,6 +35,33 @@ pub fn cpu_pressure() -> u8 {
     let text = fs::read_to_string("/proc/pressure/cpu").unwrap_or_default();
     let some = text.lines().find_map(|line| line.strip_prefix("some avg10=")?.split(' ').next()?.parse::<f64>().ok());
     some.map_or(0, |percent| percent.clamp(0.0, 100.0) as u8)
+}
+
+/// The addresses of this network namespace's interfaces that are up, but for those of one link (RFC 4291 section 2.5.6).
+pub fn addresses() -> Vec<IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let up = interfaces.filter(|interface| interface.flags.contains(InterfaceFlags::IFF_UP));
+    let address = |interface: InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    // What containers are on is no way to this machine: every node has such a bridge, and often with the same addresses.
+    let up = up.filter(|interface| !interface.interface_name.starts_with(crate::network::BRIDGE_PREFIX));
+    up.filter_map(address).filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())).collect()
+}
+
+/// The addresses of the bridges that containers are on.
+pub fn bridge_addresses() -> Vec<IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let bridges = interfaces.filter(|interface| interface.interface_name.starts_with(crate::network::BRIDGE_PREFIX));
+    bridges.filter_map(|bridge| Some(IpAddr::V4(bridge.address?.as_sockaddr_in()?.ip()))).collect()
+}
+
+/// Time since the machine started, also while it slept (CLOCK_BOOTTIME); the same for all processes on it.
+pub fn boot_time() -> Duration {
+    // It fails for no clock that the kernel has, and it has had this one since 2.6.39.
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
 /// This machine's name.
@@ -189,11 +220,12 @@ pub fn signal_process(pid: i32, signal: i32) -> io::Result<()> {
     Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)
 }
 
-/// How many columns the terminal at standard output has.
+/// Rows and columns of the terminal at standard output.
+pub fn terminal_size() -> Option<(u16, u16)> {
+    crate::sys::terminal_size(&io::stdout()).ok()
+}
+
+/// How many columns it has.
 pub fn terminal_columns() -> Option<u16> {
-    // SAFETY: winsize is plain data; zero is a valid value for it.
-    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
-    // SAFETY: TIOCGWINSZ fills one winsize, which lives for the whole call.
-    let result = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ as _, &mut size) };
-    (result == 0).then_some(size.ws_col)
+    terminal_size().map(|(_, columns)| columns)
 }

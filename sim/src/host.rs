@@ -7,6 +7,7 @@ use std::time::Duration;
 use ed25519_dalek::SigningKey;
 use moyai_protocol::catalog::Fact;
 use moyai_protocol::codec;
+use moyai_protocol::confinement::Offers;
 use moyai_protocol::contract::{
     Command, CommandId, Effect, EffectId, FetchFault, Fetched, Input, Outcome, Piece, RecordKey, Survey,
 };
@@ -20,11 +21,11 @@ use moyai_protocol::workload::{PlacementId, Resources};
 
 use crate::options::Sabotage;
 
-/// Chunks of the one image of a simulated mesh.
-pub(crate) const PIECES: u32 = 32;
-/// Bytes of each.
-pub(crate) const PIECE: u32 = 64 * 1024;
-/// What a simulated machine has.
+/// Chunks of an image.
+const PIECES: u64 = 32;
+/// Bytes of the image that a simulated mesh has when nothing else is said.
+pub(crate) const IMAGE: u64 = 2 << 20;
+/// What a simulated machine has when nothing else is said.
 pub(crate) const CAPACITY: Resources = Resources { cpu_milli: 4000, memory: 4 << 30 };
 
 /// A machine that is modelled: its disk is a map, its containers are entries in another, its clock runs as it likes.
@@ -32,8 +33,14 @@ pub(crate) const CAPACITY: Resources = Resources { cpu_milli: 4000, memory: 4 <<
 pub struct FakeHost {
     /// The node, while the machine has power.
     pub node: Option<Node>,
-    /// Containers that run on it, each with who waits for its end.
-    pub running: BTreeMap<PlacementId, Option<EffectId>>,
+    /// Containers that run on it.
+    pub running: BTreeMap<PlacementId, FakeContainer>,
+    /// What people call it.
+    pub name: String,
+    /// All that it has.
+    pub capacity: Resources,
+    /// What constraints are matched against.
+    pub labels: BTreeMap<String, String>,
     pub(crate) id: NodeId,
     pub(crate) life: u64,
     pub(crate) clock: FakeClock,
@@ -44,12 +51,29 @@ pub struct FakeHost {
     chain: Chain,
     root: NodeId,
     memo: Arc<Memo>,
+    /// Whether anybody will ever ask what is on its disk.
+    pub(crate) keeps: bool,
     /// What was on the disk when the mesh began in step.
     base: Option<Arc<Snapshot>>,
     disk: BTreeMap<RecordKey, Option<Vec<u8>>>,
     chunks: BTreeSet<ChunkId>,
+    /// Images of the mesh, with their sizes.
+    images: Arc<BTreeMap<ChunkId, u64>>,
     /// What ran when the power went.
     ran: Vec<PlacementId>,
+    /// How containers ended that nobody was waiting for.
+    exited: BTreeMap<PlacementId, ExitStatus>,
+}
+
+/// A container that is modelled: it runs until somebody ends it.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct FakeContainer {
+    /// Who waits for its end.
+    pub(crate) watch: Option<EffectId>,
+    /// When its shim kills it, by this machine's clock, unless it is told of a later time.
+    pub(crate) until: Option<Instant>,
+    /// It has been asked to end.
+    pub(crate) ending: bool,
 }
 
 /// A clock that is off, and runs too fast or too slow.
@@ -86,19 +110,28 @@ pub(crate) fn image() -> ChunkId {
     ChunkId(*blake3::hash(b"image").as_bytes())
 }
 
-fn pieces() -> Vec<Piece> {
-    let chunk = |at: u32| ChunkId(*blake3::hash(&at.to_be_bytes()).as_bytes());
-    (0..PIECES).map(|at| Piece { chunk: chunk(at), len: PIECE }).collect()
+fn pieces(root: &ChunkId, size: u64) -> Vec<Piece> {
+    let chunk = |at: u64| ChunkId(*blake3::keyed_hash(&root.0, &at.to_be_bytes()).as_bytes());
+    (0..PIECES).map(|at| Piece { chunk: chunk(at), len: (size / PIECES).clamp(1, 1 << 30) as u32 }).collect()
 }
 
 impl FakeHost {
-    pub(crate) fn new(at: usize, root: &SigningKey, memo: &Arc<Memo>, epoch: u64) -> FakeHost {
+    pub(crate) fn new(
+        at: usize,
+        root: &SigningKey,
+        memo: &Arc<Memo>,
+        images: &Arc<BTreeMap<ChunkId, u64>>,
+        epoch: u64,
+    ) -> FakeHost {
         let key = SigningKey::from_bytes(blake3::hash(&(at as u64).to_be_bytes()).as_bytes());
         // Its certificate is older than any of the clocks.
         let chain = Chain::root(root, node_of(&key), epoch / 1000 - 3600, 1 << 30);
         FakeHost {
             node: None,
             running: BTreeMap::new(),
+            name: format!("node-{at}"),
+            capacity: CAPACITY,
+            labels: BTreeMap::from([("number".to_owned(), at.to_string())]),
             id: node_of(&key),
             life: 0,
             clock: FakeClock::default(),
@@ -108,10 +141,13 @@ impl FakeHost {
             chain,
             root: node_of(root),
             memo: Arc::clone(memo),
+            keeps: true,
             base: None,
             disk: BTreeMap::new(),
             chunks: BTreeSet::new(),
+            images: Arc::clone(images),
             ran: Vec::new(),
+            exited: BTreeMap::new(),
         }
     }
 
@@ -122,19 +158,26 @@ impl FakeHost {
             key: self.key.clone(),
             mesh: mesh_of(&self.root),
             chain: self.chain.clone(),
-            name: format!("node-{at}"),
+            name: self.name.clone(),
             version: "sim".to_owned(),
-            labels: BTreeMap::from([("number".to_owned(), at.to_string())]),
+            labels: self.labels.clone(),
+            offers: Offers::default(),
             wall: self.clock.wall(now, epoch),
             restored: self.restored(),
-            images: if self.has_image() { BTreeSet::from([image()]) } else { BTreeSet::new() },
+            images: self.images.keys().filter(|root| self.has_image(root)).copied().collect(),
             image_copies: 3,
             memo: Some(Arc::clone(&self.memo)),
         };
         let now = self.clock.shows(now);
         let mut node = Node::new(config, seed.wrapping_add(self.life), now);
+        if self.sabotage.is_none() {
+            // The daemon deletes what no placement accounts for before it does anything else: a predecessor that was
+            // being stopped when the daemon died.
+            let held = |placement: &PlacementId| node.worker().placement(&placement.workload, placement.replica);
+            self.running.retain(|known, _| held(known).is_some_and(|held| held.fact.epoch == known.epoch));
+        }
         for command in [
-            Command::Load { capacity: CAPACITY, pressure: 0 },
+            Command::Load { capacity: self.capacity, pressure: 0 },
             Command::Listening { addresses: vec![format!("/memory/{at}")], data: Vec::new() },
         ] {
             node.handle(now, Input::Command { id: CommandId(0), command });
@@ -148,7 +191,7 @@ impl FakeHost {
         if self.sabotage != Some(Sabotage::Revives) {
             return Vec::new();
         }
-        self.running.extend(ran.iter().map(|placement| (*placement, None)));
+        self.running.extend(ran.iter().map(|placement| (*placement, FakeContainer::default())));
         ran
     }
 
@@ -169,6 +212,9 @@ impl FakeHost {
             match (key, value) {
                 (RecordKey::Fact(_), Some(value)) => {
                     restored.facts.push(codec::decode(value).expect("written by this code"));
+                }
+                (RecordKey::Seat(workload), Some(value)) => {
+                    restored.seats.push((*workload, codec::decode(value).expect("written by this code")));
                 }
                 (RecordKey::Member(node), Some(value)) => {
                     restored.members.push((*node, codec::decode(value).expect("written by this code")));
@@ -195,12 +241,56 @@ impl FakeHost {
         self.ran = std::mem::take(&mut self.running).into_keys().collect();
     }
 
-    pub(crate) fn give_image(&mut self) {
-        self.chunks.extend(pieces().iter().map(|piece| piece.chunk));
+    /// Kills its daemon alone: what runs goes on.
+    pub(crate) fn kill_daemon(&mut self) {
+        self.node = None;
+        for container in self.running.values_mut() {
+            container.watch = None;
+        }
     }
 
-    fn has_image(&self) -> bool {
-        pieces().iter().all(|piece| self.chunks.contains(&piece.chunk))
+    /// What it signs with, and shows.
+    pub(crate) fn keys(&self) -> (&SigningKey, &Chain) {
+        (&self.key, &self.chain)
+    }
+
+    /// What was written is on the disk.
+    pub(crate) fn persist(&mut self, records: Vec<(RecordKey, Option<Vec<u8>>)>) {
+        if self.keeps {
+            self.disk.extend(records);
+        }
+    }
+
+    /// Puts something on its disk.
+    pub(crate) fn write(&mut self, key: RecordKey, value: Vec<u8>) {
+        self.disk.insert(key, Some(value));
+    }
+
+    /// Whether it knows that a node is to be emptied.
+    pub(crate) fn is_draining(&self, node: &NodeId) -> bool {
+        self.node.as_ref().is_some_and(|own| own.catalog().is_draining(node))
+    }
+
+    /// Ends a container; who waited for that.
+    pub(crate) fn end(&mut self, placement: &PlacementId, code: i32) -> Option<(EffectId, Outcome)> {
+        let container = self.running.remove(placement)?;
+        let status = ExitStatus { code, out_of_memory: false };
+        if container.watch.is_none() {
+            self.exited.insert(*placement, status);
+        }
+        container.watch.map(|watch| (watch, Outcome::Exited(status)))
+    }
+
+    pub(crate) fn give_image(&mut self, root: &ChunkId) {
+        self.chunks.extend(self.pieces(root).iter().map(|piece| piece.chunk));
+    }
+
+    fn pieces(&self, root: &ChunkId) -> Vec<Piece> {
+        pieces(root, self.images.get(root).copied().unwrap_or(IMAGE))
+    }
+
+    fn has_image(&self, root: &ChunkId) -> bool {
+        self.pieces(root).iter().all(|piece| self.chunks.contains(&piece.chunk))
     }
 
     /// What this host has of `wanted`; what is missing ends the list.
@@ -225,46 +315,57 @@ impl FakeHost {
     pub(crate) fn world(&mut self, id: EffectId, effect: Effect) -> Vec<(Duration, EffectId, Outcome)> {
         let ms = Duration::from_millis;
         match effect {
-            Effect::Persist(records) => {
-                self.disk.extend(records);
-                vec![(ms(2), id, Outcome::Persisted)]
-            }
-            Effect::Start { placement, .. } => {
-                assert!(self.has_image(), "a container was started without its image");
+            Effect::Persist(_) => unreachable!("on the disk when it is over: the simulator does it"),
+            Effect::Start { placement, spec, until } => {
+                assert!(self.has_image(&spec.image.root), "a container was started without its image");
+                let container = FakeContainer { until, ..FakeContainer::default() };
                 match self.sabotage {
                     Some(Sabotage::RunsNothing) => {}
                     Some(Sabotage::Overbooks) => {
                         let more = PlacementId { replica: placement.replica + 1000, ..placement };
-                        self.running.extend([(placement, None), (more, None)]);
+                        self.running.extend([(placement, container), (more, container)]);
                     }
-                    _ => drop(self.running.insert(placement, None)),
+                    _ => drop(self.running.insert(placement, container)),
                 }
                 vec![(ms(10), id, Outcome::Started(Ok(())))]
             }
-            Effect::Adopt { placement } => {
-                let there = self.running.contains_key(&placement);
-                vec![(ms(1), id, Outcome::Adopted(if there { Adopted::Running } else { Adopted::Gone }))]
-            }
-            Effect::Watch { placement } => {
-                if let Some(watch) = self.running.get_mut(&placement) {
-                    *watch = Some(id);
+            Effect::Extend { placement, until } => {
+                if let Some(container) = self.running.get_mut(&placement) {
+                    container.until = Some(until);
                 }
-                Vec::new()
+                vec![(ms(1), id, Outcome::Extended)]
             }
-            Effect::Stop { placement, .. } => {
-                let exited = Outcome::Exited(ExitStatus { code: 143, out_of_memory: false });
-                let watch = match self.sabotage {
-                    Some(Sabotage::NeverStops) => self.running.get(&placement).copied().flatten(),
-                    _ => self.running.remove(&placement).flatten(),
+            Effect::Adopt { placement } => {
+                let adopted = match self.exited.remove(&placement) {
+                    Some(status) => Adopted::Exited(status),
+                    None if self.running.contains_key(&placement) => Adopted::Running,
+                    None => Adopted::Gone,
                 };
-                let ended = watch.map(|watch| (ms(20), watch, exited));
-                ended.into_iter().chain([(ms(1), id, Outcome::Done)]).collect()
+                vec![(ms(1), id, Outcome::Adopted(adopted))]
             }
-            Effect::Remove { .. } => vec![(ms(1), id, Outcome::Done)],
-            Effect::Survey { .. } => {
-                let present: Vec<bool> = pieces().iter().map(|piece| self.chunks.contains(&piece.chunk)).collect();
+            Effect::Watch { placement } => match (self.running.get_mut(&placement), self.exited.remove(&placement)) {
+                (Some(container), _) => {
+                    container.watch = Some(id);
+                    Vec::new()
+                }
+                (None, Some(status)) => vec![(ms(1), id, Outcome::Exited(status))],
+                // It never ran: a machine that runs nothing says that it does.
+                (None, None) => Vec::new(),
+            },
+            Effect::Stop { .. } => unreachable!("takes its time: the simulator does it"),
+            // One that runs is killed first, as the real one is.
+            Effect::Remove { placement } => {
+                if self.sabotage != Some(Sabotage::NeverStops) {
+                    self.running.remove(&placement);
+                }
+                self.exited.remove(&placement);
+                vec![(ms(1), id, Outcome::Done)]
+            }
+            Effect::Survey { root } => {
+                let pieces = self.pieces(&root);
+                let present: Vec<bool> = pieces.iter().map(|piece| self.chunks.contains(&piece.chunk)).collect();
                 let complete = present.iter().all(|here| *here);
-                let survey = Survey { complete, contents: true, pieces: pieces(), present };
+                let survey = Survey { complete, contents: true, pieces, present };
                 vec![(ms(5), id, Outcome::Surveyed(Ok(survey)))]
             }
             Effect::Fetch { .. } => unreachable!("concerns two hosts: the simulator does it"),

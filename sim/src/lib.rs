@@ -16,8 +16,10 @@ mod options;
 pub mod report;
 mod scenario;
 mod simulator;
+pub mod whatif;
 
 pub use host::FakeHost;
 pub use measure::{Distribution, Report};
 pub use options::{Options, Sabotage, Scenario};
+pub use scenario::service;
 pub use simulator::{Simulator, run};

@@ -37,7 +37,7 @@ struct RunWish {
     /// How many nodes
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=20_000))]
     nodes: u64,
-    /// What is done to them: chaos, idle, spread, failover, storm, split, churn, load50, load90
+    /// What is done to them: chaos, idle, spread, failover, storm, split, churn, singleton, load50, load90
     #[arg(long, default_value_t = Scenario::Chaos)]
     scenario: Scenario,
     /// One JSON object
@@ -66,13 +66,13 @@ struct SearchWish {
 #[derive(ClapArgs)]
 struct ReportWish {
     /// Where the page goes
-    #[arg(long, default_value = "report.html")]
+    #[arg(long, default_value = "target/report.html")]
     out: std::path::PathBuf,
     /// Decides everything
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Sizes of meshes; 10,000 nodes take 8 GB and minutes for each scenario
-    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1000])]
+    /// Sizes of meshes. 10,000 nodes take 8 GB and minutes for each scenario; storm ends at 5,000 and load90 at 300
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 300, 1000])]
     sizes: Vec<usize>,
 }
 
@@ -94,6 +94,18 @@ struct Overrides {
     /// Machines that lose their power
     #[arg(long)]
     crashes: Option<usize>,
+    /// Daemons that are killed while their containers go on
+    #[arg(long)]
+    kills: Option<usize>,
+    /// Nodes that are drained for a while
+    #[arg(long)]
+    drains: Option<usize>,
+    /// Workloads that are updated
+    #[arg(long)]
+    updates: Option<usize>,
+    /// Share of workloads that are singletons; as many are gangs
+    #[arg(long)]
+    singletons: Option<f64>,
     /// Cuts of the network
     #[arg(long)]
     splits: Option<usize>,
@@ -103,6 +115,9 @@ struct Overrides {
     /// Seconds that the mesh then has
     #[arg(long)]
     liveness: Option<u64>,
+    /// Say on standard error what happens
+    #[arg(long)]
+    trace: bool,
     /// Begin in step instead of joining one another
     #[arg(long)]
     warm: bool,
@@ -115,10 +130,15 @@ impl Overrides {
         options.slow = self.slow.unwrap_or(options.slow);
         options.workloads = self.workloads.unwrap_or(options.workloads);
         options.crashes = self.crashes.unwrap_or(options.crashes);
+        options.kills = self.kills.unwrap_or(options.kills);
+        options.drains = self.drains.unwrap_or(options.drains);
+        options.updates = self.updates.unwrap_or(options.updates);
+        options.singletons = self.singletons.unwrap_or(options.singletons);
         options.splits = self.splits.unwrap_or(options.splits);
         options.safety = self.safety.map_or(options.safety, Duration::from_secs);
         options.liveness = self.liveness.map_or(options.liveness, Duration::from_secs);
         options.cold &= !self.warm;
+        options.trace = self.trace;
         options
     }
 }
@@ -151,7 +171,12 @@ fn run_one(wish: &RunWish) -> bool {
 fn report(wish: &ReportWish) -> bool {
     let mut reports = Vec::new();
     for scenario in moyai_sim::report::scenarios() {
-        for nodes in &wish.sizes {
+        let most = match scenario {
+            Scenario::Storm => 5000,
+            Scenario::Load50 | Scenario::Load90 => 300,
+            _ => usize::MAX,
+        };
+        for nodes in wish.sizes.iter().filter(|nodes| **nodes <= most) {
             let report = run(Options::new(scenario, wish.seed, *nodes));
             eprintln!("{scenario}, {nodes} nodes: {:.0} virtual seconds in {:.1}", report.simulated_s, report.wall_s);
             reports.push(report);
@@ -165,7 +190,25 @@ fn report(wish: &ReportWish) -> bool {
     reports.iter().all(|report| report.violations.is_empty())
 }
 
+thread_local! {
+    /// What a thread is running, for when it panics.
+    static RUNNING: std::cell::Cell<Option<(u64, usize)>> = const { std::cell::Cell::new(None) };
+}
+
+/// A seed that makes the protocol panic ends the search: there is no more to be said than which it was.
+fn name_panics(scenario: Scenario) {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if let Some((seed, nodes)) = RUNNING.get() {
+            eprintln!("seed {seed}, {nodes} nodes: a panic");
+            eprintln!("  again: moyai-sim run --scenario {scenario} --seed {seed} --nodes {nodes}");
+        }
+        before(panic);
+    }));
+}
+
 fn search(wish: &SearchWish) -> bool {
+    name_panics(wish.scenario);
     let next = AtomicU64::new(wish.seeds.0);
     let failing = Mutex::new(0);
     std::thread::scope(|scope| {
@@ -177,6 +220,7 @@ fn search(wish: &SearchWish) -> bool {
                         return;
                     }
                     let nodes = 2 + seed as usize % wish.nodes.saturating_sub(1).max(1);
+                    RUNNING.set(Some((seed, nodes)));
                     let report = run(Options::new(wish.scenario, seed, nodes));
                     if let Some((checker, what)) = report.violations.first() {
                         let (nodes, flags) = smallest(wish.scenario, seed, nodes, checker);
@@ -205,12 +249,16 @@ fn smallest(scenario: Scenario, seed: u64, nodes: usize, checker: &str) -> (usiz
     let nodes = (2..nodes).find(|fewer| breaks(*fewer, &kept)).unwrap_or(nodes);
     let mut flags = String::new();
     type Without = (&'static str, fn(&mut Overrides));
-    let tries: [Without; 8] = [
+    let tries: [Without; 12] = [
         (" --warm", |o| o.warm = true),
         (" --loss 0", |o| o.loss = Some(0.0)),
         (" --duplicates 0", |o| o.duplicates = Some(0.0)),
         (" --slow 0", |o| o.slow = Some(0.0)),
         (" --splits 0", |o| o.splits = Some(0)),
+        (" --kills 0", |o| o.kills = Some(0)),
+        (" --drains 0", |o| o.drains = Some(0)),
+        (" --updates 0", |o| o.updates = Some(0)),
+        (" --singletons 0", |o| o.singletons = Some(0.0)),
         (" --crashes 0", |o| o.crashes = Some(0)),
         (" --crashes 1", |o| o.crashes = Some(1)),
         (" --workloads 1", |o| o.workloads = Some(1)),

@@ -25,6 +25,9 @@ pub enum Scenario {
     Split,
     /// Machines die and come back all the time.
     Churn,
+    /// Singletons, with everything that might make one run twice: cuts, deaths of machines and of daemons alone, clocks that
+    /// run up to 1 % wrong.
+    Singleton,
     /// Work is submitted until half of the mesh is taken: how much of it finds a place?
     Load50,
     /// The same until nine tenths are.
@@ -33,7 +36,7 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Scenario; 9] = [
+    pub const ALL: [Scenario; 10] = [
         Scenario::Chaos,
         Scenario::Idle,
         Scenario::Spread,
@@ -41,6 +44,7 @@ impl Scenario {
         Scenario::Storm,
         Scenario::Split,
         Scenario::Churn,
+        Scenario::Singleton,
         Scenario::Load50,
         Scenario::Load90,
     ];
@@ -80,6 +84,8 @@ pub enum Sabotage {
     IsMute,
     /// A machine that lost its power brings its containers back by itself.
     Revives,
+    /// Containers whose lease has ended go on.
+    OutlivesLeases,
 }
 
 /// What a run is like.
@@ -107,6 +113,14 @@ pub struct Options {
     pub slow: f64,
     /// How many hosts lose their power in the safety phase, and get it back.
     pub crashes: usize,
+    /// How many daemons are killed while their containers go on, and come back.
+    pub kills: usize,
+    /// How many nodes are drained for a while.
+    pub drains: usize,
+    /// How many workloads are updated.
+    pub updates: usize,
+    /// Share of workloads that are singletons; as many are gangs.
+    pub singletons: f64,
     /// How often the network is cut in two and healed, half of the cuts in one direction only.
     pub splits: usize,
     /// By how much clocks run too fast or too slow, at the most, in millionths.
@@ -117,6 +131,8 @@ pub struct Options {
     pub safety: Duration,
     /// How long the mesh has afterwards to come right.
     pub liveness: Duration,
+    /// Whether to say on standard error what happens.
+    pub trace: bool,
     /// What a test breaks.
     pub sabotage: Option<Sabotage>,
 }
@@ -137,11 +153,16 @@ impl Options {
             latency_mean: Duration::from_millis(5),
             slow: 0.0,
             crashes: 0,
+            kills: 0,
+            drains: 0,
+            updates: 0,
+            singletons: 0.0,
             splits: 0,
             skew_ppm: 100,
             offset: Duration::from_millis(50),
             safety: secs(60),
             liveness: secs(30),
+            trace: false,
             sabotage: None,
         };
         match scenario {
@@ -155,6 +176,20 @@ impl Options {
             Scenario::Storm => Options { workloads: 50.min(nodes), safety: secs(20), liveness: secs(10), ..calm },
             Scenario::Split => Options { workloads: 30.min(nodes), splits: 1, safety: secs(60), ..calm },
             Scenario::Churn => Options { workloads: 30.min(nodes), crashes: nodes.div_ceil(4), loss: 0.01, ..calm },
+            Scenario::Singleton => Options {
+                workloads: 6.min(nodes),
+                singletons: 1.0,
+                crashes: nodes.div_ceil(4),
+                kills: nodes.div_ceil(4),
+                drains: nodes.div_ceil(12),
+                updates: 2,
+                splits: 3,
+                loss: 0.02,
+                skew_ppm: 10_000,
+                safety: secs(120),
+                liveness: secs(60),
+                ..calm
+            },
             Scenario::Load50 | Scenario::Load90 => Options { safety: secs(40), liveness: secs(5), ..calm },
         }
     }
@@ -175,11 +210,16 @@ impl Options {
             latency_mean: Duration::from_micros(rng.u64(100..40_000)),
             slow: if rng.bool() { 0.0 } else { rng.f64() * 0.1 },
             crashes: rng.usize(0..=(nodes / 4).max(1)),
+            kills: rng.usize(0..=(nodes / 6).max(1)),
+            drains: rng.usize(0..=(nodes / 8).max(1)),
+            updates: rng.usize(0..=2),
+            singletons: rng.f64() * 0.4,
             splits: rng.usize(0..=2),
             skew_ppm: rng.u32(0..10_000),
             offset: Duration::from_millis(rng.u64(0..5_000)),
             safety: Duration::from_secs(rng.u64(40..90)),
             liveness: Duration::from_secs(90),
+            trace: false,
             sabotage: None,
         }
     }

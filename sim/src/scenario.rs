@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use moyai_protocol::id::{ChunkId, ImageId, WorkloadId};
-use moyai_protocol::workload::{ImagePin, Resources, Restart, Spec};
+use moyai_protocol::workload::{ImagePin, Layout, PRIORITY, Resources, Restart, Spec};
 
 use crate::Simulator;
 use crate::host::CAPACITY;
@@ -20,6 +20,12 @@ pub(crate) enum Deed {
     Submit { at: usize, spec: Box<Spec> },
     /// A machine loses its power.
     Crash { at: usize },
+    /// A daemon is killed; what it started goes on.
+    Kill { at: usize },
+    /// A user has a node emptied, or takes that back.
+    Drain { at: usize, of: usize, draining: bool },
+    /// A user has something run in another form.
+    Update { at: usize, number: usize },
     /// Some machine that runs something does.
     CrashBusy,
     /// A node says something new, each time another thing.
@@ -52,8 +58,8 @@ pub(crate) fn plan(options: &Options, rng: &mut Rng) -> Vec<(Duration, Deed)> {
             }
         }
         Scenario::Storm => {
-            // As many submitters, each with a batch, all within a tenth of a second.
-            let replicas = (options.nodes as u32 / options.workloads.max(1) as u32).clamp(1, 500);
+            // As many submitters, each with a batch, all within a tenth of a second: two placements for each node.
+            let replicas = (2 * options.nodes as u32 / options.workloads.max(1) as u32).clamp(1, 500);
             for number in 0..options.workloads {
                 let at = rng.usize(..options.nodes);
                 let spec = Box::new(spec(number, Resources { cpu_milli: 500, memory: 64 << 20 }, replicas));
@@ -79,7 +85,14 @@ pub(crate) fn plan(options: &Options, rng: &mut Rng) -> Vec<(Duration, Deed)> {
             for number in 0..options.workloads {
                 let at = rng.usize(..options.nodes);
                 let resources = Resources { cpu_milli: rng.u64(1..=5) * 100, memory: rng.u64(1..=8) << 26 };
-                let spec = Box::new(spec(number, resources, rng.u32(1..=2)));
+                let mut spec = Box::new(spec(number, resources, rng.u32(1..=2)));
+                let kind = rng.f64();
+                spec.singleton = kind < options.singletons;
+                spec.gang = kind > 1.0 - options.singletons && !spec.singleton;
+                if options.scenario == Scenario::Chaos {
+                    spec.priority = [10, 50, 50, 90][rng.usize(..4)];
+                    spec.layout = [Layout::Balance, Layout::Balance, Layout::Spread, Layout::Pack][rng.usize(..4)];
+                }
                 deeds.push((within(rng, begin, until), Deed::Submit { at, spec }));
             }
         }
@@ -95,10 +108,30 @@ pub(crate) fn plan(options: &Options, rng: &mut Rng) -> Vec<(Duration, Deed)> {
         deeds.push((crash, Deed::Crash { at }));
         deeds.push(((crash + off).min(options.safety), Deed::Boot { at }));
     }
+    for _ in 0..options.kills {
+        let at = rng.usize(..options.nodes);
+        let kill = within(rng, begin + 3, safety - 5);
+        let off = Duration::from_millis(rng.u64(100..20_000));
+        deeds.push((kill, Deed::Kill { at }));
+        deeds.push(((kill + off).min(options.safety), Deed::Boot { at }));
+    }
+    for _ in 0..options.drains {
+        let (at, of) = (rng.usize(..options.nodes), rng.usize(..options.nodes));
+        let drain = within(rng, begin + 3, safety - 5);
+        let back = drain + Duration::from_millis(rng.u64(1000..30_000));
+        deeds.push((drain, Deed::Drain { at, of, draining: true }));
+        if back < options.safety {
+            deeds.push((back, Deed::Drain { at, of, draining: false }));
+        }
+    }
+    for _ in 0..options.updates {
+        let at = rng.usize(..options.nodes);
+        deeds.push((within(rng, begin + 8, safety), Deed::Update { at, number: rng.usize(..1000) }));
+    }
     for _ in 0..options.splits {
         let cut = within(rng, begin + 5, safety / 2 + 5);
         let heal = cut + Duration::from_millis(rng.u64(500..30_000));
-        let one_way = options.scenario == Scenario::Chaos && rng.bool();
+        let one_way = matches!(options.scenario, Scenario::Chaos | Scenario::Singleton) && rng.bool();
         deeds.push((cut, Deed::Cut { one_way }));
         deeds.push((heal.min(options.safety), Deed::Heal));
     }
@@ -113,6 +146,11 @@ fn demand(rng: &mut Rng) -> Resources {
 }
 
 fn spec(number: usize, resources: Resources, replicas: u32) -> Spec {
+    Spec { resources, replicas, ..service(&format!("w{number}")) }
+}
+
+/// Something that runs until it is stopped, with an image that is filled in when it is submitted.
+pub fn service(name: &str) -> Spec {
     let image = ImagePin {
         reference: "image".parse().expect("a good name"),
         id: ImageId([0; 32]),
@@ -121,7 +159,7 @@ fn spec(number: usize, resources: Resources, replicas: u32) -> Spec {
     };
     Spec {
         id: WorkloadId([0; 16]),
-        name: format!("w{number}"),
+        name: name.to_owned(),
         image,
         entrypoint: None,
         command: vec!["serve".to_owned()],
@@ -129,14 +167,24 @@ fn spec(number: usize, resources: Resources, replicas: u32) -> Spec {
         user: None,
         workdir: None,
         hostname: None,
-        resources,
+        resources: Resources::default(),
         pids: 0,
-        replicas,
+        replicas: 1,
         restart: Restart::Always,
         on: BTreeMap::new(),
         stop_signal: None,
         stop_timeout: 10,
         auto_remove: false,
+        gang: false,
+        singleton: false,
+        priority: PRIORITY,
+        layout: Layout::Balance,
+        near: Vec::new(),
+        apart: Vec::new(),
+        terminal: false,
+        input: false,
+        health: None,
+        confinement: Default::default(),
         requires: Vec::new(),
     }
 }
@@ -144,7 +192,7 @@ fn spec(number: usize, resources: Resources, replicas: u32) -> Spec {
 /// What runs, as a share of what a scheduler that sees every machine would have found a place for: best fit, the
 /// arrivals one after the other.
 pub(crate) fn quality(mesh: &Simulator) -> f64 {
-    let mut free = vec![CAPACITY; mesh.hosts().len()];
+    let mut free: Vec<Resources> = mesh.hosts().iter().map(|host| host.capacity).collect();
     let mut placed = 0.0;
     for (workload, replicas) in mesh.accepted() {
         let Some(asked) = mesh.asked(workload) else { continue };

@@ -6,29 +6,33 @@ use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use fastrand::Rng;
-use moyai_protocol::catalog::{Hlc, ImageHeld, Key};
+use moyai_protocol::catalog::{Hlc, ImageHeld, Key, Rollout};
 use moyai_protocol::contract::{
-    Command, CommandId, Completion, Effect, EffectId, Event, Input, Outcome, Output, Piece, Refused, Reply,
+    Command, CommandId, Completion, Effect, EffectId, Event, Input, Outcome, Output, Piece, RecordKey, Refused, Reply,
 };
-use moyai_protocol::id::{ImageId, NodeId, WorkloadId};
+use moyai_protocol::id::{ChunkId, ImageId, NodeId, WorkloadId};
+use moyai_protocol::lease::MARGIN;
 use moyai_protocol::membership::State;
 use moyai_protocol::memo::Memo;
 use moyai_protocol::node::{Node, Snapshot};
 use moyai_protocol::time::Instant;
 use moyai_protocol::trust::{Membership, Role};
+use moyai_protocol::worker::ExitStatus;
 use moyai_protocol::workload::{PlacementId, Resources, Spec};
 
 use crate::checkers::{self, Checker, Happened};
-use crate::host::{CAPACITY, FakeClock, FakeHost, PIECE, PIECES, image};
+use crate::host::{FakeClock, FakeHost, IMAGE, image};
 use crate::measure::{Distribution, Measures, Report};
 use crate::network::FakeNetwork;
 use crate::options::{Options, Sabotage, Scenario};
 use crate::scenario::{self, Deed};
 
 /// Where virtual time begins, in milliseconds since 1970.
-const EPOCH: u64 = 1_800_000_000_000;
+pub(crate) const EPOCH: u64 = 1_800_000_000_000;
 /// What a simulated link carries, in bytes a second.
 const LINK: f64 = 100e6;
+/// So many steps for each machine take no time at the most.
+const STILL: u64 = 100_000;
 /// Between two looks of the checkers.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -53,6 +57,28 @@ enum Due {
         took: Duration,
     },
     Do(Deed),
+    /// A container that was asked to end does.
+    Ends {
+        host: usize,
+        placement: PlacementId,
+    },
+    /// Records are on the disk.
+    Persisted {
+        host: usize,
+        life: u64,
+        id: EffectId,
+        records: Vec<(RecordKey, Option<Vec<u8>>)>,
+    },
+    /// A container whose lease is over is dead at last.
+    Killed {
+        host: usize,
+        placement: PlacementId,
+    },
+    /// Whoever ends a container with its lease looks whether it may run longer.
+    Deadline {
+        host: usize,
+        placement: PlacementId,
+    },
     /// A machine has brought back what ran on it, which it should not.
     Revived {
         at: usize,
@@ -74,8 +100,10 @@ pub struct Simulator {
     timer_of: Vec<Option<Instant>>,
     sequence: u64,
     steps: u64,
-    asked: BTreeMap<u64, (Resources, u32, Instant)>,
-    accepted: BTreeMap<WorkloadId, (Resources, u32)>,
+    /// Of those, since time passed last.
+    still: u64,
+    asked: BTreeMap<u64, (Spec, Instant)>,
+    accepted: BTreeMap<WorkloadId, Spec>,
     happened: Vec<Happened>,
     /// A second has passed since the checkers looked.
     ticked: bool,
@@ -118,16 +146,32 @@ fn check(
 impl Simulator {
     /// A mesh at its beginning: in step, or of nodes that know one of them.
     pub fn new(options: Options) -> Simulator {
+        let mut mesh = Simulator::bare(options, BTreeMap::from([(image(), IMAGE)]));
+        if !mesh.options.cold {
+            mesh.begin_in_step();
+        }
+        for (wait, deed) in scenario::plan(&mesh.options, &mut mesh.rng) {
+            mesh.later(wait, Due::Do(deed));
+        }
+        mesh
+    }
+
+    /// Machines without power, and images with their sizes.
+    pub(crate) fn bare(options: Options, images: BTreeMap<ChunkId, u64>) -> Simulator {
         let root = SigningKey::from_bytes(&[9; 32]);
         let mut rng = Rng::with_seed(options.seed);
         let memo = Arc::new(Memo::default());
-        let mut hosts: Vec<FakeHost> = (0..options.nodes).map(|at| FakeHost::new(at, &root, &memo, EPOCH)).collect();
+        let images = Arc::new(images);
+        let mut hosts: Vec<FakeHost> =
+            (0..options.nodes).map(|at| FakeHost::new(at, &root, &memo, &images, EPOCH)).collect();
         let (ppm, offset) = (i64::from(options.skew_ppm), options.offset.as_millis() as i64);
         for (at, host) in hosts.iter_mut().enumerate() {
             host.clock = FakeClock { ppm: rng.i64(-ppm..=ppm), ahead: rng.i64(-offset..=offset) };
             host.slow =
                 if rng.f64() < options.slow { Duration::from_millis(rng.u64(10..1000)) } else { Duration::ZERO };
             let everywhere = !matches!(options.sabotage, Some(Sabotage::IsDeaf | Sabotage::IsMute));
+            // Nobody restarts in a storm, and fifty million records are more than there is room for.
+            host.keeps = options.scenario != Scenario::Storm;
             host.sabotage = options.sabotage.filter(|_| everywhere || at == 0);
         }
         let by_id = hosts.iter().enumerate().map(|(at, host)| (host.id, at)).collect();
@@ -142,6 +186,7 @@ impl Simulator {
             timers: BTreeSet::new(),
             sequence: 0,
             steps: 0,
+            still: 0,
             asked: BTreeMap::new(),
             accepted: BTreeMap::new(),
             happened: Vec::new(),
@@ -149,12 +194,6 @@ impl Simulator {
             measures: Measures::default(),
             options,
         };
-        if !mesh.options.cold {
-            mesh.begin_in_step();
-        }
-        for (wait, deed) in scenario::plan(&mesh.options, &mut mesh.rng) {
-            mesh.later(wait, Due::Do(deed));
-        }
         mesh.later(TICK, Due::Tick);
         mesh
     }
@@ -165,13 +204,18 @@ impl Simulator {
         for at in 0..self.hosts.len() {
             let has_image = everywhere || at < 3;
             if has_image {
-                self.hosts[at].give_image();
+                self.hosts[at].give_image(&image());
             }
             self.boot(at);
             if has_image {
                 self.command(at, Command::ImageAdded(held()));
             }
         }
+        self.know_one_another();
+    }
+
+    /// Everybody that has power is told what all of them know.
+    pub(crate) fn know_one_another(&mut self) {
         let mut snapshot = Snapshot::default();
         for host in &self.hosts {
             let Some(node) = &host.node else { continue };
@@ -203,18 +247,23 @@ impl Simulator {
 
     /// What a workload asks for.
     pub fn asked(&self, workload: &WorkloadId) -> Option<Resources> {
-        self.accepted.get(workload).map(|(asked, _)| *asked)
+        self.accepted.get(workload).map(|spec| spec.resources)
     }
 
     /// Workloads that some node said yes to, and how many replicas of each.
     pub fn accepted(&self) -> impl Iterator<Item = (&WorkloadId, u32)> {
-        self.accepted.iter().map(|(workload, (_, replicas))| (workload, *replicas))
+        self.accepted.iter().map(|(workload, spec)| (workload, spec.replicas))
+    }
+
+    /// Whether a workload is one that never runs twice.
+    pub fn is_singleton(&self, workload: &WorkloadId) -> bool {
+        self.accepted.get(workload).is_some_and(|spec| spec.singleton)
     }
 
     /// Whether all that was accepted fits easily.
     pub fn has_room_for_all(&self) -> bool {
-        let asked: u64 = self.accepted.values().map(|(asked, count)| asked.cpu_milli * u64::from(*count)).sum();
-        asked * 2 <= CAPACITY.cpu_milli * self.hosts.len() as u64
+        let asked: u64 = self.accepted.values().map(|spec| spec.resources.cpu_milli * u64::from(spec.replicas)).sum();
+        asked * 2 <= self.hosts.iter().map(|host| host.capacity.cpu_milli).sum()
     }
 
     /// Where each replica runs.
@@ -235,6 +284,21 @@ impl Simulator {
             pairs.into_iter().any(|(a, b)| self.network.connects(a, b))
         };
         self.running().into_iter().filter(|(_, places)| places.len() > 1 && talk(places)).collect()
+    }
+
+    /// What happened since this was last asked.
+    pub(crate) fn take_happened(&mut self) -> Vec<Happened> {
+        std::mem::take(&mut self.happened)
+    }
+
+    /// A machine loses its power.
+    pub(crate) fn kill_machine(&mut self, at: usize) {
+        self.crash(at);
+    }
+
+    /// A modelled machine, to be changed before it has power.
+    pub(crate) fn host_mut(&mut self, at: usize) -> &mut FakeHost {
+        &mut self.hosts[at]
     }
 
     /// The modelled machines.
@@ -258,6 +322,9 @@ impl Simulator {
             return false;
         }
         self.steps += 1;
+        self.still = if time > self.now { 0 } else { self.still + 1 };
+        let most = STILL * self.hosts.len() as u64;
+        assert!(self.still < most, "{most} steps without a moment passing: some node's timeout has passed and stays");
         self.now = self.now.max(time);
         match next {
             Ok((_, at)) => {
@@ -298,6 +365,20 @@ impl Simulator {
                 }
             }
             Due::Do(deed) => self.carry_out(deed),
+            Due::Ends { host, placement } => {
+                if self.hosts[host].running.get(&placement).is_some_and(|container| container.ending) {
+                    self.container_ends(host, placement, 143);
+                }
+            }
+            Due::Deadline { host, placement } => self.deadline(host, placement),
+            Due::Killed { host, placement } => self.container_ends(host, placement, 137),
+            Due::Persisted { host, life, id, records } => {
+                // A write that was under way when the daemon or the machine died did not take place.
+                if self.hosts[host].life == life && self.hosts[host].node.is_some() {
+                    self.hosts[host].persist(records);
+                    self.give(host, Input::Completion(Completion { id, outcome: Outcome::Persisted }));
+                }
+            }
             Due::Revived { at, placement } => self.happened.push(Happened::Started { at, placement }),
             Due::Tick => {
                 self.ticked = true;
@@ -307,10 +388,22 @@ impl Simulator {
     }
 
     fn carry_out(&mut self, deed: Deed) {
+        self.trace(0, || format!("*** {deed:?}").chars().take(200).collect());
         match deed {
             Deed::Boot { at } => self.restart(at),
             Deed::Submit { at, spec } => self.submit(at, *spec),
             Deed::Crash { at } => self.crash(at),
+            Deed::Kill { at } => {
+                self.hosts[at].kill_daemon();
+                self.happened.push(Happened::Disturbed);
+                self.drain(at);
+            }
+            Deed::Drain { at, of, draining } => {
+                let node = self.hosts[of].id;
+                self.happened.push(Happened::Disturbed);
+                self.command(at, Command::Drain { node, draining });
+            }
+            Deed::Update { at, number } => self.update(at, number),
             Deed::CrashBusy => {
                 let busy: Vec<usize> = (0..self.hosts.len()).filter(|at| !self.hosts[*at].running.is_empty()).collect();
                 if !busy.is_empty() {
@@ -320,7 +413,8 @@ impl Simulator {
             }
             Deed::Say { at, number } => {
                 self.measures.says(Key::Node(self.hosts[at].id), self.now);
-                let capacity = Resources { memory: CAPACITY.memory + 1 + number, ..CAPACITY };
+                let all = self.hosts[at].capacity;
+                let capacity = Resources { memory: all.memory + 1 + number, ..all };
                 self.command(at, Command::Load { capacity, pressure: 0 });
             }
             Deed::Cut { one_way } => {
@@ -338,6 +432,14 @@ impl Simulator {
                     self.hosts[at].slow = Duration::ZERO;
                     if self.hosts[at].node.is_none() && self.options.scenario != Scenario::Failover {
                         self.restart(at);
+                    }
+                }
+                let ids: Vec<NodeId> = self.hosts.iter().map(|host| host.id).collect();
+                for at in 0..self.hosts.len() {
+                    for node in &ids {
+                        if self.hosts[at].is_draining(node) {
+                            self.command(at, Command::Drain { node: *node, draining: false });
+                        }
                     }
                 }
                 self.happened.push(Happened::Disturbed);
@@ -358,7 +460,7 @@ impl Simulator {
         self.drain(at);
     }
 
-    fn boot(&mut self, at: usize) {
+    pub(crate) fn boot(&mut self, at: usize) {
         let seed = self.options.seed.wrapping_mul(31).wrapping_add(at as u64);
         self.hosts[at].start(at, seed, self.now, EPOCH);
         self.happened.push(Happened::Disturbed);
@@ -374,7 +476,7 @@ impl Simulator {
         }
         let first = self.hosts[at].life == 0;
         if first && at == 0 {
-            self.hosts[at].give_image();
+            self.hosts[at].give_image(&image());
         }
         self.boot(at);
         if first && at == 0 {
@@ -394,15 +496,55 @@ impl Simulator {
     fn submit(&mut self, at: usize, mut spec: Spec) {
         spec.image.id = ImageId(image().0);
         spec.image.root = image();
-        spec.image.size = u64::from(PIECES) * u64::from(PIECE);
-        let asked = (spec.resources, spec.replicas, self.now);
+        spec.image.size = IMAGE;
         self.sequence += 1;
         let id = self.sequence;
-        self.asked.insert(id, asked);
+        self.asked.insert(id, (spec.clone(), self.now));
         self.give(at, Input::Command { id: CommandId(id), command: Command::Submit(Box::new(spec)) });
     }
 
-    fn command(&mut self, at: usize, command: Command) {
+    /// Some workload that was accepted runs another command from now on.
+    fn update(&mut self, at: usize, number: usize) {
+        let count = self.accepted.len().max(1);
+        let Some((workload, spec)) = self.accepted.iter().nth(number % count) else { return };
+        let (workload, mut spec) = (*workload, Box::new(spec.clone()));
+        spec.command.push(number.to_string());
+        let rollout = Rollout { max_surge: self.rng.u32(0..3), max_unavailable: 1 };
+        self.happened.push(Happened::Disturbed);
+        self.command(at, Command::Update { workload, spec, rollout });
+    }
+
+    fn container_ends(&mut self, host: usize, placement: PlacementId, code: i32) {
+        if !self.hosts[host].running.contains_key(&placement) {
+            return;
+        }
+        self.trace(host, || format!("{placement} ends with {code}"));
+        self.happened.push(Happened::Ended { at: host, placement });
+        if let Some((id, outcome)) = self.hosts[host].end(&placement, code) {
+            self.give(host, Input::Completion(Completion { id, outcome }));
+        }
+    }
+
+    /// A shim's timer: it kills the container unless it has been told of a later time meanwhile.
+    fn deadline(&mut self, host: usize, placement: PlacementId) {
+        let Some(until) = self.hosts[host].running.get(&placement).and_then(|container| container.until) else {
+            return;
+        };
+        let last = Instant::from_nanos(until.as_nanos().saturating_sub(MARGIN.as_nanos() as u64));
+        let at = self.hosts[host].clock.true_time(last);
+        if at <= self.now {
+            if self.hosts[host].sabotage != Some(Sabotage::OutlivesLeases) {
+                // The kernel takes its time: at the worst all that the margin allows.
+                let most = self.hosts[host].clock.true_time(until).since(self.now);
+                let takes = if self.rng.bool() { most } else { most.mul_f64(self.rng.f64()) };
+                self.later(takes.saturating_sub(Duration::from_micros(1)), Due::Killed { host, placement });
+            }
+        } else {
+            self.later(at.since(self.now), Due::Deadline { host, placement });
+        }
+    }
+
+    pub(crate) fn command(&mut self, at: usize, command: Command) {
         self.sequence += 1;
         self.give(at, Input::Command { id: CommandId(self.sequence), command });
     }
@@ -445,13 +587,51 @@ impl Simulator {
         }
     }
 
+    /// A line about what happens, for whoever looks for the reason of a violation.
+    fn trace(&self, at: usize, what: impl FnOnce() -> String) {
+        if self.options.trace {
+            let seconds = self.now.since(Instant::ZERO).as_secs_f64();
+            eprintln!("{seconds:10.4}  {at:>4}  {}", what());
+        }
+    }
+
+    fn trace_event(&self, at: usize, event: &Event) {
+        let number = |node: &NodeId| self.by_id[node];
+        match event {
+            Event::Changed(Key::Placement(node, workload, replica)) if *node == self.hosts[at].id => {
+                let fact = self.hosts[at].node.as_ref().and_then(|node| node.worker().placement(workload, *replica));
+                let text = fact.map_or("gone".to_owned(), |held| {
+                    format!("epoch {} {:?} {}", held.fact.epoch, held.fact.state, held.fact.detail)
+                });
+                self.trace(at, || format!("{}.{} {text}", workload.short(), replica + 1));
+            }
+            Event::Changed(Key::Placement(node, workload, replica)) => {
+                let (name, of) = (workload.short(), number(node));
+                self.trace(at, || format!("{name}.{} on {of}, as it hears", replica + 1));
+            }
+            Event::Changed(Key::Drain(node)) => self.trace(at, || format!("hears a drain of {}", number(node))),
+            Event::Member { node, state } => self.trace(at, || format!("{} is {state:?}", number(node))),
+            Event::Placed { placement, node, .. } => {
+                self.trace(at, || format!("auction: {placement} to {}", number(node)));
+            }
+            Event::Pending { workload, record } => {
+                self.trace(at, || format!("auction: none for {}: {:?}", workload.short(), record.refused));
+            }
+            Event::Noted { workload, text } => self.trace(at, || format!("{}: {text}", workload.short())),
+            _ => {}
+        }
+    }
+
     fn event(&mut self, at: usize, event: Event) {
+        if self.options.trace {
+            self.trace_event(at, &event);
+        }
         match event {
             Event::Reply { id, result } => {
-                if let Some((resources, replicas, asked)) = self.asked.remove(&id.0) {
+                if let Some((spec, asked)) = self.asked.remove(&id.0) {
                     match result {
                         Ok(Reply::Submitted(workload)) => {
-                            self.accepted.insert(workload, (resources, replicas));
+                            self.accepted.insert(workload, spec);
                             self.measures.submitted(workload, asked);
                         }
                         Ok(Reply::Done) | Err(Refused::NameTaken { .. }) => {}
@@ -495,8 +675,23 @@ impl Simulator {
                 let took = self.network.delay(&mut self.rng) * 2 + Duration::from_secs_f64(bytes as f64 / LINK);
                 return self.later(took, Due::Fetched { host: at, life, id, provider, pieces, took });
             }
-            Effect::Start { placement, .. } => self.started(at, placement),
-            Effect::Stop { placement, .. } => self.happened.push(Happened::Ended { at, placement }),
+            Effect::Persist(records) => {
+                // All take the same time: they end in the order in which they were asked for.
+                let due = Due::Persisted { host: at, life, id, records };
+                return self.later(Duration::from_millis(2), due);
+            }
+            Effect::Start { placement, until, .. } => {
+                self.started(at, placement);
+                if until.is_some() {
+                    self.later(Duration::ZERO, Due::Deadline { host: at, placement });
+                }
+            }
+            Effect::Stop { placement, grace } => {
+                let completion = Completion { id, outcome: Outcome::Asked };
+                self.later(Duration::from_millis(1), Due::Complete { host: at, life, completion });
+                let patience = Duration::from_millis(if grace.is_zero() { 20 } else { self.rng.u64(20..500) });
+                return self.stop(at, placement, patience);
+            }
             _ => {}
         }
         for (wait, id, outcome) in self.hosts[at].world(id, effect) {
@@ -504,7 +699,23 @@ impl Simulator {
         }
     }
 
+    fn stop(&mut self, at: usize, placement: PlacementId, patience: Duration) {
+        if self.hosts[at].sabotage == Some(Sabotage::NeverStops) {
+            // It says that it has.
+            let life = self.hosts[at].life;
+            let watch = self.hosts[at].running.get_mut(&placement).and_then(|container| container.watch.take());
+            if let Some(id) = watch {
+                let outcome = Outcome::Exited(ExitStatus { code: 143, out_of_memory: false });
+                self.later(patience, Due::Complete { host: at, life, completion: Completion { id, outcome } });
+            }
+        } else if let Some(container) = self.hosts[at].running.get_mut(&placement) {
+            container.ending = true;
+            self.later(patience, Due::Ends { host: at, placement });
+        }
+    }
+
     fn started(&mut self, at: usize, placement: PlacementId) {
+        self.trace(at, || format!("starts {placement}"));
         self.measures.started(placement.workload, placement.replica, placement.epoch, self.now);
         self.happened.push(Happened::Started { at, placement });
     }
@@ -544,7 +755,7 @@ fn held() -> ImageHeld {
         reference: "image".parse().expect("a good name"),
         id: ImageId(image().0),
         root: image(),
-        size: u64::from(PIECES) * u64::from(PIECE),
+        size: IMAGE,
         named: Hlc::default(),
     }
 }

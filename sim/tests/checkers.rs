@@ -23,6 +23,11 @@ fn containers_that_do_not_stop_are_seen_to_run_twice() {
 }
 
 #[test]
+fn containers_that_outlive_their_leases_are_seen() {
+    assert_eq!(violations(Scenario::Singleton, Sabotage::OutlivesLeases), ["a singleton never runs twice"]);
+}
+
+#[test]
 fn machines_that_take_more_than_they_have_are_seen() {
     assert_eq!(violations(Scenario::Load50, Sabotage::Overbooks), ["no node over its capacity"]);
 }

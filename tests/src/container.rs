@@ -47,6 +47,11 @@ impl Container {
         PathBuf::from(format!("/proc/{}/root{inside}", self.pid))
     }
 
+    /// What runs in it, with its arguments; empty when it has ended.
+    pub fn command(&self) -> String {
+        String::from_utf8_lossy(&fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default()).replace('\0', " ")
+    }
+
     /// Whether it still lives.
     pub fn lives(&self) -> bool {
         self.try_status().is_some_and(|fields| !fields["State"].starts_with('Z'))

@@ -238,10 +238,15 @@ impl Host {
 
     /// Names of the nodes that this one thinks alive.
     pub fn alive(&self) -> Vec<String> {
+        self.nodes_in("alive")
+    }
+
+    /// Names of the nodes that this one thinks in a state: alive, suspect, down or left.
+    pub fn nodes_in(&self, state: &str) -> Vec<String> {
         let output = self.moyai(&["--json", "nodes"]);
         let rows = if output.code == 0 { output.rows() } else { Vec::new() };
-        let alive = rows.iter().filter(|row| row["state"] == "alive");
-        alive.filter_map(|row| row["name"].as_str().map(str::to_owned)).collect()
+        let found = rows.iter().filter(|row| row["state"] == state);
+        found.filter_map(|row| row["name"].as_str().map(str::to_owned)).collect()
     }
 
     /// An invitation's ticket.

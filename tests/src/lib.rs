@@ -12,6 +12,7 @@
 //! The tests need root, and the packages that `tests/run` installs. Every wait has a deadline, which decides nothing
 //! but when to give up.
 
+pub mod bundle;
 pub mod cgroups;
 pub mod container;
 pub mod host;

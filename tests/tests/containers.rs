@@ -125,7 +125,7 @@ fn it_has_namespaces_of_its_own() {
     let ls = |path: &str| run(one, &["--hostname", "inside", "alpine", "sh", "-c", path]).ok().stdout;
     assert_eq!(ls("hostname; cat /etc/hostname; echo $HOSTNAME"), "inside\ninside\ninside\n");
     assert_eq!(ls("echo $$"), "1\n", "it is the first process it sees");
-    assert_eq!(ls("ls /sys/class/net"), "lo\n");
+    assert_eq!(ls("ls /sys/class/net"), "eth0\nlo\n");
     assert_eq!(
         ls("cat /sys/class/net/lo/operstate; wget -q -O - http://127.0.0.1:1/ 2>&1 | grep -c refused").lines().last(),
         Some("1")
@@ -136,7 +136,8 @@ fn it_has_namespaces_of_its_own() {
             mounts.lines().filter(|line| line.contains(secret) && !line.starts_with("overlay / ")).collect();
         assert!(shown.is_empty(), "a mount of the host is seen inside: {shown:?}");
     }
-    assert!(mounts.lines().next().is_some_and(|line| line.starts_with("overlay / overlay")), "{mounts}");
+    let roots: Vec<&str> = mounts.lines().filter(|line| line.split(' ').nth(1) == Some("/")).collect();
+    assert!(matches!(roots[..], [root] if root.starts_with("overlay / overlay")), "{mounts}");
 }
 
 #[test]
@@ -350,4 +351,115 @@ fn what_is_to_be_removed_is_removed_when_it_ends_also_in_the_background() {
             .flat_map(|host| std::fs::read_dir(host.data.join("containers")).into_iter().flatten());
         (left.count() == 0).then_some(())
     });
+}
+
+/// Hostile code: nobody outside whatever it is inside, nothing to write to, and what it tries is written down.
+#[test]
+fn a_strict_sandbox_holds_what_is_hostile_and_says_what_it_tried() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    let script = "id -u; cat /proc/self/uid_map; grep -E 'CapBnd|CapEff|Seccomp:|NoNewPrivs' /proc/self/status; \
+        echo x > /etc/x || echo read-only; echo x > /tmp/x && echo written; ls /sys | wc -l; \
+        mount -t tmpfs none /tmp || echo no mount; mknod /tmp/n b 8 0 || echo no node; chroot /tmp true || echo no root; \
+        cat /proc/1/root/etc/shadow > /dev/null; sleep 1000";
+    let id = begin(one, "honeypot", &["--sandbox", "strict", "alpine", "sh", "-c", script]);
+    let said = wait_for("it to have tried everything", PATIENCE, || {
+        let logs = one.moyai(&["logs", "honeypot"]).ok().stdout;
+        logs.contains("no root").then_some(logs)
+    });
+    let outside: u32 =
+        said.lines().nth(1).and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).expect("a map");
+    assert!(said.starts_with("0\n") && outside > 65_536, "{said}");
+    for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "Seccomp:\t2", "NoNewPrivs:\t1"] {
+        assert!(said.contains(line), "{line} in {said}");
+    }
+    for line in ["read-only", "written", "\n0\n", "no mount", "no node", "no root"] {
+        assert!(said.contains(line), "{line} in {said}");
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", two.container(&id).pid)).expect("its process");
+    assert!(status.contains(&format!("Uid:\t{outside}\t{outside}")), "nobody's on the machine: {status}");
+    let audit = one.moyai(&["logs", "--audit", "honeypot"]).ok().stdout;
+    for call in ["mount(", "mknod", "chroot("] {
+        assert!(audit.lines().any(|line| line.contains(call) && line.contains("refused")), "{call} in {audit}");
+    }
+    assert!(!said.contains("refused"), "what it wrote and what was refused are kept apart: {said}");
+    one.moyai(&["run", "--sandbox", "strict", "--cap-add", "NET_ADMIN", "alpine", "true"])
+        .fails(125)
+        .says("strict sandbox");
+    one.moyai(&["run", "--sandbox", "lax", "alpine", "true"]).fails(125).says("no such sandbox");
+}
+
+#[test]
+fn it_is_given_what_was_asked_for_and_no_more() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    let said =
+        |options: &[&str], script: &str| run(one, &[options, &["alpine", "sh", "-c", script]].concat()).ok().stdout;
+    let effective = "grep CapEff /proc/self/status";
+    assert_eq!(said(&["--cap-drop", "all"], effective), "CapEff:\t0000000000000000\n");
+    assert_eq!(said(&["--cap-drop", "ALL", "--cap-add", "cap_net_admin"], effective), "CapEff:\t0000000000001000\n");
+    assert_eq!(
+        said(
+            &["--read-only", "--tmpfs", "/scratch:size=1m"],
+            "touch /x 2>&1 | grep -c Read-only; touch /scratch/x; df -k /scratch | tail -1 | cut -c 1-40 | grep -c 1024"
+        ),
+        "1\n1\n"
+    );
+    assert_eq!(said(&["-v", "data:/data"], "echo kept > /data/x; cat /data/x"), "kept\n");
+    assert_eq!(said(&["-v", "data:/data:ro"], "cat /data/x; touch /data/y 2>&1 | grep -c Read-only"), "kept\n1\n");
+    // No node offers that: it is not started anywhere, and says why.
+    one.moyai(&["run", "-d", "--name", "host", "-v", "/etc:/host", "alpine", "cat", "/host/shadow"]);
+    wait_for("the reason to be said", PATIENCE, || {
+        let row = one.workload("host")?;
+        row["detail"].as_str()?.contains("does not offer /etc").then_some(())
+    });
+    let id = one.workload("host").expect("a workload")["id"].as_str().expect("an id").to_owned();
+    assert!(two.containers(&id).is_empty());
+    one.moyai(&["run", "--cap-add", "NOSUCH", "alpine", "true"]).fails(125).says("NOSUCH");
+    one.moyai(&["run", "-v", "a:b:c:d", "alpine", "true"]).fails(125);
+    one.moyai(&["run", "-v", "x:../y", "alpine", "true"]).fails(125).says("absolute");
+}
+
+#[test]
+fn a_process_is_added_from_any_node() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    let options = ["--stop-timeout", "0", "--hostname", "inside", "-e", "COLOUR=blue"];
+    begin(one, "web", &[&options[..], &["alpine", "sleep", "1000"]].concat());
+    // From the other node, and from its own.
+    for host in [one, two] {
+        let exec = |rest: &[&str]| host.moyai(&[&["exec"], rest].concat());
+        let output = exec(&["web", "sh", "-c", "hostname; echo $COLOUR; echo oops >&2; exit 7"]).exits(7);
+        assert_eq!((&*output.stdout, &*output.stderr), ("inside\nblue\n", "oops\n"));
+        exec(&["-e", "COLOUR=red", "-w", "/tmp", "-u", "1000:1000", "web", "sh", "-c", "echo $COLOUR; pwd; id -u"])
+            .ok()
+            .says("red\n/tmp\n1000\n");
+        exec(&["web", "sh", "-c", "ps | grep -c '[s]leep 1000'"]).ok().says("1");
+        exec(&["web", "sh", "-c", "kill -9 $$"]).exits(137);
+        exec(&["web", "nosuchcommand"]).exits(127).says("nosuchcommand");
+        exec(&["nothing", "true"]).fails(125).says("nothing");
+        let input = lab.folder().join("input");
+        std::fs::write(&input, vec![b'x'; 3 << 20]).expect("write");
+        let counted = host.moyai_fed(&["exec", "-i", "web", "wc", "-c"], &input).ok();
+        assert_eq!(counted.text(), (3 << 20).to_string(), "all of the input, and its end");
+        let much = exec(&["web", "head", "-c", "3000000", "/dev/zero"]).ok();
+        assert_eq!(much.stdout.len(), 3_000_000);
+        // A terminal: one stream, with a size, that controls the session.
+        let data = host.data.to_string_lossy();
+        let binary = moyai_tests::lab::binary();
+        let command = format!(
+            "stty rows 41 cols 97; {} --data {data} exec -it web sh -c 'tty; stty size; echo err >&2'",
+            binary.display()
+        );
+        let shown = host.run("script", &["-qec", &command, "/dev/null"]).ok().stdout;
+        for line in ["/dev/pts/", "41 97", "err"] {
+            assert!(shown.contains(line), "{line} in {shown}");
+        }
+    }
+    one.moyai(&["stop", "web"]).ok();
+    one.moyai(&["exec", "web", "true"]).fails(125).says("does not run");
+    begin(one, "held", &["--sandbox", "strict", "alpine", "sleep", "1000"]);
+    one.moyai(&["exec", "held", "sh", "-c", "id -u; grep -c 'CapEff:.0000000000000000' /proc/self/status"])
+        .ok()
+        .says("0\n1\n");
 }

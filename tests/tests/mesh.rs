@@ -187,7 +187,7 @@ fn what_happens_is_told() {
     let lab = Lab::mesh(2);
     let [one, two] = lab.hosts();
     one.load(&images::alpine());
-    let (here, there) = (one.start(&["--json", "events"]), two.start(&["--json", "events"]));
+    let (here, there) = (one.start(&["--json", "events", "-f"]), two.start(&["--json", "events", "-f"]));
     // A stream has begun once anything is in it; each try makes something to tell.
     let mut number = 0;
     wait_for("an event of a workload from the node that was asked", PATIENCE, || {

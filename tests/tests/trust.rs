@@ -54,6 +54,23 @@ fn an_invitation_is_used_up() {
     one.moyai(&["invite", "--role", "king"]).fails(1);
 }
 
+/// Of the addresses that a machine listens at the loopback's is known first: an invitation with it alone lets nobody in.
+#[test]
+fn a_node_knows_all_its_addresses_as_soon_as_it_is_up() {
+    let lab = Lab::new(4);
+    let hosts: [&Host; 4] = lab.hosts();
+    for host in hosts {
+        host.boot();
+        for last in 1..=3 {
+            host.run("ip", &["addr", "add", &format!("10.78.0.{last}/24"), "dev", "eth0"]).ok();
+        }
+        host.moyai(&["init"]).ok();
+        let addresses = host.moyai(&["--json", "status"]).ok().json()["addresses"].to_string();
+        let missing = (1..=3).find(|last| !addresses.contains(&format!("10.78.0.{last}:")));
+        assert_eq!(missing, None, "{addresses}");
+    }
+}
+
 #[test]
 fn a_damaged_invitation_is_known_as_such() {
     let lab = Lab::new(2);

@@ -115,6 +115,17 @@ impl Client {
         into_stream(response).await
     }
 
+    /// POST in which both sides go on speaking.
+    pub async fn exchange(
+        &self,
+        path: &str,
+        pieces: tokio::sync::mpsc::Receiver<io::Result<Bytes>>,
+    ) -> anyhow::Result<Box<dyn AsyncRead + Unpin + Send>> {
+        let pieces = ReceiverStream::new(pieces).map(|piece| piece.map(Frame::data));
+        let response = self.send(Method::POST, path, BodyExt::boxed(StreamBody::new(pieces))).await?;
+        Ok(Box::new(into_reader(response)))
+    }
+
     async fn send(&self, method: Method, path: &str, body: Body) -> anyhow::Result<Response<Incoming>> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -168,14 +179,17 @@ async fn parse<T: DeserializeOwned>(response: Response<Incoming>) -> anyhow::Res
     Ok(serde_json::from_slice(&bytes)?)
 }
 
-async fn into_stream(response: Response<Incoming>) -> anyhow::Result<Stream> {
+fn into_reader(response: Response<Incoming>) -> impl tokio::io::AsyncBufRead + Unpin + Send {
     let frames = BodyStream::new(response.into_body()).filter_map(|frame| async {
         match frame {
             Ok(frame) => frame.into_data().ok().map(Ok),
             Err(error) => Some(Err(io::Error::other(error))),
         }
     });
-    let reader: Box<dyn tokio::io::AsyncBufRead + Unpin + Send> =
-        Box::new(BufReader::new(StreamReader::new(Box::pin(frames))));
+    BufReader::new(StreamReader::new(Box::pin(frames)))
+}
+
+async fn into_stream(response: Response<Incoming>) -> anyhow::Result<Stream> {
+    let reader: Box<dyn tokio::io::AsyncBufRead + Unpin + Send> = Box::new(into_reader(response));
     Ok(Stream { lines: reader.lines() })
 }

@@ -2,12 +2,14 @@
 //!
 //! - [`types`]: what travels; field names are stable
 //! - [`view`]: how the node's state becomes that
-//! - [`server`]: the daemon's side
+//! - [`server`]: the daemon's side; [`changes`]: what of it changes what runs
 //! - [`client`]: the command line's side
 //!
 //! Who may write to the socket may do anything on this node, as with docker's: it is readable by root only.
 
+mod changes;
 pub mod client;
+mod exec;
 pub mod server;
 pub mod types;
 mod view;

@@ -1,6 +1,6 @@
 //! The daemon's side of the local API.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use moyai_protocol::contract::{Command, Refused, Reply};
 use moyai_protocol::id::{ChunkId, ImageId, MeshId, NodeId, WorkloadId};
 use moyai_protocol::reference::Reference;
 use moyai_protocol::trust::Ticket;
-use moyai_protocol::workload::{Resources, Restart, Spec};
+use moyai_protocol::workload::{Layout, PRIORITY, Resources, Restart, Spec};
 use moyai_runtime::image::{self, Imported, Limits, Progress};
 use moyai_runtime::store::Store;
 use serde::{Deserialize, Serialize};
@@ -28,13 +28,15 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::changes;
 use super::types::{Failure, Invitation, InviteRequest, LoadStep, LogRow, PullStep, RunRequest, Submitted};
 use super::view::{self, Found};
 use crate::daemon::driver::{Handle, Stopping};
 use crate::daemon::home::random;
 use crate::daemon::problem;
 use crate::net::admission::{Gate, InviteError, unix_now};
-use crate::net::data::{DataPlane, LogRequest, LogSource};
+use crate::net::data::{DataPlane, ExecSource, LogRequest, LogSource};
+use crate::pieces::Pieces;
 
 /// The least memory a container can be started with: its own first pages and the kernel's bookkeeping.
 const LEAST_MEMORY: u64 = 6 << 20;
@@ -54,6 +56,8 @@ pub struct State {
     pub plane: Arc<DataPlane>,
     /// This node's logs.
     pub logs: Arc<dyn LogSource>,
+    /// Adds processes to this node's containers.
+    pub execs: Arc<dyn ExecSource>,
     /// Ends the daemon.
     pub stop: watch::Sender<bool>,
     /// Which mesh.
@@ -94,10 +98,18 @@ pub fn start(socket: &Path, state: State) -> anyhow::Result<()> {
         .route("/v1/workloads", get(workloads).post(run))
         .route("/v1/workloads/{name}", get(workload).delete(remove))
         .route("/v1/workloads/{name}/scale", post(scale))
+        .route("/v1/workloads/{name}/update", post(changes::update))
+        .route("/v1/workloads/{name}/rollback", post(changes::rollback))
+        .route("/v1/workloads/{name}/rollout", get(changes::rollout))
+        .route("/v1/workloads/{name}/reseat", post(changes::reseat))
+        .route("/v1/nodes/{name}/drain", get(changes::drained).post(changes::drain))
+        .route("/v1/nodes/{name}/revoke", post(changes::revoke))
         .route("/v1/workloads/{name}/decided", get(decided))
         .route("/v1/workloads/{name}/ended", get(ended))
         .route("/v1/workloads/{name}/why", get(why))
         .route("/v1/workloads/{name}/logs", get(logs))
+        .route("/v1/workloads/{name}/exec", post(super::exec::exec))
+        .route("/v1/whatif", get(changes::whatif))
         .route("/v1/invite", post(invite))
         .route("/v1/events", get(events))
         .route("/v1/leave", post(leave))
@@ -111,9 +123,9 @@ pub fn start(socket: &Path, state: State) -> anyhow::Result<()> {
     Ok(())
 }
 
-type Answer<T> = Result<Json<T>, Failed>;
+pub(super) type Answer<T> = Result<Json<T>, Failed>;
 
-struct Failed(StatusCode, Failure);
+pub(super) struct Failed(StatusCode, Failure);
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
@@ -134,17 +146,20 @@ impl From<Failure> for Failed {
     }
 }
 
-fn failed(error: impl Into<String>, hint: impl Into<String>) -> Failed {
+pub(super) fn failed(error: impl Into<String>, hint: impl Into<String>) -> Failed {
     Failed(StatusCode::BAD_REQUEST, Failure { error: error.into(), hint: hint.into() })
 }
 
-fn refused(refused: &Refused) -> Failed {
+pub(super) fn refused(refused: &Refused) -> Failed {
     let hint = match refused {
         Refused::NoWorkload(_) => "`moyai ps -a` lists them all",
         Refused::NameTaken { .. } => "choose another name, or remove that one: `moyai rm NAME`",
         Refused::Role { .. } => "ask an admin for an invitation as submitter, and join again",
         Refused::Certificate(_) => "ask an admin for an invitation, and join again",
         Refused::Spec(_) => "`moyai run --help` says what is possible",
+        Refused::NoNode(_) => "`moyai nodes` lists them",
+        Refused::NotAllowed(_) => "`moyai nodes` shows who is an admin; `moyai revoke` also takes the mesh's root key",
+        Refused::Nothing(_) => "`moyai update NAME --image IMAGE` changes what it runs",
         Refused::Full { .. } => "remove workloads that have ended: `moyai rm NAME`",
     };
     failed(refused.to_string(), hint)
@@ -167,12 +182,12 @@ async fn workloads(AxumState(state): AxumState<State>) -> Answer<Vec<super::type
     Ok(Json(state.handle.ask(|node, _| view::rows(node)).await?))
 }
 
-async fn find(state: &State, name: String) -> Result<Found, Failed> {
+pub(super) async fn find(state: &State, name: String) -> Result<Found, Failed> {
     Ok(state.handle.ask(move |node, _| view::find_workload(node, &name)).await??)
 }
 
 /// For what is done to all replicas of a workload or to none.
-async fn find_whole(state: &State, name: &str) -> Result<Found, Failed> {
+pub(super) async fn find_whole(state: &State, name: &str) -> Result<Found, Failed> {
     let found = find(state, name.to_owned()).await?;
     if found.replica.is_some() {
         let whole = name.rsplit_once('.').map_or(name, |(whole, _)| whole);
@@ -218,6 +233,18 @@ async fn run(AxumState(state): AxumState<State>, Json(request): Json<RunRequest>
     {
         return Err(failed(format!("`{signal}` is no signal"), "write it like SIGTERM, TERM or 15"));
     }
+    if let Some(name) = request
+        .confinement
+        .cap_add
+        .iter()
+        .chain(&request.confinement.cap_drop)
+        .find(|name| *name != "ALL" && !moyai_runtime::container::is_capability(name))
+    {
+        return Err(failed(
+            format!("`{name}` is no capability"),
+            "write it like NET_ADMIN; `man 7 capabilities` has them",
+        ));
+    }
     let spec = Spec {
         // Chosen by the node.
         id: WorkloadId([0; 16]),
@@ -237,12 +264,31 @@ async fn run(AxumState(state): AxumState<State>, Json(request): Json<RunRequest>
         stop_signal: request.stop_signal,
         stop_timeout: request.stop_timeout,
         auto_remove: request.auto_remove,
+        gang: request.gang,
+        singleton: request.singleton,
+        priority: request.priority.unwrap_or(PRIORITY),
+        layout: parse_layout(&request.layout)?,
+        near: request.near,
+        apart: request.apart,
+        terminal: request.terminal,
+        input: request.input,
+        health: request.health,
+        confinement: request.confinement,
         requires: Vec::new(),
     };
     match state.handle.command(Command::Submit(Box::new(spec))).await? {
         Ok(Reply::Submitted(id)) => Ok(Json(Submitted { id: id.short(), name })),
         Ok(Reply::Done) => Err(failed("the node gave an answer that does not fit", "")),
         Err(refusal) => Err(refused(&refusal)),
+    }
+}
+
+fn parse_layout(text: &str) -> Result<Layout, Failed> {
+    match text {
+        "" | "balance" => Ok(Layout::Balance),
+        "spread" => Ok(Layout::Spread),
+        "pack" => Ok(Layout::Pack),
+        _ => Err(failed(format!("`{text}` is no layout"), "one of balance, spread, pack")),
     }
 }
 
@@ -309,7 +355,7 @@ async fn ended(AxumState(state): AxumState<State>, UrlPath(name): UrlPath<String
         Some(known) => view::rows_of(node, &known).iter().all(|row| match row.state.as_str() {
             "exited" => true,
             // Nothing more will come of these once nobody wants them.
-            "failed" | "lost" | "pending" => row.wanted == 0,
+            "failed" | "lost" | "evicted" | "pending" => row.wanted == 0,
             _ => false,
         }),
         None => true,
@@ -345,6 +391,8 @@ struct LogQuery {
     #[serde(default)]
     follow: bool,
     tail: Option<u32>,
+    #[serde(default)]
+    audit: bool,
 }
 
 async fn logs(
@@ -379,7 +427,7 @@ async fn logs(
     }
     let (lines, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(256);
     for (replica, place, data, placement) in places {
-        let request = LogRequest { placement, follow: query.follow, tail: query.tail };
+        let request = LogRequest { placement, follow: query.follow, tail: query.tail, audit: query.audit };
         tokio::spawn(copy_log(state.clone(), replica, place, data, request, lines.clone()));
     }
     Ok(Body::from_stream(ReceiverStream::new(receiver)).into_response())
@@ -407,7 +455,7 @@ async fn copy_log(
         while let Some(frame) = frames.recv().await {
             let row = LogRow {
                 replica: replica + 1,
-                stream: if frame.stderr { "stderr" } else { "stdout" }.to_owned(),
+                stream: frame.stream,
                 time: frame.time,
                 text: String::from_utf8_lossy(&frame.text).into_owned(),
             };
@@ -464,7 +512,7 @@ async fn load(
         let limits = query.limit.map_or_else(Limits::default, |bytes| Limits { bytes });
         let mut import = {
             let (store, progress) = (Arc::clone(&state.store), Arc::clone(&progress));
-            let archive = ChannelReader { pieces: archive, piece: Bytes::new() };
+            let archive = Pieces::new(archive);
             tokio::task::spawn_blocking(move || image::import(archive, &store, limits, &progress))
         };
         let mut tick = tokio::time::interval(Duration::from_millis(100));
@@ -610,26 +658,6 @@ fn import_failure(error: &image::ImportError, store: &Path) -> Failure {
     Failure { error: error.to_string(), hint }
 }
 
-/// A body as a blocking reader.
-struct ChannelReader {
-    pieces: mpsc::Receiver<Bytes>,
-    piece: Bytes,
-}
-
-impl Read for ChannelReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.pieces.blocking_recv() {
-                Some(piece) => self.piece = piece,
-                None => return Ok(0),
-            }
-        }
-        let len = buffer.len().min(self.piece.len());
-        buffer[..len].copy_from_slice(&self.piece.split_to(len));
-        Ok(len)
-    }
-}
-
 async fn invite(AxumState(state): AxumState<State>, Json(request): Json<InviteRequest>) -> Answer<Invitation> {
     let role = request.role.parse().map_err(|error: String| failed(error, "`moyai invite --role submitter`"))?;
     if request.uses == 0 || request.ttl == 0 {
@@ -652,10 +680,24 @@ async fn invite(AxumState(state): AxumState<State>, Json(request): Json<InviteRe
     Ok(Json(Invitation { ticket, uses: request.uses, expires, role: role.to_string() }))
 }
 
-async fn events(AxumState(state): AxumState<State>) -> Response {
-    let mut events = state.handle.events();
+#[derive(Deserialize)]
+struct EventsQuery {
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn events(AxumState(state): AxumState<State>, Query(query): Query<EventsQuery>) -> Response {
+    let (past, mut events) = state.handle.events();
     let (sender, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(64);
     tokio::spawn(async move {
+        for told in past {
+            if sender.send(Ok(line(&told))).await.is_err() {
+                return;
+            }
+        }
+        if !query.follow {
+            return;
+        }
         loop {
             match events.recv().await {
                 Ok(told) => {

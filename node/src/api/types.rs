@@ -24,7 +24,7 @@ pub struct Row {
     pub image: String,
     /// The name of the node that runs it; empty while none does.
     pub node: String,
-    /// pending, fetching, starting, running, waiting, stopping, exited, failed, lost.
+    /// pending, fetching, blocked, starting, running, waiting, stopping, exited, failed, lost, evicted.
     pub state: String,
     /// From 1.
     pub replica: u32,
@@ -45,6 +45,12 @@ pub struct Row {
     pub submitted: u64,
     /// What it runs inside.
     pub command: Vec<String>,
+    /// Whether it runs on a terminal.
+    #[serde(default)]
+    pub terminal: bool,
+    /// Ports of its node that lead into it, as they are published.
+    #[serde(default)]
+    pub ports: Vec<String>,
 }
 
 /// One node.
@@ -74,6 +80,8 @@ pub struct NodeRow {
     pub version: String,
     /// What constraints are matched against.
     pub labels: BTreeMap<String, String>,
+    /// Whether it is being emptied.
+    pub draining: bool,
 }
 
 /// One image.
@@ -157,6 +165,98 @@ pub struct RunRequest {
     /// Whether it is forgotten once all of it has ended.
     #[serde(default)]
     pub auto_remove: bool,
+    /// All replicas or none.
+    pub gang: bool,
+    /// Never two of one replica at once.
+    pub singleton: bool,
+    /// What has a lower one makes way when there is no room; none is the usual one.
+    pub priority: Option<u8>,
+    /// balance, spread, pack; empty is balance.
+    pub layout: String,
+    /// Names of workloads on whose nodes it would rather be.
+    pub near: Vec<String>,
+    /// Names of workloads on whose nodes it must not be.
+    pub apart: Vec<String>,
+    /// Whether it runs on a terminal.
+    pub terminal: bool,
+    /// Whether somebody may write to its standard input.
+    pub input: bool,
+    /// How it is known to be well; none is as its image says.
+    pub health: Option<moyai_protocol::workload::Health>,
+    /// What it is given of its machine, and kept from.
+    pub confinement: moyai_protocol::confinement::Confinement,
+}
+
+/// What `update` asks for: what is not named stays as it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateRequest {
+    /// As people write it, or an id.
+    pub image: Option<String>,
+    /// Replaces the command.
+    pub command: Option<Vec<String>>,
+    /// `NAME=value`, set or replaced.
+    pub env: Vec<String>,
+    /// Thousandths of a core.
+    pub cpu_milli: Option<u64>,
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// How many may run besides those wanted.
+    pub max_surge: u32,
+    /// How many of those wanted may be missing.
+    pub max_unavailable: u32,
+}
+
+impl Default for UpdateRequest {
+    fn default() -> Self {
+        let moyai_protocol::catalog::Rollout { max_surge, max_unavailable } = Default::default();
+        let (image, command, env, cpu_milli, memory) = (None, None, Vec::new(), None, None);
+        UpdateRequest { image, command, env, cpu_milli, memory, max_surge, max_unavailable }
+    }
+}
+
+/// How far an update is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RolloutRow {
+    /// Replicas wanted.
+    pub wanted: u32,
+    /// Replicas that run as they are to, and stay up.
+    pub updated: u32,
+    /// Replicas of the new form that have just come up, or not yet.
+    pub coming: u32,
+    /// Replicas of the old form.
+    pub outdated: u32,
+    /// Why it was taken back; empty when it was not.
+    pub setback: String,
+    /// What it waits for, where it does.
+    pub waits: String,
+}
+
+/// What `revoke` asks for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RevokeRequest {
+    /// In the admin's words.
+    pub reason: String,
+    /// The mesh's root key.
+    pub root_key: Option<[u8; 32]>,
+    /// Also where others fall with it.
+    pub force: bool,
+}
+
+/// What became of an order about a node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ordered {
+    /// The node's name.
+    pub node: String,
+    /// alive, suspect, down, left.
+    pub state: String,
+    /// Whether it is to be emptied.
+    pub draining: bool,
+    /// Placements that are still there.
+    pub placements: u32,
+    /// Those of them that find no place elsewhere, each with the reason.
+    pub stuck: Vec<(String, String)>,
 }
 
 /// What `run` gets.
@@ -281,6 +381,30 @@ pub struct WhyRow {
     pub refused: Vec<(String, u32)>,
     /// Why the state is what it is.
     pub detail: String,
+    /// Every epoch that is remembered, the first one first.
+    pub history: Vec<EpochRow>,
+    /// Custodians of a singleton: name, and whether it is alive.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub custodians: Vec<(String, bool)>,
+}
+
+/// One epoch of one replica.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EpochRow {
+    /// Which try.
+    pub epoch: u64,
+    /// Who took it.
+    pub node: String,
+    /// When the auction was opened, in milliseconds since 1970.
+    pub at: u64,
+    /// In words, why it was held.
+    pub cause: String,
+    /// Who held it.
+    pub auctioneer: String,
+    /// Expected milliseconds that the winner bid; none where its bid is not kept.
+    pub price: Option<u32>,
+    /// Nodes that bid.
+    pub bids: u32,
 }
 
 /// One line of a log.
@@ -288,7 +412,7 @@ pub struct WhyRow {
 pub struct LogRow {
     /// Which replica, from 1.
     pub replica: u32,
-    /// stdout or stderr.
+    /// stdout, stderr, or audit: what a strict sandbox refused.
     pub stream: String,
     /// RFC 3339.
     pub time: String,

@@ -1,7 +1,7 @@
 //! How the node's state becomes what the API shows. Pure: each function looks at a node and returns plain data.
 
-use moyai_protocol::auction::{Cause, Record};
-use moyai_protocol::catalog::{Placement, Workload};
+use moyai_protocol::auction::{Cause, Journal, Record};
+use moyai_protocol::catalog::{NodeFact, Placement, Workload};
 use moyai_protocol::custody;
 use moyai_protocol::id::{NodeId, WorkloadId};
 use moyai_protocol::membership::State;
@@ -11,7 +11,10 @@ use moyai_protocol::trust::{Role, mesh_name};
 use moyai_protocol::worker::PlacementState;
 use moyai_protocol::workload::{ImagePin, PlacementId, Resources};
 
-use super::types::{Failure, ImageRow, NodeRow, QuoteRow, Row, Status, WhyRow};
+use moyai_sim::whatif::{Machine, Model};
+
+use super::types::{EpochRow, Failure, ImageRow, NodeRow, Ordered, QuoteRow, RolloutRow, Row, Status, WhyRow};
+use crate::daemon::driver::wall_now;
 use moyai_protocol::id::MeshId;
 
 /// What people call a node.
@@ -25,6 +28,7 @@ pub(super) fn name_of(node: &Node, id: &NodeId) -> String {
 fn state_name(state: &PlacementState) -> String {
     match state {
         PlacementState::Fetching => "fetching",
+        PlacementState::Blocked => "blocked",
         PlacementState::Starting => "starting",
         PlacementState::Running => "running",
         PlacementState::Waiting => "waiting",
@@ -32,6 +36,7 @@ fn state_name(state: &PlacementState) -> String {
         PlacementState::Exited(_) => "exited",
         PlacementState::Failed => "failed",
         PlacementState::Lost => "lost",
+        PlacementState::Evicted => "evicted",
     }
     .to_owned()
 }
@@ -42,7 +47,10 @@ fn standing<'a>(node: &'a Node, workload: &WorkloadId, replica: u32) -> Option<P
     let live = |placement: &Placement<'_>| node.membership().is_live(&placement.node);
     node.catalog().placements_of(workload).filter(|placement| placement.replica == replica).max_by_key(|placement| {
         let exited = matches!(placement.fact.state, PlacementState::Exited(_));
-        let rank = if live(placement) && placement.fact.state.is_active() { 2 } else { u8::from(exited) };
+        // While it is being moved, what runs is shown, not what is to follow it.
+        let running = placement.fact.state == PlacementState::Running;
+        let active = live(placement) && placement.fact.state.is_active();
+        let rank = if active { 2 + u8::from(running) } else { u8::from(exited) };
         (rank, placement.fact.epoch, std::cmp::Reverse(placement.node))
     })
 }
@@ -81,6 +89,8 @@ pub(super) fn rows_of(node: &Node, workload: &Workload<'_>) -> Vec<Row> {
                 detail: String::new(),
                 submitted: workload.fact.spec.signed_at * 1000,
                 command: spec.entrypoint.iter().flatten().chain(&spec.command).cloned().collect(),
+                terminal: spec.terminal,
+                ports: spec.confinement.ports.iter().map(ToString::to_string).collect(),
             };
             match placement {
                 Some(placement) => fill(node, &mut row, &placement),
@@ -104,6 +114,13 @@ fn fill(node: &Node, row: &mut Row, placement: &Placement<'_>) {
         if status.out_of_memory && row.detail.is_empty() {
             row.detail = "killed: out of memory".to_owned();
         }
+    } else if matches!(fact.state, PlacementState::Lost | PlacementState::Evicted) {
+        // It is placed anew, unless that was tried in vain.
+        let pending = pending_reason(node, &placement.workload);
+        if !pending.is_empty() {
+            row.state = "pending".to_owned();
+            row.detail = format!("{}; {pending}", row.detail);
+        }
     } else if !node.membership().is_live(&placement.node) {
         row.state = "lost".to_owned();
         row.detail = format!("{} is down", row.node);
@@ -116,7 +133,7 @@ fn fill(node: &Node, row: &mut Row, placement: &Placement<'_>) {
 }
 
 fn pending_reason(node: &Node, workload: &WorkloadId) -> String {
-    latest_pending(node, workload).map_or_else(String::new, |record| match record.refused.as_slice() {
+    node.catalog().pending(workload).map_or_else(String::new, |record| match record.refused.as_slice() {
         [] => "no node could be asked".to_owned(),
         refused => {
             let reasons: Vec<String> = refused.iter().map(|(reason, count)| format!("{reason} ({count})")).collect();
@@ -125,14 +142,9 @@ fn pending_reason(node: &Node, workload: &WorkloadId) -> String {
     })
 }
 
-fn latest_pending<'a>(node: &'a Node, workload: &WorkloadId) -> Option<&'a Record> {
-    let records = node.catalog().pending().filter(|(_, pending, _)| pending == workload);
-    records.map(|(_, _, record)| record).max_by_key(|record| record.at)
-}
-
 /// Every node this one knows of.
 pub(super) fn nodes(node: &Node) -> Vec<NodeRow> {
-    let mut rows = vec![node_row(node, &node.id(), "alive".to_owned(), Vec::new())];
+    let mut rows = vec![node_row(node, &node.id(), "alive".to_owned(), node.membership().own_addresses().to_vec())];
     for (id, member) in node.membership().members() {
         // Never heard of and never answered: an address from an old invitation, not a node.
         if member.incarnation == 0 && node.catalog().node(id).is_none() {
@@ -161,7 +173,7 @@ fn node_row(node: &Node, id: &NodeId, state: String, addresses: Vec<String>) -> 
     let reserved = active.iter().filter_map(|placement| node.catalog().workload(&placement.workload));
     let reserved = reserved.fold(Resources::default(), |sum, workload| sum.plus(&workload.spec.resources));
     let capacity = fact.map(|fact| fact.capacity).unwrap_or_default();
-    let role = fact.and_then(|fact| fact.chain.leaf()).map(|leaf| leaf.role);
+    let role = fact.and_then(NodeFact::role);
     NodeRow {
         id: id.short(),
         name: name_of(node, id),
@@ -175,6 +187,7 @@ fn node_row(node: &Node, id: &NodeId, state: String, addresses: Vec<String>) -> 
         addresses,
         version: fact.map_or_else(String::new, |fact| fact.version.clone()),
         labels: fact.map(|fact| fact.labels.clone()).unwrap_or_default(),
+        draining: node.catalog().is_draining(id),
     }
 }
 
@@ -221,9 +234,7 @@ pub(super) fn find_image(node: &Node, text: &str) -> Result<ImagePin, Failure> {
     let reference = text.parse::<Reference>();
     if let Ok(reference) = &reference {
         // A worker may hold an image under a name, and may not decide what the name means.
-        let may_name = |fact: &moyai_protocol::catalog::NodeFact| {
-            fact.chain.leaf().is_some_and(|leaf| leaf.role >= Role::Submitter)
-        };
+        let may_name = |fact: &moyai_protocol::catalog::NodeFact| fact.role() >= Some(Role::Submitter);
         let reports = node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id));
         let named = reports
             .flat_map(|(_, fact)| fact.images.iter().map(move |image| (may_name(fact), image)))
@@ -301,21 +312,18 @@ pub(super) fn find_workload(node: &Node, text: &str) -> Result<Found, Failure> {
             .map(|workload| workload.spec.id)
             .collect()
     };
-    let mut found = by_name(text);
-    let mut replica = None;
-    if found.is_empty()
-        && let Some((name, number)) = text.rsplit_once('.')
-        && let Ok(number) = number.parse::<u32>()
-        && number > 0
-    {
-        found = by_name(name);
-        replica = Some(number - 1);
-    }
-    if found.is_empty() && text.len() >= 2 {
-        let begins = |id: &WorkloadId| id.to_string().starts_with(&text.to_lowercase());
-        found = node.catalog().workloads().map(|workload| workload.spec.id).filter(begins).collect();
-        replica = None;
-    }
+    let by_id = |text: &str| -> Vec<WorkloadId> {
+        let begins = |id: &WorkloadId| text.len() >= 2 && id.to_string().starts_with(&text.to_lowercase());
+        node.catalog().workloads().map(|workload| workload.spec.id).filter(begins).collect()
+    };
+    let with_replica =
+        text.rsplit_once('.').and_then(|(name, number)| Some((name, number.parse::<u32>().ok()?.checked_sub(1)?)));
+    // A name may end like a replica, and begin like an id: what it is whole comes first.
+    let mut ways = vec![(by_name(text), None)];
+    ways.extend(with_replica.map(|(name, replica)| (by_name(name), Some(replica))));
+    ways.push((by_id(text), None));
+    ways.extend(with_replica.map(|(id, replica)| (by_id(id), Some(replica))));
+    let (found, replica) = ways.into_iter().find(|(found, _)| !found.is_empty()).unwrap_or_default();
     match found.as_slice() {
         [workload] => Ok(Found { workload: *workload, replica }),
         [] => Err(Failure {
@@ -356,9 +364,21 @@ pub(super) fn why(node: &Node, found: Found) -> Vec<WhyRow> {
         .filter(|row| found.replica.is_none_or(|only| only + 1 == row.replica))
         .map(|row| {
             let placement = standing(node, &found.workload, row.replica - 1);
-            let pending = latest_pending(node, &found.workload).filter(|_| row.state == "pending");
-            let record = pending.or(placement.as_ref().map(|placement| &*placement.fact.award.record));
-            why_row(node, row, record)
+            let pending = node.catalog().pending(&found.workload).filter(|_| row.state == "pending");
+            let award = placement.as_ref().map(|placement| &placement.fact.award);
+            let record = pending.or_else(|| {
+                let award = award?;
+                let journal = node.catalog().journal(&award.auctioneer, &found.workload)?;
+                journal.records.iter().find(|record| record.at == award.at)
+            });
+            let mut why = why_row(node, row, record);
+            if let Some(award) = award.filter(|_| record.is_none()) {
+                // Its auctioneer has forgotten the rest.
+                (why.auctioneer, why.at) = (name_of(node, &award.auctioneer), award.at.0);
+            }
+            why.history = history(node, &found.workload, &why.replica);
+            why.custodians = custodians(node, &found.workload);
+            why
         })
         .collect()
 }
@@ -379,14 +399,11 @@ fn why_row(node: &Node, row: Row, record: Option<&Record>) -> WhyRow {
         refusals: Vec::new(),
         refused: Vec::new(),
         detail: row.detail,
+        history: Vec::new(),
+        custodians: Vec::new(),
     };
     let Some(record) = record else { return why };
-    why.cause = match record.cause {
-        Cause::Submitted => "it was asked for".to_owned(),
-        Cause::NodeDown(down) => format!("{} went down", name_of(node, &down)),
-        Cause::Lost(from) => format!("{} lost it or could not start it", name_of(node, &from)),
-        Cause::Missing => "a replica was missing".to_owned(),
-    };
+    why.cause = cause(node, record.cause);
     why.auctioneer = name_of(node, &record.auctioneer);
     why.at = record.at.0;
     why.took = record.took;
@@ -407,6 +424,169 @@ fn why_row(node: &Node, row: Row, record: Option<&Record>) -> WhyRow {
     why
 }
 
+fn cause(node: &Node, cause: Cause) -> String {
+    match cause {
+        Cause::Submitted => "it was asked for".to_owned(),
+        Cause::NodeDown(down) => format!("{} went down", name_of(node, &down)),
+        Cause::Lost(from) => format!("{} lost it or could not start it", name_of(node, &from)),
+        Cause::Evicted(from) => format!("it made way on {} for a higher priority", name_of(node, &from)),
+        Cause::Drained(from) => format!("{} is being drained", name_of(node, &from)),
+        Cause::Updated(from) => format!("it ran on {} as before the update", name_of(node, &from)),
+        Cause::Missing => "a replica was missing".to_owned(),
+    }
+}
+
+/// Every epoch of a replica that some auctioneer remembers.
+fn history(node: &Node, workload: &WorkloadId, replica: &str) -> Vec<EpochRow> {
+    let Some(number) = replica.rsplit('.').next().and_then(|text| text.parse::<u32>().ok()) else { return Vec::new() };
+    let records = |(_, journal): (NodeId, &'_ Journal)| journal.records.clone();
+    let mut rows: Vec<EpochRow> = node
+        .catalog()
+        .journals_of(workload)
+        .flat_map(records)
+        .flat_map(|record| {
+            let placed: Vec<_> = record.placed.iter().filter(|(replica, ..)| replica + 1 == number).copied().collect();
+            placed.into_iter().map(move |(_, epoch, winner)| (record.clone(), epoch, winner))
+        })
+        .map(|(record, epoch, winner)| EpochRow {
+            epoch,
+            node: name_of(node, &winner),
+            at: record.at.0,
+            cause: cause(node, record.cause),
+            auctioneer: name_of(node, &record.auctioneer),
+            price: record.quotes.iter().find(|quote| quote.node == winner).map(|quote| quote.price),
+            bids: record.quotes.len() as u32 + record.more_quotes,
+        })
+        .collect();
+    rows.sort_by_key(|row| (row.epoch, row.at));
+    rows
+}
+
+/// Who grants a singleton's leases.
+fn custodians(node: &Node, workload: &WorkloadId) -> Vec<(String, bool)> {
+    let seats = node.catalog().seats_of(workload);
+    let nodes = seats.map(|seats| seats.nodes.clone()).unwrap_or_default();
+    nodes.iter().map(|custodian| (name_of(node, custodian), node.membership().is_live(custodian))).collect()
+}
+
+/// How far the last update of a workload is.
+pub(super) fn rollout(node: &Node, workload: &WorkloadId, now: moyai_protocol::time::UnixMillis) -> Option<RolloutRow> {
+    let known = node.catalog().workload(workload)?;
+    let progress = custody::progress(&known, node.catalog(), |id| node.membership().is_live(id), now);
+    Some(RolloutRow {
+        wanted: known.fact.replicas,
+        updated: progress.steady,
+        coming: progress.unsteady,
+        outdated: progress.outdated,
+        setback: known.fact.setback.clone(),
+        waits: pending_reason(node, workload),
+    })
+}
+
+/// What is still on a node that is being emptied.
+pub(super) fn ordered(node: &Node, about: &NodeId) -> Ordered {
+    // What a dead node says of itself is nothing to wait for.
+    let live = node.membership().is_live(about);
+    let active = node.catalog().placements_on(about).filter(|placement| live && placement.fact.state.is_active());
+    let mut stuck = Vec::new();
+    let mut placements = 0;
+    for placement in active {
+        placements += 1;
+        let name = match node.catalog().workload(&placement.workload) {
+            Some(known) => format!("{}.{}", known.spec.name, placement.replica + 1),
+            None => continue,
+        };
+        let pending = pending_reason(node, &placement.workload);
+        if !pending.is_empty() {
+            stuck.push((name, pending));
+        }
+    }
+    let state = if live { "alive" } else { "down" }.to_owned();
+    Ordered { node: name_of(node, about), state, draining: node.catalog().is_draining(about), placements, stuck }
+}
+
+/// The node that a text names: a name, or the beginning of an id.
+pub(super) fn find_node(node: &Node, text: &str) -> Result<NodeId, Failure> {
+    if let Ok(id) = text.parse::<NodeId>() {
+        // Also one that is not known any more: it may still be revoked.
+        return Ok(id);
+    }
+    let known: Vec<NodeId> = node.catalog().nodes().map(|(id, _)| id).collect();
+    let mut found: Vec<NodeId> = known.iter().filter(|id| name_of(node, id) == text).copied().collect();
+    if found.is_empty() && text.len() >= 4 {
+        found = known.into_iter().filter(|id| id.to_string().starts_with(&text.to_lowercase())).collect();
+    }
+    match found.as_slice() {
+        [id] => Ok(*id),
+        [] => Err(Failure {
+            error: format!("no node `{text}` in this mesh"),
+            hint: "`moyai nodes` lists them".to_owned(),
+        }),
+        many => Err(Failure {
+            error: format!("{} nodes are called `{text}`", many.len()),
+            hint: format!("write the id of one: {}", many.iter().map(NodeId::short).collect::<Vec<_>>().join(", ")),
+        }),
+    }
+}
+
+/// Names of live members whose certificates would fall with those of `node`.
+pub(super) fn certified_by(node: &Node, issuer: &NodeId) -> Vec<String> {
+    let nodes = node.catalog().nodes().filter(|(id, _)| id != issuer && node.membership().is_live(id));
+    let fallen = nodes.filter(|(_, fact)| fact.chain.issuers().any(|other| other == *issuer));
+    fallen.map(|(id, _)| name_of(node, &id)).collect()
+}
+
+/// This mesh, as far as it matters for what would move where: its live nodes, and what runs on them.
+pub(super) fn model(node: &Node) -> Model {
+    let live: Vec<(NodeId, &NodeFact)> =
+        node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id)).collect();
+    let machine = |(id, fact): &(NodeId, &NodeFact)| Machine {
+        name: name_of(node, id),
+        capacity: fact.capacity,
+        labels: fact.labels.clone(),
+        images: fact.images.iter().map(|image| image.root).collect(),
+        draining: node.catalog().is_draining(id),
+    };
+    let mut images: std::collections::BTreeMap<_, ImagePin> = Default::default();
+    for image in live.iter().flat_map(|(_, fact)| &fact.images) {
+        let (reference, id, root, size) = (image.reference.clone(), image.id, image.root, image.size);
+        images.insert(root, ImagePin { reference, id, root, size });
+    }
+    let workloads: Vec<Workload<'_>> = node.catalog().workloads().collect();
+    let (mut placements, mut finished) = (Vec::new(), Vec::new());
+    let mut custodians = std::collections::BTreeMap::new();
+    let at = |node: &NodeId| live.iter().position(|(id, _)| id == node);
+    for (number, workload) in workloads.iter().enumerate() {
+        for placement in node.catalog().placements_of(&workload.spec.id) {
+            let (replica, epoch) = (placement.replica, placement.fact.epoch);
+            match placement.fact.state {
+                PlacementState::Running => {
+                    placements.extend(at(&placement.node).map(|at| (at, number, replica, epoch)));
+                }
+                // Wherever it was: on some machine of the copy.
+                PlacementState::Exited(_) if !placement.fact.stopped => {
+                    finished.push((at(&placement.node).unwrap_or(0), number, replica, epoch));
+                }
+                _ => {}
+            }
+        }
+        if let Some(seats) = node.catalog().seats_of(&workload.spec.id) {
+            custodians.insert(number, seats.nodes.iter().filter_map(at).collect());
+        }
+    }
+    Model {
+        machines: live.iter().map(machine).collect(),
+        images: images.into_values().collect(),
+        workloads: workloads
+            .iter()
+            .map(|known| (moyai_protocol::workload::Spec::clone(known.spec), known.fact.replicas))
+            .collect(),
+        placements,
+        finished,
+        custodians,
+    }
+}
+
 fn because(basis: &moyai_protocol::auction::Basis) -> String {
     let image = if basis.missing == 0 {
         "image here".to_owned()
@@ -414,7 +594,17 @@ fn because(basis: &moyai_protocol::auction::Basis) -> String {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         format!("{:.0} MiB to fetch at {:.0} MB/s", mib(basis.missing), basis.bandwidth as f64 / 1e6)
     };
-    format!("{image}, {} starting, cpu {} % reserved, {} % pressure", basis.starting, basis.reserved, basis.pressure)
+    let mut text = format!(
+        "{image}, {} starting, cpu {} % reserved, {} % pressure",
+        basis.starting, basis.reserved, basis.pressure
+    );
+    if basis.far > 0 {
+        text.push_str(", not near what it would be near to");
+    }
+    if basis.evicts > 0 {
+        text.push_str(&format!(", {} of lower priority would make way", basis.evicts));
+    }
+    text
 }
 
 /// This node and its mesh.
@@ -443,11 +633,11 @@ pub(super) fn status(node: &Node, mesh: &MeshId) -> Status {
 /// has been found impossible.
 pub(super) fn is_undecided(node: &Node, workload: &WorkloadId) -> bool {
     let Some(known) = node.catalog().workload(workload) else { return false };
-    let missing = custody::missing(&known, node.catalog(), |id| node.membership().is_live(id));
+    let missing = custody::missing(&known, node.catalog(), |id| node.membership().is_live(id), wall_now());
     if !missing.is_empty() {
-        return latest_pending(node, workload).is_none();
+        return node.catalog().pending(workload).is_none();
     }
-    rows_of(node, &known).iter().any(|row| matches!(row.state.as_str(), "fetching" | "starting"))
+    rows_of(node, &known).iter().any(|row| matches!(row.state.as_str(), "fetching" | "blocked" | "starting"))
 }
 
 #[cfg(test)]

@@ -48,6 +48,14 @@ pub enum Verb {
     Down(DownWish),
     /// List the nodes of the mesh
     Nodes,
+    /// Empty a node: what it runs moves to others
+    Drain(DrainWish),
+    /// Make a node a member no more, wherever it is
+    Revoke(RevokeWish),
+    /// Give a singleton new custodians when most of the old ones are gone for good
+    Reseat(ReseatWish),
+    /// Show what would move where if nodes died, on a simulated copy of this mesh
+    Whatif(WhatifWish),
     /// Show this node and its mesh
     Status,
     /// Show what happens in the mesh as this node sees it
@@ -64,6 +72,18 @@ pub enum Verb {
     Ps(PsWish),
     /// Show what a container wrote
     Logs(LogsWish),
+    /// Run another process in a container, wherever it is
+    Exec(ExecWish),
+    /// Show what a container writes, and write to it
+    Attach(AttachWish),
+    /// Copy files into a container, or out of one
+    Cp(CpWish),
+    /// Show what containers use
+    Stats(StatsWish),
+    /// Stop all processes of containers where they are
+    Pause(NamesWish),
+    /// Let them go on
+    Unpause(NamesWish),
     /// Show why something runs where it runs, or does not run
     Why(OneWish),
     /// Stop workloads; their names and logs stay
@@ -72,16 +92,31 @@ pub enum Verb {
     Start(ManyWish),
     /// Change how many replicas are wanted
     Scale(ScaleWish),
+    /// Run something else under a name, one replica after the other
+    Update(UpdateWish),
+    /// Go back to what ran before the last update
+    Rollback(OneWish),
     /// Stop workloads and forget them
     Rm(ManyWish),
     /// Wait until a workload has ended, and exit as it did
     Wait(OneWish),
     /// Show all of it on this machine: three virtual hosts, one container, one failure
     Demo(DemoWish),
+    /// Run OCI bundles without a daemon, with runc's verbs: `moyai oci --help`
+    Oci(OciWish),
     #[command(hide = true)]
     Daemon(DaemonWish),
     #[command(hide = true)]
     VirtualHost(VirtualHostWish),
+}
+
+/// `oci`, which has a command line of its own.
+#[derive(Debug, ClapArgs)]
+#[command(disable_help_flag = true)]
+pub struct OciWish {
+    /// See `moyai oci --help`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub words: Vec<String>,
 }
 
 /// How a node is set up.
@@ -105,6 +140,12 @@ pub struct NodeWish {
     /// Memory this node gives to the mesh [default: all]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
+    /// A folder or device of this machine that containers may be given, with all below it; whoever may submit can then read and change it
+    #[arg(long, value_name = "DIR")]
+    pub offer: Vec<PathBuf>,
+    /// Containers may be given this machine's own network; whoever may submit can then reach all that the machine reaches
+    #[arg(long)]
+    pub offer_host_network: bool,
 }
 
 /// `init`.
@@ -166,10 +207,115 @@ pub struct InviteWish {
 
 /// `events`.
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  moyai events           # what this node has seen since its daemon started
+  moyai events -f        # and what happens from now on")]
 pub struct EventsWish {
-    /// For docker's sake: events are always followed
+    /// Go on as things happen
     #[arg(long, short)]
     pub follow: bool,
+}
+
+/// `drain`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  moyai drain lab-7             # returns when nothing runs there any more
+  moyai drain --undo lab-7      # it takes work again
+
+A drained node may leave: `moyai down --leave` on it.")]
+pub struct DrainWish {
+    /// A name, or the beginning of an id
+    pub node: String,
+    /// Let it take work again
+    #[arg(long)]
+    pub undo: bool,
+    /// Do not wait until it is empty
+    #[arg(long, short)]
+    pub detach: bool,
+}
+
+/// `revoke`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  moyai revoke lab-7 --reason 'stolen'
+  moyai revoke founder --root-key /mnt/safe/root.key
+
+Every node cuts its connections to it, believes nothing more of it, and its work comes up elsewhere. It cannot be taken
+back; the machine may join again with a new key. An admin is revoked by who certified it, or with the root key.")]
+pub struct RevokeWish {
+    /// A name, or the beginning of an id
+    pub node: String,
+    /// Why, for whoever asks later
+    #[arg(long, default_value = "", value_name = "TEXT", hide_default_value = true)]
+    pub reason: String,
+    /// The mesh's root key
+    #[arg(long, value_name = "FILE")]
+    pub root_key: Option<PathBuf>,
+    /// Also where nodes that it certified fall with it
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `reseat`.
+#[derive(Debug, ClapArgs)]
+pub struct ReseatWish {
+    /// A singleton's name, or the beginning of its id
+    pub name: String,
+    /// Do it, knowing that two may run at once if the old custodians are only cut off
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `whatif`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  moyai whatif --kill lab-7
+  moyai whatif --kill lab-7 --kill lab-8 --json")]
+pub struct WhatifWish {
+    /// A node that would die; may be given again
+    #[arg(long, value_name = "NODE", required = true, num_args = 1..)]
+    pub kill: Vec<String>,
+    /// Decides the simulated delays
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+}
+
+/// `update`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  moyai update web --image nginx:2
+  moyai update web -e COLOUR=blue --max-surge 3 --max-unavailable 0
+  moyai update web httpd -f -p 8081
+
+A new replica comes up elsewhere before its predecessor ends; where no other node has room, in its place. If one does not
+stay up, all of it goes back to what ran before.")]
+pub struct UpdateWish {
+    /// A name, or the beginning of an id
+    pub name: String,
+    /// Run this image
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// Set a variable
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Cores it may use
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<String>,
+    /// Memory it may use
+    #[arg(long, short, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// How many may run besides those wanted
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub max_surge: u32,
+    /// How many of those wanted may be missing
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub max_unavailable: u32,
+    /// Do not wait until it is done
+    #[arg(long, short)]
+    pub detach: bool,
+    /// What to run instead of the command
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
 }
 
 /// `load`.
@@ -204,11 +350,23 @@ pub struct PullWish {
 #[command(after_help = "Examples:
   moyai run alpine echo hello
   moyai run -d --name web --cpus 0.5 --memory 64m alpine httpd -f -p 8080
-  moyai run -d --replicas 3 --restart always --on arch=x86_64 worker:2")]
+  moyai run -d --name web -p 8080:80 nginx              # port 8080 of the node it runs on
+  moyai run -d --replicas 3 --restart always --on arch=x86_64 worker:2
+  moyai run -d --replicas 64 --gang --spread mpi:4      # all 64 or none
+  moyai run -d --singleton --restart always ledger      # never two at once")]
 pub struct RunWish {
     /// Return once it runs
     #[arg(long, short)]
     pub detach: bool,
+    /// Give it a terminal
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Keep its standard input open, and pass this command's on
+    #[arg(long, short)]
+    pub interactive: bool,
+    /// Keys that leave it running
+    #[arg(long, default_value = "ctrl-p,ctrl-q", value_name = "KEYS", hide_default_value = true)]
+    pub detach_keys: String,
     /// What to call it [default: two words and a number]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -236,6 +394,31 @@ pub struct RunWish {
     /// Only on nodes with this label
     #[arg(long, value_name = "NAME=VALUE")]
     pub on: Vec<String>,
+    /// All replicas or none
+    #[arg(long)]
+    pub gang: bool,
+    /// Never two of one replica at once, not even when the network is cut; it runs where a majority of its custodians is
+    #[arg(long)]
+    pub singleton: bool,
+    /// What has a lower one makes way when there is no room: 0 to 100 [default: 50]
+    #[arg(long, value_name = "N")]
+    pub priority: Option<u8>,
+    /// On as many nodes as possible
+    #[arg(long, conflicts_with = "pack")]
+    pub spread: bool,
+    /// On as few nodes as possible
+    #[arg(long)]
+    pub pack: bool,
+    /// Rather on the nodes of this workload
+    #[arg(long, value_name = "NAME")]
+    pub near: Vec<String>,
+    /// Never on a node with this workload; its own name keeps its replicas apart
+    #[arg(long, value_name = "NAME")]
+    pub apart: Vec<String>,
+    #[command(flatten)]
+    pub health: HealthWish,
+    #[command(flatten)]
+    pub confinement: ConfinementWish,
     /// Run this instead of the image's entrypoint
     #[arg(long, value_name = "COMMAND")]
     pub entrypoint: Option<String>,
@@ -262,6 +445,67 @@ pub struct RunWish {
     /// What to run in it instead of the image's command
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
+}
+
+/// How a container is known to be well.
+#[derive(Debug, ClapArgs)]
+pub struct HealthWish {
+    /// A line for its shell; it is well when that ends with 0 [default: as the image says]
+    #[arg(long, value_name = "COMMAND", conflicts_with = "no_healthcheck")]
+    pub health_cmd: Option<String>,
+    /// Between two checks
+    #[arg(long, default_value = "30s", value_name = "TIME", hide_default_value = true)]
+    pub health_interval: String,
+    /// What one may take
+    #[arg(long, default_value = "30s", value_name = "TIME", hide_default_value = true)]
+    pub health_timeout: String,
+    /// Failures in a row, until it is not well; with a restart policy it is started anew then
+    #[arg(long, default_value_t = 3, value_name = "N", hide_default_value = true)]
+    pub health_retries: u32,
+    /// From its start, in which failures do not count
+    #[arg(long, default_value = "0s", value_name = "TIME", hide_default_value = true)]
+    pub health_start_period: String,
+    /// Do not check it, whatever the image says
+    #[arg(long)]
+    pub no_healthcheck: bool,
+}
+
+/// What a container is given of its machine, and kept from.
+#[derive(Debug, ClapArgs)]
+pub struct ConfinementWish {
+    /// Put a volume or a folder of the machine into it; the node must offer the folder (`moyai init --offer DIR`)
+    #[arg(long, short, value_name = "NAME|/DIR:/INSIDE[:ro]")]
+    pub volume: Vec<String>,
+    /// Put memory into it
+    #[arg(long, value_name = "/INSIDE[:size=64m]")]
+    pub tmpfs: Vec<String>,
+    /// Its own files cannot be changed
+    #[arg(long)]
+    pub read_only: bool,
+    /// Give it a capability beyond docker's usual
+    #[arg(long, value_name = "NAME")]
+    pub cap_add: Vec<String>,
+    /// Take one of the usual capabilities from it; ALL takes every one
+    #[arg(long, value_name = "NAME")]
+    pub cap_drop: Vec<String>,
+    /// Let a port of the node lead into it
+    #[arg(long, short, value_name = "[IP:]PORT:PORT[/udp]")]
+    pub publish: Vec<String>,
+    /// bridge, none, or the node's own: host [default: bridge; none in a strict sandbox]
+    #[arg(long, value_name = "KIND")]
+    pub network: Option<String>,
+    /// Give it a device of the node: one that the node offers (`moyai init --offer /dev/kvm`), or one that its CDI files name
+    #[arg(long, value_name = "/DEV[:/INSIDE][:rwm]|VENDOR/CLASS=NAME")]
+    pub device: Vec<String>,
+    /// Give it GPUs that are nobody else's: so many, all, or device=NAME
+    #[arg(long, value_name = "N")]
+    pub gpus: Option<String>,
+    /// The OCI runtime that makes it: crun, runc, runsc [default: the built-in one]
+    #[arg(long, value_name = "NAME")]
+    pub runtime: Option<String>,
+    /// standard, or strict for hostile code: see `moyai logs --audit`
+    #[arg(long, default_value = "standard", value_name = "KIND")]
+    pub sandbox: String,
 }
 
 /// `ps`.
@@ -292,6 +536,87 @@ pub struct LogsWish {
     /// Show when each line was written
     #[arg(long, short)]
     pub timestamps: bool,
+    /// Show what a strict sandbox refused, instead of what the container wrote
+    #[arg(long)]
+    pub audit: bool,
+}
+
+/// `exec`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  moyai exec -it web sh
+  moyai exec web.2 cat /etc/hostname
+  tar c files | moyai exec -i web tar x -C /srv")]
+pub struct ExecWish {
+    /// Give it a terminal
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Pass this command's input on
+    #[arg(long, short)]
+    pub interactive: bool,
+    /// Set a variable
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Run as this user
+    #[arg(long, short, value_name = "UID[:GID]")]
+    pub user: Option<String>,
+    /// Start in this folder
+    #[arg(long, short, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// A name, a name with a replica (web.2), or the beginning of an id
+    pub name: String,
+    /// What to run
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// `attach`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Ctrl-P Ctrl-Q leaves a container that was run with -t, and it goes on.")]
+pub struct AttachWish {
+    /// Only show what it writes
+    #[arg(long)]
+    pub no_stdin: bool,
+    /// Keys that leave it
+    #[arg(long, default_value = "ctrl-p,ctrl-q", value_name = "KEYS")]
+    pub detach_keys: String,
+    /// A name, a name with a replica (web.2), or the beginning of an id
+    pub name: String,
+}
+
+/// `cp`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:
+  moyai cp web:/etc/nginx.conf .
+  moyai cp ./site web.2:/srv
+  moyai cp ./site/. web:/srv              # what is in it
+  moyai cp web:/var/log - | tar t         # as a tar stream")]
+pub struct CpWish {
+    /// Keep owners
+    #[arg(long, short)]
+    pub archive: bool,
+    /// NAME:PATH, a path on this machine, or - for a tar stream
+    pub from: String,
+    /// The same
+    pub to: String,
+}
+
+/// `stats`.
+#[derive(Debug, ClapArgs)]
+pub struct StatsWish {
+    /// Once, and not again and again
+    #[arg(long)]
+    pub no_stream: bool,
+    /// Names, or beginnings of ids [default: all that runs]
+    pub names: Vec<String>,
+}
+
+/// Some workloads, or replicas.
+#[derive(Debug, ClapArgs)]
+pub struct NamesWish {
+    /// Names, names with a replica (web.2), or beginnings of ids
+    #[arg(required = true)]
+    pub names: Vec<String>,
 }
 
 /// One workload.

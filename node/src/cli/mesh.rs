@@ -10,14 +10,15 @@ use anyhow::Context as _;
 use moyai_protocol::trust::{Chain, Ticket, mesh_name, mesh_of, node_of};
 use moyai_protocol::workload::is_name;
 
-use super::args::{DownWish, EventsWish, InitWish, InviteWish, JoinWish, NodeWish, UpWish};
+use super::args::{DownWish, DrainWish, EventsWish, InitWish, InviteWish, JoinWish, NodeWish, RevokeWish, UpWish};
+use super::images::encode;
 use super::output::{
     age, clock, cpus, humanise_times, json_lines, parse_cpus, parse_duration, parse_size, size, table,
 };
 use super::{Context, on_tokio};
-use crate::api::types::{Invitation, InviteRequest, NodeRow, Status};
+use crate::api::types::{Invitation, InviteRequest, NodeRow, Ordered, RevokeRequest, Status};
 use crate::daemon::driver::Told;
-use crate::daemon::home::{Home, Settings};
+use crate::daemon::home::{Home, Settings, read_key};
 use crate::daemon::{FOUNDER_LIFE, listen_problem, problem};
 use crate::net::admission::unix_now;
 use crate::net::join;
@@ -199,7 +200,24 @@ fn settings(context: &Context, wish: &NodeWish, mesh: moyai_protocol::id::MeshId
         ),
         None => None,
     };
-    Ok(Settings { mesh, name, listen, labels: pairs(&wish.label)?, mdns: !wish.no_mdns, cpus, memory })
+    let mut offers = Vec::new();
+    for folder in &wish.offer {
+        let found = std::fs::canonicalize(folder);
+        offers.push(found.map_err(|error| {
+            problem(format!("--offer {}: {error}", folder.display()), "name a folder of this machine")
+        })?);
+    }
+    Ok(Settings {
+        mesh,
+        name,
+        listen,
+        labels: pairs(&wish.label)?,
+        mdns: !wish.no_mdns,
+        cpus,
+        memory,
+        offers,
+        offer_host_network: wish.offer_host_network,
+    })
 }
 
 /// `NAME=VALUE` options.
@@ -313,7 +331,10 @@ pub async fn down(context: &Context, wish: &DownWish) -> anyhow::Result<u8> {
     }
     client.delete::<()>("/v1/daemon").await?;
     let until = Instant::now() + Duration::from_secs(10);
-    while client.get::<Status>("/v1/status").await.is_ok() && Instant::now() < until {
+    // It answers no more a moment before it has ended, and only then may another start.
+    let home = Home::new(&context.options.data);
+    let ended = || !home.is_member() || home.lock().is_ok();
+    while (client.get::<Status>("/v1/status").await.is_ok() || !ended()) && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     if !context.json {
@@ -358,7 +379,7 @@ pub async fn nodes(context: &Context) -> anyhow::Result<u8> {
             vec![
                 format!("{}{}", node.name, if node.here { " *" } else { "" }),
                 node.id.clone(),
-                node.state.clone(),
+                if node.draining { format!("{}, draining", node.state) } else { node.state.clone() },
                 node.role.clone(),
                 format!("{} of {}", cpus(node.cpu_milli.1), cpus(node.cpu_milli.0)),
                 format!("{} of {}", size(node.memory.1), size(node.memory.0)),
@@ -391,9 +412,82 @@ pub async fn status(context: &Context) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Follows what happens.
-pub async fn events(context: &Context, _wish: &EventsWish) -> anyhow::Result<u8> {
-    let mut stream = context.client().stream("/v1/events").await?;
+/// Empties a node, or takes that back.
+pub async fn drain(context: &Context, wish: &DrainWish) -> anyhow::Result<u8> {
+    let client = context.client();
+    let path = format!("/v1/nodes/{}/drain", encode(&wish.node));
+    let mut ordered: Ordered = client.post(&format!("{path}?undo={}", wish.undo), &()).await?;
+    if wish.undo {
+        if context.json {
+            println!("{}", serde_json::to_string(&ordered)?);
+        } else {
+            println!("{} takes work again.", ordered.node);
+        }
+        return Ok(0);
+    }
+    let mut told = (u32::MAX, Vec::new());
+    while !wish.detach && ordered.placements > 0 {
+        let news = (ordered.placements, ordered.stuck.clone());
+        if told != news {
+            eprintln!("{}: {} still there", ordered.node, ordered.placements);
+            ordered.stuck.iter().for_each(|(name, reason)| eprintln!("  {name}: {reason}"));
+            told = news;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(250)) => {}
+            _ = tokio::signal::ctrl_c() => {
+                eprintln!("{} goes on being emptied; `moyai drain --undo {}` takes it back", ordered.node, wish.node);
+                return Ok(130);
+            }
+        }
+        ordered = client.get(&path).await?;
+        if !ordered.draining {
+            return Err(problem(
+                format!("{} is not being emptied any more: somebody has taken it back", ordered.node),
+                "`moyai events` may say when",
+            ));
+        }
+    }
+    if context.json {
+        println!("{}", serde_json::to_string(&ordered)?);
+    } else if ordered.state == "down" {
+        println!("{} is down; what it ran comes up elsewhere.", ordered.node);
+    } else if ordered.placements == 0 {
+        println!("{} is empty; `moyai down --leave` there lets it go.", ordered.node);
+    } else {
+        println!("{} is being emptied: {} still there.", ordered.node, ordered.placements);
+    }
+    Ok(0)
+}
+
+/// Makes a node a member no more.
+pub async fn revoke(context: &Context, wish: &RevokeWish) -> anyhow::Result<u8> {
+    let root_key = match &wish.root_key {
+        Some(path) => {
+            let key = read_key(path).map_err(|error| problem(format!("{error:#}"), "`moyai init` said where it is"))?;
+            Some(key.to_bytes())
+        }
+        None => None,
+    };
+    let request = RevokeRequest { reason: wish.reason.clone(), root_key, force: wish.force };
+    let path = format!("/v1/nodes/{}/revoke", encode(&wish.node));
+    let ordered: Ordered = context.client().post(&path, &request).await?;
+    if context.json {
+        println!("{}", serde_json::to_string(&ordered)?);
+    } else {
+        print!("{} is a member no more.", ordered.node);
+        match ordered.placements {
+            0 => println!(),
+            1 => println!(" What it ran comes up elsewhere."),
+            many => println!(" The {many} that it ran come up elsewhere."),
+        }
+    }
+    Ok(0)
+}
+
+/// Shows what has happened, and follows what happens.
+pub async fn events(context: &Context, wish: &EventsWish) -> anyhow::Result<u8> {
+    let mut stream = context.client().stream(&format!("/v1/events?follow={}", wish.follow)).await?;
     while let Some(told) = stream.next::<Told>().await? {
         if context.json {
             println!("{}", serde_json::to_string(&told)?);

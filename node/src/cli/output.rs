@@ -7,7 +7,10 @@ use crate::daemon::Problem;
 
 /// Prints an error and what to do about it.
 pub fn show_error(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
+    // Part of it may come from a container, and is not to tell this terminal anything.
+    let plain: String =
+        format!("{error:#}").chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
+    eprintln!("error: {plain}");
     let hint = error.chain().find_map(|cause| cause.downcast_ref::<Problem>()).map(|problem| problem.hint.as_str());
     match hint {
         Some("") => {}

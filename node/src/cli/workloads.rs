@@ -6,21 +6,34 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use super::Context;
-use super::args::{LogsWish, ManyWish, OneWish, PsWish, RunWish, ScaleWish};
+use super::args::{LogsWish, ManyWish, OneWish, PsWish, ReseatWish, RunWish, ScaleWish, UpdateWish};
+use super::exec::{DetachKeys, End, Side};
 use super::images::encode;
 use super::mesh::pairs;
-use super::output::{age, json_lines, parse_cpus, parse_size, table};
+use super::output::{age, json_lines, parse_cpus, parse_duration, parse_size, table};
 use crate::api::client::Client;
-use crate::api::types::{LogRow, Row, RunRequest, Submitted, WhyRow};
+use moyai_protocol::confinement::{Confinement, Device, Mount, MountKind, Network, Port, Sandbox};
+use moyai_protocol::workload::Health;
+
+use crate::api::types::{EpochRow, LogRow, RolloutRow, Row, RunRequest, Submitted, UpdateRequest, WhyRow};
 use crate::daemon::problem;
 
 /// A command that waits says what for after this.
 const QUIET: Duration = Duration::from_secs(1);
+/// What has ended is known everywhere after this.
+const KNOWN: Duration = Duration::from_secs(5);
 
 /// Runs a workload.
 pub async fn run(context: &Context, wish: RunWish) -> anyhow::Result<u8> {
     let client = context.client();
     let (detach, remove, replicas) = (wish.detach, wish.rm, wish.replicas);
+    let interactive = wish.tty || wish.interactive;
+    super::exec::must_be_terminal(wish.tty && !detach)?;
+    if interactive && !detach && replicas > 1 {
+        return Err(problem("-i and -t are for one replica", "leave out --replicas, or run it with -d"));
+    }
+    let keys = Some(DetachKeys::parse(&wish.detach_keys)?);
+    let side = Side { input: wish.interactive, terminal: wish.tty, keys };
     let submitted: Submitted = client.post("/v1/workloads", &request(wish)?).await?;
     let name = submitted.name.clone();
     let begun = std::time::Instant::now();
@@ -51,7 +64,31 @@ pub async fn run(context: &Context, wish: RunWish) -> anyhow::Result<u8> {
             None => Ok(0),
         };
     }
+    if interactive {
+        match super::exec::attached(&client, &submitted.id, side, true).await {
+            Ok(End::Exit(_)) => return ended(&client, &submitted, remove).await,
+            Ok(End::Detached) => {
+                eprintln!("\n{name} goes on; `moyai attach {name}` comes back to it");
+                return Ok(0);
+            }
+            Err(error) => return Err(error),
+            Ok(End::NotStarted(_, reason)) => {
+                // It may have ended already, and that be on its way here: then its log has all that it wrote.
+                let path = format!("/v1/workloads/{}/ended", submitted.id);
+                let ended = client.get::<Vec<Row>>(&path);
+                if tokio::time::timeout(KNOWN, ended).await.is_err() {
+                    return Err(problem(reason, format!("it runs: `moyai attach {name}`, `moyai logs {name}`")));
+                }
+            }
+        }
+    }
     attached(&client, &submitted, replicas, remove).await
+}
+
+/// Waits until all of it is known to have ended, and exits as it did.
+async fn ended(client: &Client, submitted: &Submitted, remove: bool) -> anyhow::Result<u8> {
+    let rows = client.get::<Vec<Row>>(&format!("/v1/workloads/{}/ended", submitted.id)).await?;
+    verdict(client, submitted, &rows, remove).await
 }
 
 async fn decided(client: &Client, id: &str, name: &str) -> anyhow::Result<Vec<Row>> {
@@ -72,6 +109,9 @@ async fn decided(client: &Client, id: &str, name: &str) -> anyhow::Result<Vec<Ro
                 let waits = rows.iter().find(|row| row.state != "running").map(|row| match row.state.as_str() {
                     "fetching" => format!("{name}: its image is on its way to {}", row.node),
                     "starting" => format!("{name}: starting on {}", row.node),
+                    "blocked" => format!("{name}: on {}, {}", row.node, row.detail),
+                    "failed" => format!("{name}: failed on {}: {}", row.node, row.detail),
+                    _ if !row.detail.is_empty() => format!("{name}: {}", row.detail),
                     _ => format!("{name}: waiting for bids"),
                 });
                 if let Some(waits) = waits.filter(|waits| *waits != told) {
@@ -127,7 +167,8 @@ fn start_failure(row: &Row, removed: bool) -> anyhow::Result<u8> {
 /// Shows what the first replica writes until it ends, and exits as it did.
 async fn attached(client: &Client, submitted: &Submitted, replicas: u32, remove: bool) -> anyhow::Result<u8> {
     let id = &submitted.id;
-    let logs = copy_logs(client, id, true, None, false, replicas > 1);
+    let wish = LogsWish { name: id.clone(), follow: true, tail: None, timestamps: false, audit: false };
+    let logs = copy_logs(client, &wish, replicas > 1);
     let ended = async {
         let ended = client.get::<Vec<Row>>(&format!("/v1/workloads/{id}/ended")).await?;
         anyhow::Ok(ended)
@@ -153,8 +194,12 @@ async fn attached(client: &Client, submitted: &Submitted, replicas: u32, remove:
         // What it wrote last is still on its way.
         let _late = tokio::time::timeout(Duration::from_secs(5), &mut logs).await;
     }
+    verdict(client, submitted, &rows, remove).await
+}
+
+async fn verdict(client: &Client, submitted: &Submitted, rows: &[Row], remove: bool) -> anyhow::Result<u8> {
     if remove {
-        let _removed: Submitted = client.delete(&format!("/v1/workloads/{id}")).await?;
+        let _removed: Submitted = client.delete(&format!("/v1/workloads/{}", submitted.id)).await?;
     }
     let worst = rows.iter().filter(|row| row.exit_code.is_some_and(|code| code != 0)).max_by_key(|row| row.exit_code);
     match worst {
@@ -169,18 +214,26 @@ async fn attached(client: &Client, submitted: &Submitted, replicas: u32, remove:
     }
 }
 
+/// What `-e` means: `NAME=value`, or a name that this shell has a value for. As docker does, one that it has none for is not
+/// passed.
+fn variable(entry: String) -> Option<String> {
+    match entry.contains('=') {
+        true => Some(entry),
+        false => std::env::var(&entry).ok().map(|value| format!("{entry}={value}")),
+    }
+}
+
+fn cores(text: &str) -> anyhow::Result<u64> {
+    parse_cpus(text).ok_or_else(|| problem(format!("`{text}` is no number of cores"), "write it like 2 or 0.5"))
+}
+
+fn bytes(text: &str) -> anyhow::Result<u64> {
+    parse_size(text).ok_or_else(|| problem(format!("`{text}` is no size"), "write it like 64m or 2g"))
+}
+
 fn request(wish: RunWish) -> anyhow::Result<RunRequest> {
-    let cpu_milli = match &wish.cpus {
-        Some(text) => parse_cpus(text)
-            .ok_or_else(|| problem(format!("`{text}` is no number of cores"), "write it like 2 or 0.5"))?,
-        None => 0,
-    };
-    let memory = match &wish.memory {
-        Some(text) => {
-            parse_size(text).ok_or_else(|| problem(format!("`{text}` is no size"), "write it like 64m or 2g"))?
-        }
-        None => 0,
-    };
+    let cpu_milli = wish.cpus.as_deref().map(cores).transpose()?.unwrap_or(0);
+    let memory = wish.memory.as_deref().map(bytes).transpose()?.unwrap_or(0);
     let mut env = Vec::new();
     for file in &wish.env_file {
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -189,11 +242,7 @@ fn request(wish: RunWish) -> anyhow::Result<RunRequest> {
         );
     }
     env.extend(wish.env);
-    let env = env.into_iter().filter_map(|entry| match entry.contains('=') {
-        true => Some(entry),
-        // As docker does: a variable that this shell does not have is not passed.
-        false => std::env::var(&entry).ok().map(|value| format!("{entry}={value}")),
-    });
+    let env = env.into_iter().filter_map(variable);
     Ok(RunRequest {
         name: wish.name.unwrap_or_default(),
         image: wish.image,
@@ -213,7 +262,195 @@ fn request(wish: RunWish) -> anyhow::Result<RunRequest> {
         stop_timeout: wish.stop_timeout,
         // In front of the user it is this command that removes it, when it has shown all of the log.
         auto_remove: wish.rm && wish.detach,
+        gang: wish.gang,
+        singleton: wish.singleton,
+        priority: wish.priority,
+        layout: match (wish.spread, wish.pack) {
+            (true, _) => "spread".to_owned(),
+            (_, true) => "pack".to_owned(),
+            _ => String::new(),
+        },
+        near: wish.near,
+        apart: wish.apart,
+        terminal: wish.tty,
+        input: wish.interactive,
+        health: health(&wish.health)?,
+        confinement: confinement(wish.confinement)?,
     })
+}
+
+fn health(wish: &super::args::HealthWish) -> anyhow::Result<Option<Health>> {
+    let millis = |option: &str, text: &str| match parse_duration(text) {
+        Some(seconds) => Ok(seconds.saturating_mul(1000)),
+        None => match text.strip_suffix("ms").and_then(|number| number.parse().ok()) {
+            Some(millis) => Ok(millis),
+            None => Err(problem(format!("{option} {text}: no time"), "write it like 500ms, 10s or 2m")),
+        },
+    };
+    let command = match (&wish.health_cmd, wish.no_healthcheck) {
+        (Some(line), _) => ["/bin/sh", "-c", line].map(str::to_owned).to_vec(),
+        (None, true) => Vec::new(),
+        (None, false) => return Ok(None),
+    };
+    Ok(Some(Health {
+        command,
+        interval: millis("--health-interval", &wish.health_interval)?,
+        timeout: millis("--health-timeout", &wish.health_timeout)?,
+        retries: wish.health_retries,
+        start_period: millis("--health-start-period", &wish.health_start_period)?,
+    }))
+}
+
+fn confinement(wish: super::args::ConfinementWish) -> anyhow::Result<Confinement> {
+    let mut mounts = Vec::new();
+    for text in &wish.volume {
+        mounts.push(volume(text)?);
+    }
+    for text in &wish.tmpfs {
+        let (target, options) = text.split_once(':').unwrap_or((text, ""));
+        let mut mount = Mount {
+            kind: MountKind::Tmpfs,
+            source: String::new(),
+            target: target.to_owned(),
+            read_only: false,
+            size: 0,
+        };
+        for option in options.split(',').filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                Some(("size", size)) => mount.size = bytes(size)?,
+                _ if option == "ro" => mount.read_only = true,
+                _ => return Err(problem(format!("--tmpfs {text}: `{option}` is not known"), "ro and size=64m are")),
+            }
+        }
+        mounts.push(mount);
+    }
+    let capability = |name: &String| {
+        let name = name.to_ascii_uppercase();
+        name.strip_prefix("CAP_").map_or(name.clone(), str::to_owned)
+    };
+    let mut ports = Vec::new();
+    for text in &wish.publish {
+        ports.extend(published(text)?);
+    }
+    let mut devices = Vec::new();
+    for text in &wish.device {
+        devices.push(device(text)?);
+    }
+    if let Some(text) = &wish.gpus {
+        devices.extend(gpus(text)?);
+    }
+    Ok(Confinement {
+        network: wish.network.as_deref().map(network).transpose()?,
+        ports,
+        devices,
+        runtime: wish.runtime,
+        mounts,
+        read_only: wish.read_only,
+        cap_add: wish.cap_add.iter().map(capability).collect(),
+        cap_drop: wish.cap_drop.iter().map(capability).collect(),
+        sandbox: match wish.sandbox.as_str() {
+            "standard" => Sandbox::Standard,
+            "strict" => Sandbox::Strict,
+            other => return Err(problem(format!("--sandbox {other}: no such sandbox"), "standard or strict")),
+        },
+    })
+}
+
+fn network(text: &str) -> anyhow::Result<Network> {
+    match text {
+        "bridge" => Ok(Network::Bridge),
+        "host" => Ok(Network::Host),
+        "none" => Ok(Network::None),
+        _ => Err(problem(format!("--network {text}: no such network"), "bridge, host or none")),
+    }
+}
+
+/// `/dev/kvm`, `/dev/sda:/dev/disk:r`, `vendor/class=name`, `vendor/class=all`.
+fn device(text: &str) -> anyhow::Result<Device> {
+    if !text.starts_with('/') {
+        let named = text.split_once('=').filter(|(kind, name)| kind.contains('/') && !name.is_empty());
+        let (kind, name) = named.ok_or_else(|| {
+            problem(format!("--device {text}: no device"), "write it like /dev/kvm, or vendor/class=name")
+        })?;
+        return Ok(match name {
+            "all" => Device::Count { kind: kind.to_owned(), count: 0 },
+            name => Device::Named { kind: kind.to_owned(), name: name.to_owned() },
+        });
+    }
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, target, access) = match parts[..] {
+        [source] => (source, source, "rwm"),
+        [source, rest] if rest.starts_with('/') => (source, rest, "rwm"),
+        [source, access] => (source, source, access),
+        [source, target, access] => (source, target, access),
+        _ => return Err(problem(format!("--device {text}: too many parts"), "write it like /dev/kvm:/dev/kvm:rw")),
+    };
+    Ok(Device::Node { source: source.to_owned(), target: target.to_owned(), access: access.to_owned() })
+}
+
+/// `2`, `all`, `device=0,1`, as docker has it.
+fn gpus(text: &str) -> anyhow::Result<Vec<Device>> {
+    if let Some(names) = text.strip_prefix("device=") {
+        let named = |name: &str| Device::Named { kind: "nvidia.com/gpu".to_owned(), name: name.to_owned() };
+        return Ok(names.split(',').map(named).collect());
+    }
+    let count = match text {
+        "all" => Some(0),
+        text => text.parse::<u32>().ok().filter(|count| *count > 0),
+    };
+    let count =
+        count.ok_or_else(|| problem(format!("--gpus {text}: no number of them"), "a number, all, or device=0,1"))?;
+    Ok(vec![Device::Count { kind: "gpu".to_owned(), count }])
+}
+
+/// `8080:80`, `127.0.0.1:8080:80`, `5353:53/udp`, `8000-8009:8000-8009`.
+fn published(text: &str) -> anyhow::Result<Vec<Port>> {
+    let wrong = |reason: &str| {
+        let hint = "write it like 8080:80, 127.0.0.1:8080:80, 5353:53/udp or 8000-8009:8000-8009";
+        problem(format!("--publish {text}: {reason}"), hint)
+    };
+    let (rest, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let udp = match protocol {
+        "tcp" => false,
+        "udp" => true,
+        other => return Err(wrong(&format!("`{other}` is neither tcp nor udp"))),
+    };
+    let parts: Vec<&str> = rest.split(':').collect();
+    let (ip, host, container) = match parts[..] {
+        [host, container] => (None, host, container),
+        [ip, host, container] => (Some(ip), host, container),
+        _ => return Err(wrong("a port of the node and one of the container are wanted")),
+    };
+    let ip =
+        ip.filter(|ip| *ip != "0.0.0.0").map(|ip| ip.parse().map_err(|_| wrong(&format!("`{ip}` is no IPv4 address"))));
+    let ip = ip.transpose()?;
+    let range = |text: &str| {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let number = |text: &str| text.parse::<u16>().map_err(|_| wrong(&format!("`{text}` is no port")));
+        anyhow::Ok(number(first)?..=number(last)?)
+    };
+    let (host, container) = (range(host)?, range(container)?);
+    if host.is_empty() || host.len() != container.len() {
+        return Err(wrong("both ranges have as many ports"));
+    }
+    let port = |(host, container)| Port { host_ip: ip, host, container, udp };
+    Ok(host.zip(container).map(port).collect())
+}
+
+/// `NAME:/inside`, `/outside:/inside`, each with `:ro`.
+fn volume(text: &str) -> anyhow::Result<Mount> {
+    let wrong = || {
+        problem(format!("--volume {text}: two names are wanted"), "write it like data:/var/lib/db or /srv/in:/in:ro")
+    };
+    let mut parts = text.split(':');
+    let (source, target) = parts.next().zip(parts.next()).ok_or_else(wrong)?;
+    let read_only = match parts.next() {
+        None | Some("rw") => false,
+        Some("ro") => true,
+        Some(other) => return Err(problem(format!("--volume {text}: `{other}` is not known"), "ro and rw are")),
+    };
+    let kind = if source.starts_with('/') { MountKind::Bind } else { MountKind::Volume };
+    Ok(Mount { kind, source: source.to_owned(), target: target.to_owned(), read_only, size: 0 })
 }
 
 /// Lists what runs.
@@ -248,10 +485,17 @@ pub async fn ps(context: &Context, wish: &PsWish) -> anyhow::Result<u8> {
             format!("{ready}/{}", first.wanted),
             nodes,
             age(since),
+            first.ports.join(", "),
             state(group),
         ]);
     }
-    print!("{}", table(&["ID", "NAME", "IMAGE", "READY", "NODES", "AGE", "STATE"], &shown));
+    let mut header = vec!["ID", "NAME", "IMAGE", "READY", "NODES", "AGE", "PORTS", "STATE"];
+    if rows.iter().all(|row| row.ports.is_empty()) {
+        let at = header.len() - 2;
+        header.remove(at);
+        shown.iter_mut().for_each(|row| drop(row.remove(at)));
+    }
+    print!("{}", table(&header, &shown));
     Ok(0)
 }
 
@@ -282,7 +526,7 @@ fn state(group: &[Row]) -> String {
 pub async fn logs(context: &Context, wish: &LogsWish) -> anyhow::Result<u8> {
     let client = context.client();
     if context.json {
-        let mut stream = client.stream(&log_path(&wish.name, wish.follow, wish.tail)).await?;
+        let mut stream = client.stream(&log_path(wish)).await?;
         while let Some(row) = stream.next::<LogRow>().await? {
             println!("{}", serde_json::to_string(&row)?);
         }
@@ -291,32 +535,25 @@ pub async fn logs(context: &Context, wish: &LogsWish) -> anyhow::Result<u8> {
     let rows: Vec<Row> = client.get(&format!("/v1/workloads/{}", encode(&wish.name))).await?;
     let several = rows.len() > 1 && !rows.iter().any(|row| format!("{}.{}", row.name, row.replica) == wish.name);
     tokio::select! {
-        result = copy_logs(&client, &wish.name, wish.follow, wish.tail, wish.timestamps, several) => result?,
+        result = copy_logs(&client, wish, several) => result?,
         _ = tokio::signal::ctrl_c() => return Ok(130),
     }
     Ok(0)
 }
 
-fn log_path(name: &str, follow: bool, tail: Option<u32>) -> String {
-    let tail = tail.map_or(String::new(), |tail| format!("&tail={tail}"));
-    format!("/v1/workloads/{}/logs?follow={follow}{tail}", encode(name))
+fn log_path(wish: &LogsWish) -> String {
+    let tail = wish.tail.map_or(String::new(), |tail| format!("&tail={tail}"));
+    format!("/v1/workloads/{}/logs?follow={}&audit={}{tail}", encode(&wish.name), wish.follow, wish.audit)
 }
 
-async fn copy_logs(
-    client: &Client,
-    name: &str,
-    follow: bool,
-    tail: Option<u32>,
-    times: bool,
-    several: bool,
-) -> anyhow::Result<()> {
-    let mut stream = client.stream(&log_path(name, follow, tail)).await?;
+async fn copy_logs(client: &Client, wish: &LogsWish, several: bool) -> anyhow::Result<()> {
+    let mut stream = client.stream(&log_path(wish)).await?;
     while let Some(row) = stream.next::<LogRow>().await? {
         let mut line = String::new();
         if several {
             line.push_str(&format!("{} | ", row.replica));
         }
-        if times {
+        if wish.timestamps {
             line.push_str(&format!("{} ", row.time));
         }
         line.push_str(&row.text);
@@ -348,9 +585,7 @@ pub async fn why(context: &Context, wish: &OneWish) -> anyhow::Result<u8> {
 }
 
 fn explain(row: &WhyRow) -> String {
-    let at = std::time::UNIX_EPOCH + Duration::from_millis(row.at);
-    let time = moyai_runtime::container::timestamp(at);
-    let time = time.get(11..23).unwrap_or("—");
+    let time = clock_time(row.at);
     let mut text = if row.node.is_empty() || row.state == "pending" {
         format!("{}  {} for {}; last asked at {time}, because {}\n", row.replica, row.state, age(row.at), row.cause)
     } else {
@@ -381,6 +616,30 @@ fn explain(row: &WhyRow) -> String {
     if !rows.is_empty() {
         text.push_str(&table(&["    node", "", "quote", ""], &rows));
     }
+    if row.history.len() > 1 {
+        text.push_str("  before\n");
+        let line = |epoch: &EpochRow| {
+            let quote = epoch.price.map_or("quote not kept".to_owned(), |price| format!("quote {price} ms"));
+            format!(
+                "    {}  epoch {} on {}: {quote} of {} bids (auctioneer {}), because {}\n",
+                clock_time(epoch.at),
+                epoch.epoch,
+                epoch.node,
+                epoch.bids,
+                epoch.auctioneer,
+                epoch.cause
+            )
+        };
+        text.extend(row.history.iter().filter(|epoch| epoch.epoch != row.epoch || row.state == "pending").map(line));
+    }
+    if !row.custodians.is_empty() {
+        let names: Vec<String> = row
+            .custodians
+            .iter()
+            .map(|(name, alive)| if *alive { name.clone() } else { format!("{name} (down)") })
+            .collect();
+        text.push_str(&format!("  custodians: {}; it runs while most of them renew its lease\n", names.join(", ")));
+    }
     let shown = row.refusals.len() as u32;
     let all: u32 = row.refused.iter().map(|(_, count)| count).sum();
     if all > shown || row.more_quotes > 0 {
@@ -390,13 +649,131 @@ fn explain(row: &WhyRow) -> String {
     text
 }
 
+/// The time of day, as events have it.
+fn clock_time(at: u64) -> String {
+    let at = std::time::UNIX_EPOCH + Duration::from_millis(at);
+    moyai_runtime::container::timestamp(at).get(11..23).unwrap_or("—").to_owned()
+}
+
+/// Runs something else under a name.
+pub async fn update(context: &Context, wish: UpdateWish) -> anyhow::Result<u8> {
+    let client = context.client();
+    let name = encode(&wish.name);
+    let request = UpdateRequest {
+        image: wish.image,
+        command: (!wish.command.is_empty()).then_some(wish.command),
+        env: wish.env.into_iter().filter_map(variable).collect(),
+        cpu_milli: wish.cpus.as_deref().map(cores).transpose()?,
+        memory: wish.memory.as_deref().map(bytes).transpose()?,
+        max_surge: wish.max_surge,
+        max_unavailable: wish.max_unavailable,
+    };
+    let asked: Submitted = client.post(&format!("/v1/workloads/{name}/update"), &request).await?;
+    if wish.detach {
+        match context.json {
+            true => println!("{}", serde_json::to_string(&asked)?),
+            false => println!("{}", wish.name),
+        }
+        return Ok(0);
+    }
+    rolled(context, &client, &wish.name, true).await
+}
+
+/// Goes back to what ran before.
+pub async fn rollback(context: &Context, wish: &OneWish) -> anyhow::Result<u8> {
+    let client = context.client();
+    let _asked: Submitted = client.post(&format!("/v1/workloads/{}/rollback", encode(&wish.name)), &()).await?;
+    rolled(context, &client, &wish.name, false).await
+}
+
+/// Waits until every replica is as it is to be; says how far it is.
+/// It was taken back when a setback is shown, which a rollback that somebody asked for shows too.
+async fn rolled(context: &Context, client: &Client, name: &str, update: bool) -> anyhow::Result<u8> {
+    let path = format!("/v1/workloads/{}/rollout", encode(name));
+    let mut told = String::new();
+    loop {
+        let row: RolloutRow = tokio::select! {
+            row = client.get(&path) => row?,
+            _ = tokio::signal::ctrl_c() => {
+                eprintln!("{name} goes on being changed; `moyai ps` and `moyai why {name}` show how far it is");
+                return Ok(130);
+            }
+        };
+        if row.outdated == 0 && row.coming == 0 && row.updated >= row.wanted {
+            if context.json {
+                println!("{}", serde_json::to_string(&row)?);
+            }
+            if update && !row.setback.is_empty() {
+                return Err(problem(
+                    format!("{name} runs again as before: {}", row.setback),
+                    format!("`moyai logs {name}` may say more"),
+                ));
+            }
+            if !context.json {
+                println!("{name}  {} of {} replicas run as they are to", row.updated, row.wanted);
+            }
+            return Ok(0);
+        }
+        let mut text = format!("{name}: {} new, {} coming up, {} as before", row.updated, row.coming, row.outdated);
+        if !row.waits.is_empty() {
+            text.push_str(&format!("; {}", row.waits));
+        }
+        if text != told {
+            eprintln!("{text}");
+            told = text;
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// Gives a singleton new custodians.
+pub async fn reseat(context: &Context, wish: &ReseatWish) -> anyhow::Result<u8> {
+    let client = context.client();
+    let why: Vec<WhyRow> = client.get(&format!("/v1/workloads/{}/why", encode(&wish.name))).await?;
+    let custodians = why.into_iter().map(|row| row.custodians).next().unwrap_or_default();
+    if custodians.is_empty() {
+        return Err(problem(
+            format!("{} is no singleton: it has no custodians of its own", wish.name),
+            "`moyai run --singleton` makes one",
+        ));
+    }
+    let alive = custodians.iter().filter(|(_, alive)| *alive).count();
+    if !wish.force {
+        let majority = custodians.len() / 2 + 1;
+        let seen = format!("{alive} of {} custodians of {} are alive", custodians.len(), wish.name);
+        if alive >= majority {
+            return Err(problem(
+                format!("{seen}: they replace the others by themselves"),
+                format!("`moyai why {}` shows them", wish.name),
+            ));
+        }
+        return Err(problem(
+            format!(
+                "{seen}. If the others are only cut off, they may still let it run where they are: with new custodians \
+                 it would then run twice"
+            ),
+            format!("when they are gone for good: `moyai reseat --force {}`", wish.name),
+        ));
+    }
+    let asked: Submitted = client.post(&format!("/v1/workloads/{}/reseat", encode(&wish.name)), &()).await?;
+    match context.json {
+        true => println!("{}", serde_json::to_string(&asked)?),
+        false => println!("{}", wish.name),
+    }
+    Ok(0)
+}
+
 /// Stops workloads and waits until they have ended.
 pub async fn stop(context: &Context, wish: &ManyWish) -> anyhow::Result<u8> {
     let client = context.client();
     for name in &wish.names {
         let name = encode(name);
         let _asked: Submitted = client.post(&format!("/v1/workloads/{name}/scale?replicas=0"), &()).await?;
-        let _ended: Vec<Row> = client.get(&format!("/v1/workloads/{name}/ended")).await?;
+        match client.get::<Vec<Row>>(&format!("/v1/workloads/{name}/ended")).await {
+            // It was to be forgotten when it has ended, and is.
+            Err(error) if error.to_string().starts_with("no workload") => {}
+            ended => drop(ended?),
+        }
     }
     wish.names.iter().for_each(|name| println!("{name}"));
     Ok(0)

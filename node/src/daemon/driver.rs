@@ -5,8 +5,8 @@
 //! may), effects to [`super::effects`], events to the log and to whoever follows them. Questions are closures that look
 //! at the node between two steps, so the local API needs no copy of its state.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use moyai_protocol::catalog::Key;
@@ -31,6 +31,8 @@ const QUEUE: usize = 4096;
 const EVENTS: usize = 1024;
 /// Between two lines of the log about what one peer sent: it must not fill the disk.
 const COMPLAINT: Duration = Duration::from_secs(10);
+/// A node that is a member no more is told so before its connections are cut.
+const CUT: Duration = Duration::from_millis(500);
 /// Between two looks at how busy the machine is, and at the wall clock.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -67,13 +69,18 @@ pub struct Handle {
     requests: mpsc::Sender<Request>,
     changes: watch::Receiver<u64>,
     events: broadcast::Sender<Told>,
+    past: Past,
 }
+
+/// The last [`EVENTS`] of what was told.
+type Past = Arc<Mutex<VecDeque<Told>>>;
 
 /// The loop's end of a [`Handle`].
 pub struct Requests {
     requests: mpsc::Receiver<Request>,
     changes: watch::Sender<u64>,
     events: broadcast::Sender<Told>,
+    past: Past,
 }
 
 /// A handle and its other end.
@@ -81,7 +88,9 @@ pub fn channel() -> (Handle, Requests) {
     let (sender, requests) = mpsc::channel(QUEUE);
     let (change, changes) = watch::channel(0);
     let (events, _) = broadcast::channel(EVENTS);
-    (Handle { requests: sender, changes, events: events.clone() }, Requests { requests, changes: change, events })
+    let past = Past::default();
+    let handle = Handle { requests: sender, changes, events: events.clone(), past: Arc::clone(&past) };
+    (handle, Requests { requests, changes: change, events, past })
 }
 
 /// The loop has ended.
@@ -122,9 +131,10 @@ impl Handle {
         self.changes.clone()
     }
 
-    /// What happens from now on.
-    pub fn events(&self) -> broadcast::Receiver<Told> {
-        self.events.subscribe()
+    /// What has happened lately, since this daemon started, and what happens from then on.
+    pub fn events(&self) -> (Vec<Told>, broadcast::Receiver<Told>) {
+        let past = self.past.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        (past.iter().cloned().collect(), self.events.subscribe())
     }
 
     /// Ends the loop when what came before is done.
@@ -150,7 +160,8 @@ pub fn wall_now() -> UnixMillis {
 /// The loop's state.
 pub struct Driver {
     node: Node,
-    zero: TokioInstant,
+    /// The node's zero on the clock that goes on while the machine sleeps: a lease does not wait for it to wake.
+    zero: Duration,
     effects: Effects,
     outgoing: mpsc::Sender<Outgoing>,
     addresses: AddressBook,
@@ -180,8 +191,9 @@ impl Driver {
         capacity: Command,
         data_port: u16,
     ) -> Driver {
-        let zero = TokioInstant::now();
+        let zero = effects.zero;
         let node = Node::new(config, seed, Instant::ZERO);
+        gate.revoke(node.catalog().revoked().iter().copied());
         Driver {
             node,
             zero,
@@ -201,19 +213,24 @@ impl Driver {
     }
 
     fn now(&self) -> Instant {
-        Instant::from_nanos(self.zero.elapsed().as_nanos() as u64)
+        let since = moyai_runtime::host::boot_time().saturating_sub(self.zero);
+        Instant::from_nanos(since.as_nanos() as u64)
     }
 
     /// Runs until it is asked to end, or the node's state cannot be kept.
     pub async fn run(mut self, mut requests: Requests, mut incoming: mpsc::Receiver<Incoming>) -> anyhow::Result<()> {
+        self.effects.sweep(&self.node).await;
         let capacity = self.capacity.clone();
         self.command(capacity, None);
+        if let Ok(first) = incoming.try_recv() {
+            // Where this node listens: it is told before there is a driver, and must be known before anything is asked.
+            self.arrived(first);
+        }
         self.drain(&requests);
-        self.effects.sweep(&self.node);
         let mut look = tokio::time::interval(LOOK);
         loop {
-            let timeout = self.node.poll_timeout().map(|at| self.zero + Duration::from_nanos(at.as_nanos()));
-            let timeout = timeout.unwrap_or_else(|| TokioInstant::now() + Duration::from_secs(3600));
+            let wait = self.node.poll_timeout().map_or(Duration::from_secs(3600), |at| at.since(self.now()));
+            let timeout = TokioInstant::now() + wait;
             tokio::select! {
                 request = requests.requests.recv() => match request {
                     Some(Request::Command(command, answer)) => self.command(command, Some(answer)),
@@ -263,7 +280,10 @@ impl Driver {
                 self.node.handle(now, Input::Message { from, bytes });
                 drop(place);
             }
-            Incoming::Admitted { membership, address } => self.command(Command::Admitted { membership, address }, None),
+            Incoming::Admitted { membership, address } => {
+                self.effects.plane.begin_anew(membership.node);
+                self.command(Command::Admitted { membership, address }, None);
+            }
             Incoming::Listening(addresses) => {
                 let port = self.data_port;
                 let mut data: Vec<String> = addresses
@@ -326,7 +346,9 @@ impl Driver {
                     None => return,
                 }
             }
-            Event::Changed(_) => return,
+            Event::Changed(Key::Node(_) | Key::Workload(_) | Key::Journal(..) | Key::Seats(..)) => {
+                return;
+            }
             Event::Dropped { from, reason } => {
                 if self.may_complain(from) {
                     warn!(from = %from.short(), reason, "dropped what it sent, and perhaps more since the last time");
@@ -347,6 +369,32 @@ impl Driver {
             Event::ImageComplete { root } => {
                 info!(root = %root.short(), "an image is complete here");
                 return;
+            }
+            Event::CastOut => {
+                error!("this node's certificates are revoked: it is a member no more; it ends what it runs, and stops");
+                if let Err(problem) = self.home.set_revoked() {
+                    error!("cannot remember that: {problem:#}");
+                }
+                self.effects.end_all();
+                std::process::exit(70);
+            }
+            Event::Changed(Key::Revoked(node)) => {
+                self.gate.revoke([node]);
+                return;
+            }
+            Event::Revoked { node } => {
+                let gate = Arc::clone(&self.gate);
+                // Not before it has heard of it: an honest one then ends what it runs.
+                tokio::spawn(async move {
+                    tokio::time::sleep(CUT).await;
+                    gate.cut(node);
+                });
+                (self.name_of(&node), "is a member no more: its certificates are revoked".to_owned())
+            }
+            Event::Noted { workload, text } => (self.workload_name(&workload), text),
+            Event::Changed(Key::Drain(node)) => {
+                let text = if self.node.catalog().is_draining(&node) { "is being drained" } else { "takes work again" };
+                (self.name_of(&node), text.to_owned())
             }
             Event::Member { node, state } => (self.name_of(&node), format!("{state:?}").to_lowercase()),
             Event::Placed { placement, node, record } => {
@@ -373,8 +421,16 @@ impl Driver {
         };
         let (about, text) = told;
         info!(about, text);
-        // Nobody may be listening.
-        let _unheard = requests.events.send(Told { at: wall_now().0, about, text });
+        let told = Told { at: wall_now().0, about, text };
+        {
+            let mut past = requests.past.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if past.len() == EVENTS {
+                past.pop_front();
+            }
+            past.push_back(told.clone());
+            // Nobody may be listening. Under the lock: who begins to follow has it in the past or hears it, not both.
+            let _unheard = requests.events.send(told);
+        }
     }
 
     /// Whether it is time for another line about what a peer sends.

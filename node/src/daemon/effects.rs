@@ -1,24 +1,30 @@
 //! What the node wants done outside: containers, images, records. Each effect ends in exactly one completion.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use moyai_protocol::confinement::{Confinement, Device, Mount, MountKind, Offers, Sandbox};
 use moyai_protocol::contract::{Completion, Effect, EffectId, Outcome, Survey};
 use moyai_protocol::id::{ChunkId, NodeId};
 use moyai_protocol::node::Node;
+use moyai_protocol::time::Instant;
 use moyai_protocol::worker::{Adopted, ExitStatus, StartError};
 use moyai_protocol::workload::{PlacementId, Spec};
+use moyai_runtime::cdi::Edits;
 use moyai_runtime::container::{self, Exit, Failure, Found, Report, Request};
 use moyai_runtime::launch::Launcher;
-use moyai_runtime::store::Store;
+use moyai_runtime::store::{Runnable, Store};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+use super::devices::Devices;
 use super::driver::Handle;
+use super::health::LookedAfter;
+use super::networks::{Joined, Networks};
 use super::records::Writer;
 use crate::net::data::DataPlane;
 
@@ -27,6 +33,15 @@ pub(super) struct Line {
     reports: Option<BufReader<OwnedReadHalf>>,
     signals: Option<OwnedWriteHalf>,
     stop_signal: i32,
+    /// Ends with the line: its health is one life's.
+    _looked_after: Option<LookedAfter>,
+}
+
+/// A container that is being started.
+struct Begun {
+    stream: std::os::unix::net::UnixStream,
+    stop_signal: i32,
+    joined: Joined,
 }
 
 pub(super) type Lines = Arc<Mutex<HashMap<PlacementId, Line>>>;
@@ -41,7 +56,29 @@ pub(super) struct Effects {
     pub(super) plane: Arc<DataPlane>,
     pub(super) records: Writer,
     pub(super) node: NodeId,
+    /// Folders of the machine that containers may be given.
+    pub(super) offers: Vec<PathBuf>,
+    /// What this node says it gives.
+    pub(super) given: Offers,
+    pub(super) networks: Arc<Networks>,
+    pub(super) devices: Arc<Devices>,
+    pub(super) volumes: PathBuf,
+    /// OCI runtimes of this machine, by name.
+    pub(super) runtimes: BTreeMap<String, PathBuf>,
     pub(super) lines: Lines,
+    /// The node's zero, by [`moyai_runtime::host::boot_time`].
+    pub(super) zero: Duration,
+    /// Until when singletons may run. Bounded by the placements of this node.
+    pub(super) deadlines: Arc<Mutex<HashMap<PlacementId, Duration>>>,
+}
+
+/// What root of a strict sandbox is on this machine: ids that no user has, others for each container as far as there are any.
+fn ids_of(placement: &PlacementId) -> u32 {
+    const FIRST: u32 = 0x1000_0000;
+    const RANGES: u32 = 20_000;
+    let name = format!("{placement:?}");
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    FIRST + hash % RANGES * 65_536
 }
 
 /// A container's folder in `containers`.
@@ -52,7 +89,8 @@ pub(super) fn folder(placement: &PlacementId) -> String {
 impl Effects {
     /// Deletes containers that no placement accounts for: a daemon that was killed between starting one and writing it
     /// down leaves such.
-    pub(super) fn sweep(&self, node: &Node) {
+    /// They are gone when this returns: one of them may be the predecessor of what is about to be started.
+    pub(super) async fn sweep(&self, node: &Node) {
         let known: std::collections::BTreeSet<String> = node
             .worker()
             .placements()
@@ -60,27 +98,54 @@ impl Effects {
                 folder(&PlacementId { workload: *workload, replica: *replica, epoch: held.fact.epoch })
             })
             .collect();
-        let containers = self.containers.clone();
-        tokio::task::spawn_blocking(move || {
+        let (containers, networks, devices) =
+            (self.containers.clone(), Arc::clone(&self.networks), Arc::clone(&self.devices));
+        let swept = tokio::task::spawn_blocking(move || {
             for entry in std::fs::read_dir(&containers).into_iter().flatten().flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if !known.contains(&name) {
+                    devices.release(&entry.path());
+                    networks.leave(&entry.path());
                     tracing::info!(name, "deleting a container that nothing accounts for");
                     if let Err(error) = container::remove(&entry.path()) {
                         tracing::warn!(name, %error, "cannot delete all that it left");
                     }
                 }
             }
+            networks.resume();
         });
+        if let Err(error) = swept.await {
+            tracing::warn!(%error, "cannot look for what nothing accounts for");
+        }
+    }
+
+    /// Ends every container here at once: this node is a member no more.
+    pub(super) fn end_all(&self) {
+        for entry in std::fs::read_dir(&self.containers).into_iter().flatten().flatten() {
+            if let Err(error) = container::remove(&entry.path()) {
+                tracing::warn!(name = ?entry.file_name(), %error, "cannot end it");
+            }
+        }
+        self.networks.end();
     }
 
     /// Begins an effect.
     pub(super) fn carry_out(&self, node: &Node, id: EffectId, effect: Effect) {
         match effect {
             Effect::Persist(records) => self.records.write(id, records),
-            Effect::Start { placement, spec } => {
+            Effect::Start { placement, spec, until } => {
+                if let Some(until) = until {
+                    self.promise(placement, until);
+                }
                 self.spawn(id, move |effects| async move { Outcome::Started(effects.start(placement, &spec).await) })
             }
+            Effect::Extend { placement, until } => self.spawn(id, move |effects| async move {
+                let extended = tokio::task::spawn_blocking(move || effects.extend(placement, until)).await;
+                if let Err(error) = extended {
+                    tracing::warn!(%placement, %error, "cannot tell of a renewed lease");
+                }
+                Outcome::Extended
+            }),
             Effect::Adopt { placement } => {
                 let held = node.worker().placement(&placement.workload, placement.replica);
                 let spec = held.map(|held| Arc::clone(&held.spec));
@@ -91,12 +156,18 @@ impl Effects {
             }
             Effect::Stop { placement, grace } => self.spawn(id, move |effects| async move {
                 effects.stop(placement, grace).await;
-                Outcome::Done
+                Outcome::Asked
             }),
             Effect::Remove { placement } => self.spawn(id, move |effects| async move {
                 effects.lines().remove(&placement);
+                effects.deadlines().remove(&placement);
                 let dir = effects.containers.join(folder(&placement));
-                let removed = tokio::task::spawn_blocking(move || container::remove(&dir)).await;
+                let removed = tokio::task::spawn_blocking(move || {
+                    effects.networks.leave(&dir);
+                    effects.devices.release(&dir);
+                    container::remove(&dir)
+                });
+                let removed = removed.await;
                 if let Ok(Err(error)) = removed {
                     tracing::warn!(%placement, %error, "cannot delete all that a container left");
                 }
@@ -131,20 +202,65 @@ impl Effects {
         });
     }
 
+    fn deadlines(&self) -> std::sync::MutexGuard<'_, HashMap<PlacementId, Duration>> {
+        self.deadlines.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// A singleton may run until then. What ends it knows no leases, and is told of a margin before.
+    fn promise(&self, placement: PlacementId, until: Instant) {
+        let end = self.zero + Duration::from_nanos(until.as_nanos());
+        let end = end.saturating_sub(moyai_protocol::lease::MARGIN);
+        let mut deadlines = self.deadlines();
+        let known = deadlines.entry(placement).or_insert(end);
+        *known = end.max(*known);
+    }
+
+    /// As [`Effects::promise`], for one that runs: what ends it is told. Before a container has its folder its start does
+    /// that; after it was deleted there is nothing to be promised.
+    fn extend(&self, placement: PlacementId, until: Instant) {
+        let dir = self.containers.join(folder(&placement));
+        if !self.deadlines().contains_key(&placement) && !dir.exists() {
+            return;
+        }
+        self.promise(placement, until);
+        // Under the lock, so that an earlier time never replaces a later one.
+        let deadlines = self.deadlines();
+        if let Some(end) = deadlines.get(&placement).filter(|_| dir.exists())
+            && let Err(error) = container::write_deadline(&dir, *end)
+        {
+            tracing::warn!(%placement, %error, "cannot tell of a renewed lease");
+        }
+    }
+
     fn lines(&self) -> std::sync::MutexGuard<'_, HashMap<PlacementId, Line>> {
         self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     async fn start(&self, placement: PlacementId, spec: &Arc<Spec>) -> Result<(), StartError> {
         let machine = |error: &dyn std::fmt::Display| StartError::Node(error.to_string());
-        let (effects, spec) = (self.clone(), Arc::clone(spec));
+        let (effects, spec, wanted) = (self.clone(), Arc::clone(spec), Arc::clone(spec));
         let begun = tokio::task::spawn_blocking(move || effects.begin(&placement, &spec)).await;
-        let (stream, stop_signal) = begun.map_err(|error| machine(&error))??;
-        let (read, write) = into_tokio(stream).map_err(|error| machine(&error))?;
+        let Begun { stream, stop_signal, joined } = begun.map_err(|error| machine(&error))??;
+        let (read, write) = match into_tokio(stream) {
+            Ok(halves) => halves,
+            Err(error) => {
+                self.left(&placement).await;
+                return Err(machine(&error));
+            }
+        };
         let mut reports = BufReader::new(read);
-        match next_report(&mut reports).await {
+        let report = next_report(&mut reports).await;
+        // Whether it is in its network namespace or not: it needs it from here no more.
+        drop(joined);
+        if !matches!(report, Some(Report::Running { .. })) {
+            self.left(&placement).await;
+        }
+        match report {
             Some(Report::Running { .. }) => {
-                self.lines().insert(placement, Line { reports: Some(reports), signals: Some(write), stop_signal });
+                let looked_after = self.look_after(placement, &wanted);
+                let line =
+                    Line { reports: Some(reports), signals: Some(write), stop_signal, _looked_after: looked_after };
+                self.lines().insert(placement, line);
                 Ok(())
             }
             Some(Report::Failed(Failure { machine: true, reason, .. })) => Err(StartError::Node(reason)),
@@ -154,7 +270,7 @@ impl Effects {
     }
 
     /// The part of a start that blocks: writes the bundle and asks the zygote.
-    fn begin(&self, placement: &PlacementId, spec: &Spec) -> Result<(std::os::unix::net::UnixStream, i32), StartError> {
+    fn begin(&self, placement: &PlacementId, spec: &Spec) -> Result<Begun, StartError> {
         let machine = |error: &dyn std::fmt::Display| StartError::Node(error.to_string());
         let image = self.store.runnable(&spec.image.root.0).map_err(|error| machine(&error))?;
         let image = image.ok_or_else(|| StartError::Node("its image is not complete here".to_owned()))?;
@@ -168,31 +284,141 @@ impl Effects {
         let signal = spec.stop_signal.clone().or(image.config.process().stop_signal);
         let name = folder(placement);
         let dir = self.containers.join(&name);
+        // First of all, since what cannot be had here is to leave nothing behind.
+        let puts = self.puts(&spec.confinement)?;
+        if let Some(what) = self.given.lacks(&spec.confinement) {
+            // It may have been offered when it was awarded.
+            return Err(StartError::Node(format!("this node does not offer {what}")));
+        }
+        let devices = self.devices.grant(&dir, &self.plain_devices(&spec.confinement.devices)?)?;
+        let joined = self.networks.join(&dir, spec, placement.replica);
+        let begun = joined.and_then(|joined| self.launch(placement, spec, &dir, &image, (puts, devices), joined));
+        if begun.is_err() {
+            self.networks.leave(&dir);
+            self.devices.release(&dir);
+        }
+        begun.map(|(stream, joined)| Begun { stream, stop_signal: stop_number(signal), joined })
+    }
+
+    fn launch(
+        &self,
+        placement: &PlacementId,
+        spec: &Spec,
+        dir: &Path,
+        image: &Runnable,
+        (puts, devices): (Vec<container::Put>, Vec<Edits>),
+        joined: Joined,
+    ) -> Result<(std::os::unix::net::UnixStream, Joined), StartError> {
+        let machine = |error: &dyn std::fmt::Display| StartError::Node(error.to_string());
         let request = Request {
             entrypoint: spec.entrypoint.clone(),
             command: spec.command.clone(),
-            env: spec.env.clone(),
+            env: environment(placement, spec),
             user: spec.user.clone(),
             workdir: spec.workdir.clone(),
             hostname: spec.hostname.clone().unwrap_or_else(|| spec.id.short()),
-            limits: moyai_runtime::cgroup::Limits {
+            limits: container::Limits {
                 cpu_milli: spec.resources.cpu_milli,
                 memory: spec.resources.memory,
                 pids: spec.pids,
             },
             cgroup: format!("moyai-{}-{}-{}-{}", self.node.short(), spec.id, placement.replica + 1, placement.epoch),
+            puts,
+            read_only: spec.confinement.read_only,
+            cap_add: spec.confinement.cap_add.clone(),
+            cap_drop: spec.confinement.cap_drop.clone(),
+            strict: (spec.confinement.sandbox == Sandbox::Strict).then(|| ids_of(placement)),
+            network: joined.network.clone(),
+            devices,
+            terminal: spec.terminal,
+            input: spec.input,
+            runtime: spec.confinement.runtime.as_deref().map(|name| self.runtime(name)).transpose()?,
         };
-        container::write_bundle(&dir, &image, &request).map_err(|error| match error {
-            container::BundleError::Io { .. } => StartError::Node(error.to_string()),
+        container::write_bundle(dir, image, &request).map_err(|error| match error {
+            // Another machine may have what this one has not.
+            container::BundleError::Io { .. } | container::BundleError::Device(_) => {
+                StartError::Node(error.to_string())
+            }
             error => StartError::Workload { code: 125, reason: error.to_string() },
         })?;
-        let stream = self.launcher.launch(&dir).map_err(|error| machine(&format!("cannot start a shim: {error}")))?;
-        Ok((stream, stop_number(signal)))
+        if spec.singleton {
+            let deadlines = self.deadlines();
+            // Without a lease it would not have been started; a shim without a deadline would let it run for ever.
+            let end = deadlines.get(placement).copied().unwrap_or_default();
+            container::write_deadline(dir, end).map_err(|error| machine(&error))?;
+        }
+        let stream = self.launcher.launch(dir).map_err(|error| machine(&format!("cannot start a shim: {error}")))?;
+        Ok((stream, joined))
+    }
+
+    /// Takes a container's network back: it has ended, or has never begun.
+    async fn left(&self, placement: &PlacementId) {
+        let (networks, dir) = (Arc::clone(&self.networks), self.containers.join(folder(placement)));
+        self.devices.release(&dir);
+        if let Err(error) = tokio::task::spawn_blocking(move || networks.leave(&dir)).await {
+            tracing::warn!(%placement, %error, "cannot take a container's network back");
+        }
+    }
+
+    /// Where an OCI runtime is.
+    fn runtime(&self, name: &str) -> Result<PathBuf, StartError> {
+        let found = self.runtimes.get(name).cloned();
+        found.ok_or_else(|| StartError::Node(format!("this node has no OCI runtime {name}")))
+    }
+
+    /// Devices as they are without links, below what this node offers.
+    fn plain_devices(&self, asked: &[Device]) -> Result<Vec<Device>, StartError> {
+        let plain = |device: &Device| match device {
+            Device::Node { source, target, access } => {
+                let found = self.offered(source)?;
+                if !found.starts_with("/dev") {
+                    // Whoever may write to an offered folder could make one there.
+                    return Err(StartError::Node(format!("{} is not below /dev", found.display())));
+                }
+                let source = found.to_string_lossy().into_owned();
+                Ok(Device::Node { source, target: target.clone(), access: access.clone() })
+            }
+            other => Ok(other.clone()),
+        };
+        asked.iter().map(plain).collect()
+    }
+
+    /// What of this machine a container is given. Another machine may have what this one has not.
+    fn puts(&self, confinement: &Confinement) -> Result<Vec<container::Put>, StartError> {
+        let put = |mount: &Mount| {
+            let source = match mount.kind {
+                MountKind::Tmpfs => None,
+                MountKind::Volume => {
+                    let path = self.volumes.join(&mount.source);
+                    std::fs::create_dir_all(&path).map_err(|error| {
+                        StartError::Node(format!("cannot make the volume {}: {error}", mount.source))
+                    })?;
+                    Some(std::fs::canonicalize(&path).unwrap_or(path))
+                }
+                MountKind::Bind => Some(self.offered(&mount.source)?),
+            };
+            let (target, read_only, size) = (mount.target.clone(), mount.read_only, mount.size);
+            Ok(container::Put { source, target, read_only, size })
+        };
+        confinement.mounts.iter().map(put).collect()
+    }
+
+    /// A folder of the machine as it is without links, if this node offers it. A link that is put there later is refused when
+    /// it is bound.
+    fn offered(&self, source: &str) -> Result<PathBuf, StartError> {
+        let found = std::fs::canonicalize(source)
+            .map_err(|error| StartError::Node(format!("this node has no {source} to be mounted: {error}")))?;
+        match self.offers.iter().any(|offer| found.starts_with(offer)) {
+            true => Ok(found),
+            false => Err(StartError::Node(format!(
+                "this node does not offer {source} (`moyai init --offer {source}` on it would, to everybody who may submit)"
+            ))),
+        }
     }
 
     async fn adopt(&self, placement: PlacementId, spec: Option<Arc<Spec>>) -> Adopted {
         let dir = self.containers.join(folder(&placement));
-        let store = Arc::clone(&self.store);
+        let (store, wanted) = (Arc::clone(&self.store), spec.clone());
         let found = tokio::task::spawn_blocking(move || {
             let image = spec.as_ref().and_then(|spec| store.runnable(&spec.image.root.0).ok().flatten());
             let stop = spec.and_then(|spec| spec.stop_signal.clone());
@@ -200,6 +426,9 @@ impl Effects {
             (container::find(&dir), stop)
         });
         let Ok((found, stop)) = found.await else { return Adopted::Gone };
+        if !matches!(found, Ok(Found::Running(_))) {
+            self.left(&placement).await;
+        }
         match found {
             Ok(Found::Exited(exit)) => Adopted::Exited(status(exit)),
             Ok(Found::Running(stream)) => match into_tokio(stream) {
@@ -207,9 +436,13 @@ impl Effects {
                     let mut reports = BufReader::new(read);
                     let first = next_report(&mut reports).await;
                     if let Some(Report::Exited(exit)) = first {
+                        self.left(&placement).await;
                         return Adopted::Exited(status(exit));
                     }
-                    let line = Line { reports: Some(reports), signals: Some(write), stop_signal: stop_number(stop) };
+                    let looked_after = wanted.as_ref().and_then(|spec| self.look_after(placement, spec));
+                    let stop_signal = stop_number(stop);
+                    let line =
+                        Line { reports: Some(reports), signals: Some(write), stop_signal, _looked_after: looked_after };
                     self.lines().insert(placement, line);
                     Adopted::Running
                 }
@@ -231,12 +464,20 @@ impl Effects {
             }
         }
         self.lines().remove(&placement);
+        self.left(&placement).await;
         if let Some(exit) = reported {
             return status(exit);
         }
-        // The line broke; the file has the last word.
+        // The line broke; the file has the last word. What a shim that was killed left running is ended.
         let dir = self.containers.join(folder(&placement));
-        match tokio::task::spawn_blocking(move || container::find(&dir)).await {
+        let found = tokio::task::spawn_blocking(move || {
+            let found = container::find(&dir);
+            if !matches!(found, Ok(Found::Exited(_))) {
+                container::end_left_over(&dir);
+            }
+            found
+        });
+        match found.await {
             Ok(Ok(Found::Exited(exit))) => status(exit),
             // A shim that was killed took its container with it.
             _ => ExitStatus { code: 137, out_of_memory: false },
@@ -246,6 +487,12 @@ impl Effects {
     async fn stop(&self, placement: PlacementId, grace: Duration) {
         let signal = self.lines().get(&placement).map(|line| line.stop_signal);
         let Some(signal) = signal else { return };
+        // What stands still cannot end.
+        let dir = self.containers.join(folder(&placement));
+        let thawed = tokio::task::spawn_blocking(move || container::freeze(&dir, false)).await;
+        if let Ok(Err(error)) = thawed {
+            tracing::debug!(%placement, %error, "cannot let a container go on that is to stop");
+        }
         self.signal(&placement, signal).await;
         let effects = self.clone();
         // The exit ends the watch, and takes the line away; until then the second signal waits.
@@ -261,7 +508,7 @@ impl Effects {
         });
     }
 
-    async fn signal(&self, placement: &PlacementId, signal: i32) {
+    pub(super) async fn signal(&self, placement: &PlacementId, signal: i32) {
         // Taken out while it is written to: the lock is not held across a wait.
         let writer = self.lines().get_mut(placement).and_then(|line| line.signals.take());
         if let Some(mut writer) = writer {
@@ -285,6 +532,18 @@ impl Effects {
             present: missing.present,
         })
     }
+}
+
+/// What the workload asks for, and what tells it who it is. The epoch is a fencing token: whatever the container writes
+/// to can refuse what comes with an earlier one.
+fn environment(placement: &PlacementId, spec: &Spec) -> Vec<String> {
+    let mut env = spec.env.clone();
+    env.extend([
+        format!("MOYAI_WORKLOAD={}", spec.name),
+        format!("MOYAI_REPLICA={}", placement.replica + 1),
+        format!("MOYAI_EPOCH={}", placement.epoch),
+    ]);
+    env
 }
 
 fn into_tokio(stream: std::os::unix::net::UnixStream) -> std::io::Result<(OwnedReadHalf, OwnedWriteHalf)> {

@@ -10,6 +10,7 @@
 //! state.redb     catalog and members
 //! store/         images
 //! containers/    containers
+//! volumes/       volumes, by name
 //! lock           held by the daemon
 //! ```
 //!
@@ -48,12 +49,31 @@ pub struct Settings {
     /// Bytes of memory it gives.
     #[serde(default)]
     pub memory: Option<u64>,
+    /// Folders of the machine that containers may be given.
+    #[serde(default)]
+    pub offers: Vec<PathBuf>,
+    /// Whether containers may be given the machine's own network.
+    #[serde(default)]
+    pub offer_host_network: bool,
 }
 
 /// A node's folder.
 #[derive(Clone, Debug)]
 pub struct Home {
     dir: PathBuf,
+}
+
+fn parse_key(text: &str, path: &Path) -> anyhow::Result<SigningKey> {
+    let bytes = data_encoding::HEXLOWER.decode(text.trim().as_bytes()).ok();
+    let bytes: Option<[u8; 32]> = bytes.and_then(|bytes| bytes.try_into().ok());
+    let Some(bytes) = bytes else { bail!("{} is damaged: it is no key", path.display()) };
+    Ok(SigningKey::from_bytes(&bytes))
+}
+
+/// The key in a file.
+pub fn read_key(path: &Path) -> anyhow::Result<SigningKey> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse_key(&text, path)
 }
 
 impl Home {
@@ -102,10 +122,7 @@ impl Home {
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
         if let Some(text) = text {
-            let bytes = data_encoding::HEXLOWER.decode(text.trim().as_bytes()).ok();
-            let bytes: Option<[u8; 32]> = bytes.and_then(|bytes| bytes.try_into().ok());
-            let Some(bytes) = bytes else { bail!("{} is damaged: it is no key", path.display()) };
-            return Ok(SigningKey::from_bytes(&bytes));
+            return parse_key(&text, &path);
         }
         let secret: [u8; 32] = random()?;
         self.write(name, format!("{}\n", data_encoding::HEXLOWER.encode(&secret)).as_bytes())?;
@@ -120,6 +137,16 @@ impl Home {
     /// Keeps that.
     pub fn set_settings(&self, settings: &Settings) -> anyhow::Result<()> {
         self.write("mesh.json", &serde_json::to_vec_pretty(settings)?)
+    }
+
+    /// Remembers that this node is a member no more.
+    pub fn set_revoked(&self) -> anyhow::Result<()> {
+        self.write("revoked", b"this node's certificates are revoked\n")
+    }
+
+    /// Whether it is a member no more.
+    pub fn is_revoked(&self) -> bool {
+        self.path("revoked").exists()
     }
 
     /// This node's certificates.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use moyai_protocol::worker::PlacementState;
 use moyai_protocol::workload::PlacementId;
-use moyai_runtime::container::{LogLine, LogReader, Stream};
+use moyai_runtime::container::{LogLine, LogReader};
 use tokio::sync::mpsc;
 
 use super::driver::Handle;
@@ -15,6 +15,8 @@ use crate::net::data::{LogFrame, LogRequest, LogSource};
 
 /// Between two looks at a log that is followed.
 const LOOK: Duration = Duration::from_millis(50);
+/// The same after something changed, which may be the container's end.
+const SOON: Duration = Duration::from_millis(2);
 /// Lines read at a time.
 const PIECE: usize = 256;
 
@@ -43,8 +45,9 @@ impl LogSource for Logs {
     fn send(&self, request: LogRequest, sink: mpsc::Sender<LogFrame>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let dir = self.containers.join(folder(&request.placement));
         let handle = self.handle.clone();
+        let mut changes = handle.changes();
         Box::pin(async move {
-            let mut reader = LogReader::open(&dir);
+            let mut reader = LogReader::open(&dir, request.audit);
             if let Some(tail) = request.tail {
                 let kept = tokio::task::spawn_blocking(move || (reader.tail(tail as usize), reader)).await;
                 let Ok((Ok(lines), rest)) = kept else { return };
@@ -73,7 +76,11 @@ impl LogSource for Logs {
                 if ended || sink.is_closed() {
                     return;
                 }
-                tokio::time::sleep(LOOK).await;
+                // An end is known by a change of state; in a mesh where much changes it is still not looked for all the time.
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK) => {}
+                    _ = changes.changed() => tokio::time::sleep(SOON).await,
+                }
             }
         })
     }
@@ -85,5 +92,5 @@ fn read_some(reader: &mut LogReader) -> Vec<LogLine> {
 }
 
 fn frame(line: LogLine) -> LogFrame {
-    LogFrame { stderr: line.stream == Stream::Stderr, time: line.time, text: line.text }
+    LogFrame { stream: line.stream.name().to_owned(), time: line.time, text: line.text }
 }

@@ -5,13 +5,21 @@
 //! - [`effects`]: what the node wants done outside
 //! - [`records`]: what it wants remembered
 //! - [`logs`]: what its containers wrote
+//! - [`health`]: whether they are well
+//! - [`devices`]: which devices of the machine they have
+//! - [`networks`], [`names`]: how its containers are reached, and by what name
 //!
 //! Everything else (swarm, data plane, local API) talks to the loop over bounded channels.
 
+mod devices;
 pub mod driver;
 mod effects;
+mod execs;
+mod health;
 pub mod home;
 mod logs;
+mod names;
+mod networks;
 mod records;
 
 use std::collections::BTreeMap;
@@ -24,10 +32,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use libp2p::Multiaddr;
+use moyai_protocol::confinement::Offers;
 use moyai_protocol::contract::Command;
 use moyai_protocol::id::ChunkId;
 use moyai_protocol::node::{Config, Restored};
 use moyai_protocol::trust::{Chain, node_of};
+use moyai_runtime::cdi::{self, Registry};
 use moyai_runtime::launch::Launcher;
 use moyai_runtime::store::Store;
 use tokio::signal::unix::{SignalKind, signal};
@@ -144,6 +154,7 @@ struct Daemon {
     driver: tokio::task::JoinHandle<anyhow::Result<()>>,
     stop: watch::Receiver<bool>,
     handle: Handle,
+    networks: Arc<networks::Networks>,
     socket: PathBuf,
 }
 
@@ -161,6 +172,7 @@ impl Daemon {
             info!("stopping; containers go on");
             self.handle.finish().await;
         }
+        self.networks.close();
         // The next daemon makes its own.
         let _gone = std::fs::remove_file(&self.socket);
         ended.map_or(Ok(()), |ended| ended.context("the daemon's loop ended")?)
@@ -178,6 +190,15 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let store = Arc::new(Store::open(&home.path("store"))?);
     let records = records::Records::open(&home.path("state.redb"))?;
     let mut restored = records.restore()?;
+    if home.is_revoked() {
+        return Err(problem(
+            "this node's certificates are revoked: it is a member no more",
+            format!(
+                "ask an admin for an invitation, move {} away, and join again: the machine then has a new key",
+                home.path("").display()
+            ),
+        ));
+    }
     add_peers(&mut restored, home);
     let keep = {
         let home = home.clone();
@@ -206,13 +227,20 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let containers = home.path("containers");
     let (handle, requests) = driver::channel();
     let logs = Arc::new(logs::Logs::new(containers.clone(), handle.clone()));
+    let launcher = Arc::new(launcher);
+    let execs = Arc::new(execs::Execs::new(Arc::clone(&launcher), containers.clone(), handle.clone()));
     let data_address = SocketAddr::new(listen.ip(), if listen.port() == 0 { 0 } else { listen.port() + 1 });
     let data_plane = |address| {
         data::DataPlane::start(
             address,
             &key,
             Arc::clone(&gate),
-            data::Offer { store: Arc::clone(&store), tamper: options.tamper, logs: Arc::clone(&logs) as _ },
+            data::Offer {
+                store: Arc::clone(&store),
+                tamper: options.tamper,
+                logs: Arc::clone(&logs) as _,
+                execs: Arc::clone(&execs) as _,
+            },
         )
     };
     // Its port is told to the others, so any will do when the usual one is taken.
@@ -220,6 +248,10 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         .or_else(|_| data_plane(SocketAddr::new(listen.ip(), 0)))
         .context("cannot listen for data")?;
 
+    let runtimes = installed_runtimes();
+    let (registry, warnings) = Registry::load(&cdi::FOLDERS.map(std::path::Path::new));
+    warnings.iter().for_each(|warning| tracing::warn!(warning, "a CDI file is not used"));
+    let given = offers(&settings, &runtimes, registry.kinds());
     let images = store.images()?.into_iter().map(|image| ChunkId(image.root)).collect();
     let config = Config {
         key: key.clone(),
@@ -227,7 +259,8 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         chain,
         name: settings.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        labels: labels(&settings),
+        labels: labels(&settings, &registry),
+        offers: given.clone(),
         wall: driver::wall_now(),
         restored,
         images,
@@ -235,15 +268,25 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         memo: None,
     };
     let seed = u64::from_le_bytes(random()?);
+    let devices = Arc::new(devices::Devices::new(registry, &containers));
+    let networks = Arc::new(networks::Networks::new(&node_of(&key).short(), containers.clone()));
     let effects = effects::Effects {
         handle: handle.clone(),
         store: Arc::clone(&store),
-        launcher: Arc::new(launcher),
+        launcher,
         containers,
         plane: Arc::clone(&plane),
         records: records.writer(handle.clone()),
         node: node_of(&key),
+        offers: settings.offers.clone(),
+        given,
+        networks: Arc::clone(&networks),
+        devices,
+        volumes: home.path("volumes"),
+        runtimes: runtimes.clone(),
         lines: Arc::default(),
+        zero: moyai_runtime::host::boot_time(),
+        deadlines: Arc::default(),
     };
     let capacity = capacity(&settings);
     let (stop_sender, stop) = watch::channel(false);
@@ -257,13 +300,14 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         gate,
         plane,
         logs,
+        execs,
         stop: stop_sender,
         mesh: settings.mesh,
         me: node_of(&key),
         store_dir: home.path("store"),
     };
     server::start(&options.socket, state)?;
-    Ok(Daemon { driver, stop, handle, socket: options.socket.clone() })
+    Ok(Daemon { driver, stop, handle, networks, socket: options.socket.clone() })
 }
 
 /// The node that holds the root key renews its own certificate.
@@ -308,14 +352,44 @@ pub fn listen_problem(text: &str) -> anyhow::Error {
     problem(format!("`{text}` is no address to listen on"), "write it as ADDRESS:PORT, for example 0.0.0.0:4755")
 }
 
-fn labels(settings: &home::Settings) -> BTreeMap<String, String> {
+fn labels(settings: &home::Settings, registry: &Registry) -> BTreeMap<String, String> {
     let mut labels = BTreeMap::from([
         ("os".to_owned(), std::env::consts::OS.to_owned()),
         ("arch".to_owned(), std::env::consts::ARCH.to_owned()),
         ("node".to_owned(), settings.name.clone()),
     ]);
+    // How many of each kind of device it has: `--on nvidia.com/gpu=2`.
+    labels.extend(registry.kinds().into_iter().map(|(kind, names)| (kind, names.len().to_string())));
     labels.extend(settings.labels.clone());
     labels
+}
+
+/// OCI runtimes that are known to take the same command line.
+const RUNTIMES: [&str; 4] = ["crun", "runc", "runsc", "youki"];
+
+/// Those that are installed here.
+fn installed_runtimes() -> BTreeMap<String, PathBuf> {
+    let usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let found = |name: &str| {
+        let places = usual.split(':').map(|folder| PathBuf::from(folder).join(name));
+        places.into_iter().find(|path| path.is_file()).map(|path| (name.to_owned(), path))
+    };
+    RUNTIMES.iter().filter_map(|name| found(name)).collect()
+}
+
+fn offers(
+    settings: &home::Settings,
+    runtimes: &BTreeMap<String, PathBuf>,
+    devices: BTreeMap<String, Vec<String>>,
+) -> Offers {
+    let paths = settings.offers.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+    Offers {
+        paths,
+        host_network: settings.offer_host_network,
+        devices,
+        runtimes: runtimes.keys().cloned().collect(),
+        ordinary: moyai_runtime::rootless::is_rootless(),
+    }
 }
 
 fn capacity(settings: &home::Settings) -> Command {

@@ -62,6 +62,9 @@ impl Records {
             let taken = match codec::decode(key.value()) {
                 Ok(RecordKey::Fact(_)) => codec::decode(value.value()).map(|fact| restored.facts.push(fact)),
                 Ok(RecordKey::Member(node)) => codec::decode(value.value()).map(|at| restored.members.push((node, at))),
+                Ok(RecordKey::Seat(workload)) => {
+                    codec::decode(value.value()).map(|record| restored.seats.push((workload, record)))
+                }
                 Err(error) => Err(error),
             };
             if let Err(error) = taken {

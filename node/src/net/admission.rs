@@ -16,6 +16,7 @@
 //! **Bounds.** One frame of at most [`MAX_FRAME`] bytes each way within [`PATIENCE`]; the number of connections that are
 //! still at it is bounded by whoever listens. A refused stranger learns the reason and nothing else.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Mutex, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,6 +29,7 @@ use moyai_protocol::trust::{Chain, Membership, Role, VoucherError, Vouchers};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
 
 /// The most bytes of one frame.
 const MAX_FRAME: usize = 64 * 1024;
@@ -121,12 +123,70 @@ pub struct Gate {
     /// Writes the vouchers down; called before a joiner gets its certificate.
     keep: Keep,
     members: RwLock<Vec<(NodeId, Vec<String>)>>,
+    /// Nodes that are members no more; bounded by those that ever were.
+    revoked: watch::Sender<BTreeSet<NodeId>>,
+    /// Nodes whose connections are to be cut.
+    cut: mpsc::UnboundedSender<NodeId>,
+    to_cut: Mutex<Option<mpsc::UnboundedReceiver<NodeId>>>,
 }
 
 impl Gate {
     /// The gate of the owner of `chain`.
     pub fn new(mesh: MeshId, key: SigningKey, chain: Chain, vouchers: Vouchers, keep: Keep) -> Self {
-        Gate { mesh, key, chain: RwLock::new(chain), vouchers: Mutex::new(vouchers), keep, members: RwLock::default() }
+        // As many as are ever revoked.
+        let (cut, to_cut) = mpsc::unbounded_channel();
+        Gate {
+            cut,
+            to_cut: Mutex::new(Some(to_cut)),
+            mesh,
+            key,
+            chain: RwLock::new(chain),
+            vouchers: Mutex::new(vouchers),
+            keep,
+            members: RwLock::default(),
+            revoked: watch::Sender::new(BTreeSet::new()),
+        }
+    }
+
+    /// These are members no more: they are let in no more, and neither is whoever shows certificates that they signed.
+    pub fn revoke(&self, nodes: impl IntoIterator<Item = NodeId>) {
+        self.revoked.send_modify(|revoked| revoked.extend(nodes));
+    }
+
+    /// Whether it is a member no more.
+    pub fn is_revoked(&self, node: &NodeId) -> bool {
+        self.revoked.borrow().contains(node)
+    }
+
+    /// Has the connections of a node cut. One that only fell with who certified it may come back with other certificates.
+    pub fn cut(&self, node: NodeId) {
+        // The network may have ended before the driver.
+        let _ended = self.cut.send(node);
+    }
+
+    /// Whose connections to cut; for the one who holds them.
+    pub fn to_cut(&self) -> Option<mpsc::UnboundedReceiver<NodeId>> {
+        self.to_cut.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+
+    /// Tells when somebody is a member no more.
+    pub fn revocations(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.revoked.subscribe()
+    }
+
+    /// What `chain` makes of `peer`, unless it or whoever certified it is a member no more.
+    fn admit(&self, chain: &Chain, peer: &NodeId) -> Result<Membership, String> {
+        let membership = chain.verify_shown_by(peer, &self.mesh, unix_now()).map_err(|error| error.to_string())?;
+        let revoked = self.revoked.borrow();
+        match std::iter::once(*peer).chain(chain.issuers()).find(|node| revoked.contains(node)) {
+            Some(node) if node == *peer => Err(format!("the certificates of node {} are revoked", node.short())),
+            Some(node) => Err(format!(
+                "node {} was certified by node {}, whose certificates are revoked",
+                peer.short(),
+                node.short()
+            )),
+            None => Ok(membership),
+        }
     }
 
     /// A new chain replaces the old one on connections from now on.
@@ -168,9 +228,7 @@ impl Gate {
         within(async {
             write_frame(&mut stream, &Hello::Member { chain: self.chain() }).await?;
             match read_frame(&mut stream).await? {
-                Answer::Member { chain } => chain
-                    .verify_shown_by(&peer, &self.mesh, unix_now())
-                    .map_err(|error| AdmissionError::Stranger(error.to_string())),
+                Answer::Member { chain } => self.admit(&chain, &peer).map_err(AdmissionError::Stranger),
                 Answer::Refused(reason) => Err(AdmissionError::Refused(reason)),
                 Answer::Welcome { .. } => Err(AdmissionError::Stranger("an answer to what was not asked".to_owned())),
             }
@@ -186,10 +244,9 @@ impl Gate {
     ) -> Result<Membership, AdmissionError> {
         within(async {
             let (answer, result) = match read_frame(&mut stream).await? {
-                Hello::Member { chain } => match chain.verify_shown_by(&peer, &self.mesh, unix_now()) {
+                Hello::Member { chain } => match self.admit(&chain, &peer) {
                     Ok(membership) => (Answer::Member { chain: self.chain() }, Ok(membership)),
-                    Err(error) => {
-                        let reason = error.to_string();
+                    Err(reason) => {
                         (Answer::Refused(Refused::Certificate(reason.clone())), Err(AdmissionError::Stranger(reason)))
                     }
                 },
@@ -216,6 +273,9 @@ impl Gate {
         }
         if self.role() != Some(Role::Admin) {
             return Err(Refused::NotAdmin);
+        }
+        if self.revoked.borrow().contains(&peer) {
+            return Err(Refused::Certificate(format!("the certificates of node {} are revoked", peer.short())));
         }
         let now = unix_now();
         let redeemed = {

@@ -9,10 +9,12 @@
 //!
 //! **Strangers.** Before they have shown a good certificate they are libp2p "pending" connections, at most
 //! [`MAX_PENDING`], and few of one address ([`doorstep`]). What an admitted peer may send, and what it may have sent to
-//! it, is bounded too ([`super::inflow`]). A peer found by mDNS that turned out to be of another mesh is left alone for [`STRANGER_REST`].
+//! it, is bounded too ([`super::inflow`]). A peer found by mDNS that turned out to be of another mesh is left alone for
+//! [`STRANGER_REST`].
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -31,7 +33,7 @@ use tracing::{debug, info};
 
 use super::admission::{Gate, unix_now};
 use super::inflow::{Inflow, LARGE_PATIENCE, LARGE_READS, Outflow, SMALL};
-use super::{doorstep, key_pair, node_id, peer_id, transport};
+use super::{doorstep, ip_of, key_pair, node_id, peer_id, transport};
 
 const MAX_WAITING: u32 = 64;
 const MAX_PENDING: u32 = 256;
@@ -46,6 +48,10 @@ const DIAL_REST: Duration = Duration::from_millis(700);
 const IDLE: Duration = Duration::from_secs(120);
 /// A second connection to a peer younger than this is a simultaneous dial, not a restart.
 const SAME_TIME: Duration = Duration::from_secs(3);
+/// For a listener to have an address.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(10);
+/// For a listener to have another of the machine's addresses.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the swarm tells the driver.
 #[derive(Debug)]
@@ -199,7 +205,8 @@ pub async fn start(
             admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(peer, membership);
         })
     };
-    let transport = transport::admitting(&keys, gate, note).map_err(|error| other("the network", &error))?;
+    let transport =
+        transport::admitting(&keys, Arc::clone(&gate), note).map_err(|error| other("the network", &error))?;
     let kad_config = kad::Config::new(StreamProtocol::new("/moyai/kad/1"));
     let mut kad = kad::Behaviour::with_config(peer, kad::store::MemoryStore::new(peer), kad_config);
     kad.set_mode(Some(if role == Role::Admin { kad::Mode::Server } else { kad::Mode::Client }));
@@ -235,6 +242,7 @@ pub async fn start(
         swarm.listen_on(address.clone()).map_err(|error| listen_error(address, &whole(&error)))?;
     }
     let mut control = Control {
+        gate,
         swarm,
         incoming,
         admitted,
@@ -247,9 +255,11 @@ pub async fn start(
         inflow: Inflow::default(),
         outflow: Outflow::default(),
     };
-    control.wait_for_listeners(listen).await?;
+    let early = control.wait_for_listeners(listen).await?;
+    // Before anybody can ask for an invitation, which has these addresses in it.
+    control.tell_listening().await;
     let (sender, receiver) = mpsc::channel(1024);
-    tokio::spawn(control.run(receiver));
+    tokio::spawn(control.run(receiver, early));
     Ok(sender)
 }
 
@@ -285,6 +295,7 @@ struct Dial {
 }
 
 struct Control {
+    gate: Arc<Gate>,
     swarm: Swarm<Behaviour>,
     incoming: mpsc::Sender<Incoming>,
     admitted: Arc<Mutex<HashMap<PeerId, Membership>>>,
@@ -300,32 +311,53 @@ struct Control {
 }
 
 impl Control {
-    async fn wait_for_listeners(&mut self, listen: &[Multiaddr]) -> Result<(), ListenError> {
+    /// Until each of them has an address, and those for any address have all that the machine has: libp2p tells them one
+    /// after the other, the loopback's first. What else happens meanwhile is returned, to be handled afterwards.
+    async fn wait_for_listeners(
+        &mut self,
+        listen: &[Multiaddr],
+    ) -> Result<Vec<SwarmEvent<BehaviourEvent>>, ListenError> {
         let mut missing = listen.len();
+        let mut early = Vec::new();
+        let begun = tokio::time::Instant::now();
         let mut seen = std::collections::HashSet::new();
-        while missing > 0 {
-            let event = tokio::time::timeout(Duration::from_secs(10), self.swarm.select_next_some()).await;
-            match event {
+        let expected: Vec<IpAddr> = listen.iter().filter_map(ip_of).flat_map(every_address).collect();
+        let complete = |listening: &[Multiaddr]| {
+            let told = |ip: &IpAddr| listening.iter().filter(|address| ip_of(address) == Some(*ip)).count();
+            expected.iter().all(|ip| told(ip) >= expected.iter().filter(|other| *other == ip).count())
+        };
+        while missing > 0 || !complete(&self.listening) {
+            let patience = if missing > 0 { LISTEN_PATIENCE } else { ADDRESS_PATIENCE };
+            match tokio::time::timeout_at(begun + patience, self.swarm.select_next_some()).await {
                 Ok(SwarmEvent::NewListenAddr { listener_id, address }) => {
                     missing -= usize::from(seen.insert(listener_id));
                     self.listening.push(address);
                 }
+                // Gone meanwhile, or nothing that libp2p listens at.
+                Err(_) if missing == 0 => return Ok(early),
                 Ok(SwarmEvent::ListenerError { error, .. }) => {
                     return Err(listen_error(&listen[0], &error.to_string()));
                 }
                 Ok(SwarmEvent::ListenerClosed { reason: Err(error), .. }) => {
                     return Err(listen_error(&listen[0], &error.to_string()));
                 }
-                Ok(_) => {}
-                Err(_) => return Err(listen_error(&listen[0], "nothing happened for 10 s")),
+                // As many as come in so short a time, through the limits on connections.
+                Ok(event) => early.push(event),
+                Err(_) => {
+                    let text = format!("nothing happened for {} s", LISTEN_PATIENCE.as_secs());
+                    return Err(listen_error(&listen[0], &text));
+                }
             }
         }
-        Ok(())
+        Ok(early)
     }
 
-    async fn run(mut self, mut outgoing: mpsc::Receiver<Outgoing>) {
-        self.tell_listening().await;
+    async fn run(mut self, mut outgoing: mpsc::Receiver<Outgoing>, early: Vec<SwarmEvent<BehaviourEvent>>) {
+        for event in early {
+            self.event(event).await;
+        }
         let mut check = tokio::time::interval(Duration::from_secs(30));
+        let Some(mut cut) = self.gate.to_cut() else { return };
         loop {
             tokio::select! {
                 event = self.swarm.select_next_some() => self.event(event).await,
@@ -334,6 +366,13 @@ impl Control {
                     // The driver is gone, and with it the daemon.
                     None => return,
                 },
+                Some(node) = cut.recv() => {
+                    if let Some(peer) = peer_id(&node).filter(|peer| self.swarm.is_connected(peer)) {
+                        info!(%peer, "its certificates are revoked: cutting its connections");
+                        // Not connected any more is what is wanted.
+                        let _gone = self.swarm.disconnect_peer_id(peer);
+                    }
+                }
                 _ = check.tick() => {
                     self.drop_expired();
                     self.inflow.forget_quiet(Instant::now());
@@ -443,6 +482,10 @@ impl Control {
                 self.swarm.close_connection(id);
             }
         }
+        if super::node_id(&peer).is_some_and(|node| self.gate.is_revoked(&node)) {
+            // Admitted a moment before that was known.
+            self.swarm.close_connection(id);
+        }
         open.push((id, now));
         self.dials.remove(&peer);
         self.strangers.remove(&peer);
@@ -509,13 +552,15 @@ impl Control {
 
     async fn tell_listening(&mut self) {
         let loopback = |address: &Multiaddr| {
-            address.iter().any(|part| match part {
-                libp2p::multiaddr::Protocol::Ip4(ip) => ip.is_loopback(),
-                libp2p::multiaddr::Protocol::Ip6(ip) => ip.is_loopback() || (ip.segments()[0] & 0xffc0) == 0xfe80,
-                _ => false,
+            ip_of(address).is_some_and(|ip| match ip {
+                IpAddr::V4(ip) => ip.is_loopback(),
+                IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
             })
         };
-        let mut reachable: Vec<&Multiaddr> = self.listening.iter().filter(|address| !loopback(address)).collect();
+        let bridges = moyai_runtime::host::bridge_addresses();
+        let bridge = |address: &Multiaddr| ip_of(address).is_some_and(|ip| bridges.contains(&ip));
+        let elsewhere = |address: &&Multiaddr| !loopback(address) && !bridge(address);
+        let mut reachable: Vec<&Multiaddr> = self.listening.iter().filter(elsewhere).collect();
         if reachable.is_empty() {
             reachable = self.listening.iter().collect();
         }
@@ -530,6 +575,12 @@ impl Control {
         // The driver is gone, and with it the daemon.
         let _gone = self.incoming.send(what).await;
     }
+}
+
+/// The addresses that are listened at with this one: itself, or all of its family.
+fn every_address(ip: IpAddr) -> Vec<IpAddr> {
+    let own = || moyai_runtime::host::addresses().into_iter();
+    if ip.is_unspecified() { own().filter(|other| other.is_ipv4() == ip.is_ipv4()).collect() } else { vec![ip] }
 }
 
 fn without_peer(mut address: Multiaddr) -> Multiaddr {

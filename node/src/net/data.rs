@@ -7,6 +7,7 @@
 //! ```text
 //! Request::Chunks(ids)  →  for each: length (4 bytes, all ones for "not here"), bytes
 //! Request::Logs(…)      →  frames of [`LogFrame`], until the log has ended or the asker goes
+//! Request::Exec(…)      ⇄  the frames of `moyai_runtime::launch::exec`, unread here
 //! ```
 //!
 //! **Bounds.** [`MAX_CONNECTIONS`] connections and [`MAX_STREAMS`] requests on each; a request of at most
@@ -14,10 +15,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use moyai_protocol::contract::{FetchFault, Fetched, Piece};
@@ -25,6 +27,7 @@ use moyai_protocol::exchange::BATCH_PIECES;
 use moyai_protocol::id::{ChunkId, NodeId};
 use moyai_protocol::trust::Role;
 use moyai_protocol::workload::PlacementId;
+use moyai_runtime::launch::exec::Task;
 use moyai_runtime::store::Store;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use serde::{Deserialize, Serialize};
@@ -33,7 +36,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tracing::debug;
 
 use super::admission::{AdmissionError, Gate, PATIENCE, read_frame, unix_now, write_frame};
-use super::doorstep::{Doorstep, Place};
+use super::doorstep::{Doorstep, Place, Places};
 use super::{key_pair, node_id, peer_id};
 
 const ALPN: &[u8] = b"moyai-data/1";
@@ -57,6 +60,8 @@ const IDLE: Duration = Duration::from_secs(30);
 const NOT_HERE: u32 = u32::MAX;
 /// A batch that delivers nothing for this long is given to another provider.
 const STALL: Duration = Duration::from_secs(10);
+/// Bytes of a connection's id, as quinn has them by default.
+const ID: usize = 8;
 /// Without it the kernel's default loses packets at a few hundred MB/s (measured, PEERS of the design).
 const SOCKET_BUFFER: usize = 8 << 20;
 
@@ -67,6 +72,17 @@ pub enum Request {
     Chunks(Vec<ChunkId>),
     /// What a container wrote.
     Logs(LogRequest),
+    /// Something is to be done in a container.
+    Exec(ExecRequest),
+}
+
+/// What is to be done in a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// To which.
+    pub placement: PlacementId,
+    /// What.
+    pub task: Task,
 }
 
 /// Which part of a log.
@@ -78,13 +94,15 @@ pub struct LogRequest {
     pub follow: bool,
     /// Only so many of the last lines.
     pub tail: Option<u32>,
+    /// What its sandbox refused, instead of what it wrote.
+    pub audit: bool,
 }
 
 /// One line of a log on its way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LogFrame {
-    /// Standard error, not output.
-    pub stderr: bool,
+    /// stdout, stderr, or audit.
+    pub stream: String,
     /// RFC 3339.
     pub time: String,
     /// With its newline.
@@ -103,6 +121,14 @@ pub struct Offer {
     pub tamper: Option<ChunkTamper>,
     /// What its containers wrote.
     pub logs: Arc<dyn LogSource>,
+    /// Adds processes to its containers.
+    pub execs: Arc<dyn ExecSource>,
+}
+
+/// Adds processes to containers; the driver's side knows where they are.
+pub trait ExecSource: Send + Sync {
+    /// Does it, and returns the line to it. Blocks, within tokio's runtime.
+    fn exec(&self, request: ExecRequest) -> io::Result<tokio::net::UnixStream>;
 }
 
 /// Sends logs; the driver's side knows where they lie and whether the container still runs.
@@ -122,40 +148,9 @@ pub struct DataPlane {
     gate: Arc<Gate>,
     store: Arc<Store>,
     /// Connections that others opened.
-    guests: Guests,
+    guests: Places<NodeId>,
     /// Connections this node opened. An entry is locked while it is dialled, so that a peer is dialled once.
     connections: Mutex<HashMap<NodeId, Arc<Mutex<Option<quinn::Connection>>>>>,
-}
-
-/// How many connections each member has opened.
-#[derive(Default)]
-struct Guests(std::sync::Mutex<HashMap<NodeId, usize>>);
-
-struct Guest<'a> {
-    guests: &'a Guests,
-    node: NodeId,
-}
-
-impl Guests {
-    fn enter(&self, node: NodeId) -> anyhow::Result<Guest<'_>> {
-        let mut guests = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let count = guests.entry(node).or_default();
-        anyhow::ensure!(*count < MAX_PER_NODE, "node {} has {MAX_PER_NODE} connections already", node.short());
-        *count += 1;
-        Ok(Guest { guests: self, node })
-    }
-}
-
-impl Drop for Guest<'_> {
-    fn drop(&mut self) {
-        let mut guests = self.guests.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(count) = guests.get_mut(&self.node) {
-            *count -= 1;
-            if *count == 0 {
-                guests.remove(&self.node);
-            }
-        }
-    }
 }
 
 impl DataPlane {
@@ -174,9 +169,9 @@ impl DataPlane {
         config.transport_config(Arc::new(transport_config()));
         let socket = socket(address)?;
         let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime)?;
+        let endpoint = quinn::Endpoint::new(endpoint_config(key), Some(config), socket, runtime)?;
         let store = Arc::clone(&offer.store);
-        let plane = DataPlane { endpoint, keys, gate, store, guests: Guests::default(), connections: Mutex::default() };
+        let plane = DataPlane { endpoint, keys, gate, store, guests: Places::default(), connections: Mutex::default() };
         let plane = Arc::new(plane);
         tokio::spawn(Arc::clone(&plane).serve(offer));
         Ok(plane)
@@ -217,7 +212,7 @@ impl DataPlane {
         &self,
         incoming: quinn::Incoming,
         offer: &Offer,
-        entry: (OwnedSemaphorePermit, Place),
+        entry: (OwnedSemaphorePermit, Place<IpAddr>),
         room: &Semaphore,
     ) -> anyhow::Result<()> {
         let admitted = async {
@@ -230,11 +225,21 @@ impl DataPlane {
         let (connection, membership) = tokio::time::timeout(PATIENCE * 2, admitted).await??;
         drop(entry);
         let _place = room.try_acquire()?;
-        let _own = self.guests.enter(membership.node)?;
+        let own = self.guests.enter(membership.node, MAX_PER_NODE);
+        let _own =
+            own.with_context(|| format!("node {} has {MAX_PER_NODE} connections already", membership.node.short()))?;
+        let mut revocations = self.gate.revocations();
         while unix_now() <= membership.not_after {
-            let (send, receive) = match connection.accept_bi().await {
-                Ok(streams) => streams,
-                Err(_) => return Ok(()),
+            let cast_out = revocations.wait_for(|revoked| revoked.contains(&membership.node));
+            let (send, receive) = tokio::select! {
+                streams = connection.accept_bi() => match streams {
+                    Ok(streams) => streams,
+                    Err(_) => return Ok(()),
+                },
+                _ = cast_out => {
+                    connection.close(0u32.into(), b"revoked");
+                    return Ok(());
+                }
             };
             let (offer, role) = (offer.clone(), membership.role);
             // Bounded by MAX_STREAMS, which the peer cannot exceed.
@@ -315,14 +320,23 @@ impl DataPlane {
         request: LogRequest,
         sink: tokio::sync::mpsc::Sender<LogFrame>,
     ) -> anyhow::Result<()> {
-        let (_, mut receive) = self.ask(node, addresses, &Request::Logs(request)).await?;
+        let request = Request::Logs(request);
+        let (mut connection, mut receive) = self.ask(node, addresses, &request).await?;
+        let mut heard = false;
         loop {
             tokio::select! {
                 frame = read_frame::<_, LogFrame>(&mut receive) => match frame {
                     Ok(frame) => {
+                        heard = true;
                         if sink.send(frame).await.is_err() {
                             return Ok(());
                         }
+                    }
+                    Err(_) if !heard && connection.close_reason().is_some() => {
+                        // It was to an earlier life of that node, which has said so: asked again, once.
+                        heard = true;
+                        self.forget(&node, &connection).await;
+                        (connection, receive) = self.ask(node, addresses, &request).await?;
                     }
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
                     Err(error) => return Err(error.into()),
@@ -332,21 +346,42 @@ impl DataPlane {
         }
     }
 
+    /// Asks for another process in a container: what goes in, and what comes out.
+    pub async fn exec(
+        &self,
+        node: NodeId,
+        addresses: &[SocketAddr],
+        request: ExecRequest,
+    ) -> anyhow::Result<(quinn::SendStream, quinn::RecvStream)> {
+        let (_, send, receive) = self.open(node, addresses, &Request::Exec(request)).await?;
+        Ok((send, receive))
+    }
+
     async fn ask(
         &self,
         node: NodeId,
         addresses: &[SocketAddr],
         request: &Request,
     ) -> anyhow::Result<(quinn::Connection, quinn::RecvStream)> {
+        let (connection, mut send, receive) = self.open(node, addresses, request).await?;
+        send.finish()?;
+        Ok((connection, receive))
+    }
+
+    async fn open(
+        &self,
+        node: NodeId,
+        addresses: &[SocketAddr],
+        request: &Request,
+    ) -> anyhow::Result<(quinn::Connection, quinn::SendStream, quinn::RecvStream)> {
         let connection = self.connect(node, addresses).await?;
         let asked = async {
             let (mut send, receive) = connection.open_bi().await?;
             write_frame(&mut send, request).await?;
-            send.finish()?;
-            Ok::<_, anyhow::Error>(receive)
+            Ok::<_, anyhow::Error>((send, receive))
         };
         match tokio::time::timeout(STALL, asked).await {
-            Ok(Ok(receive)) => Ok((connection, receive)),
+            Ok(Ok((send, receive))) => Ok((connection, send, receive)),
             Ok(Err(error)) => {
                 self.forget(&node, &connection).await;
                 Err(error)
@@ -356,6 +391,18 @@ impl DataPlane {
                 anyhow::bail!("no answer in {} s", STALL.as_secs())
             }
         }
+    }
+
+    /// The node has come to this one anew: what was opened to it before may be to an earlier life of it.
+    pub fn begin_anew(self: &Arc<Self>, node: NodeId) {
+        let plane = Arc::clone(self);
+        tokio::spawn(async move {
+            let slot = plane.connections.lock().await.get(&node).cloned();
+            if let Some(slot) = slot {
+                // What is under way on it goes on; what is asked next opens another.
+                *slot.lock().await = None;
+            }
+        });
     }
 
     /// Uses a connection no more, unless another has taken its place already.
@@ -378,6 +425,7 @@ impl DataPlane {
             Arc::clone(connections.entry(node).or_default())
         };
         let mut slot = slot.lock().await;
+        anyhow::ensure!(!self.gate.is_revoked(&node), "the certificates of node {} are revoked", node.short());
         if let Some(connection) = slot.as_ref().filter(|connection| connection.close_reason().is_none()) {
             return Ok(connection.clone());
         }
@@ -447,6 +495,57 @@ fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// The same in every life of a node, so that it can tell others that their connections to an earlier one are gone: whoever sends
+/// on such a connection is answered with its reset token (RFC 9000 section 10.3), and need not wait until it times out.
+fn endpoint_config(key: &ed25519_dalek::SigningKey) -> quinn::EndpointConfig {
+    let tokens = ResetKey(blake3::derive_key("moyai data plane reset tokens v1", key.as_bytes()));
+    let mut config = quinn::EndpointConfig::new(Arc::new(tokens));
+    config.cid_generator(|| Box::new(AnyId));
+    config
+}
+
+/// Random ids; those of an earlier life are not told from others, since they are to be answered too.
+struct AnyId;
+
+impl quinn::ConnectionIdGenerator for AnyId {
+    fn generate_cid(&mut self) -> quinn::ConnectionId {
+        let mut id = [0; ID];
+        // It fails only when no file can be opened; quinn asks again for an id that is taken.
+        if let Ok(random) = crate::daemon::home::random::<ID>() {
+            id = random;
+        }
+        quinn::ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        ID
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// What reset tokens are made with.
+struct ResetKey([u8; 32]);
+
+impl quinn::crypto::HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature: &mut [u8]) {
+        signature.copy_from_slice(blake3::keyed_hash(&self.0, data).as_bytes());
+    }
+
+    fn signature_len(&self) -> usize {
+        blake3::OUT_LEN
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), quinn::crypto::CryptoError> {
+        // Compared in constant time, by its type.
+        let right =
+            <[u8; blake3::OUT_LEN]>::try_from(signature).is_ok_and(|given| blake3::keyed_hash(&self.0, data) == given);
+        if right { Ok(()) } else { Err(quinn::crypto::CryptoError) }
+    }
+}
+
 fn transport_config() -> quinn::TransportConfig {
     let mut config = quinn::TransportConfig::default();
     config
@@ -488,6 +587,12 @@ async fn answer(
                 tokio::time::timeout(WRITE_STALL, written).await??;
             }
         }
+        Request::Exec(_) if role < Role::Submitter => anyhow::bail!("a worker asked for a process"),
+        Request::Exec(request) => {
+            let execs = Arc::clone(&offer.execs);
+            let line = tokio::task::spawn_blocking(move || execs.exec(request)).await??;
+            pass_on(line, &mut send, &mut receive).await?
+        }
         Request::Logs(_) if role < Role::Submitter => anyhow::bail!("a worker asked for a log"),
         Request::Logs(mut request) => {
             request.tail = request.tail.map(|tail| tail.min(MAX_TAIL));
@@ -506,6 +611,28 @@ async fn answer(
     }
     send.finish()?;
     Ok(())
+}
+
+/// Copies between a process and whoever asked for it, until the process has ended, or that one is gone.
+async fn pass_on(
+    line: tokio::net::UnixStream,
+    send: &mut quinn::SendStream,
+    receive: &mut quinn::RecvStream,
+) -> io::Result<()> {
+    let (mut out, mut into) = line.into_split();
+    let there = async {
+        let copied = tokio::io::copy(receive, &mut into).await;
+        // It has nothing more to say. What the process writes still comes.
+        drop(into);
+        copied
+    };
+    let back = tokio::io::copy(&mut out, send);
+    let mut there = std::pin::pin!(there);
+    let mut back = std::pin::pin!(back);
+    tokio::select! {
+        copied = &mut back => copied.map(drop),
+        _ = &mut there => back.await.map(drop),
+    }
 }
 
 async fn read_chunk(receive: &mut quinn::RecvStream) -> io::Result<Option<Vec<u8>>> {

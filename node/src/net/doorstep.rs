@@ -6,55 +6,78 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, ListenFailure, NetworkBehaviour, THandler, THandlerInEvent,
     THandlerOutEvent, ToSwarm, dummy,
 };
 use libp2p::{Multiaddr, PeerId};
 
+use super::ip_of;
+
 /// Places of one address: as many members may stand behind one router and come at once.
 pub const MAX_PER_ADDRESS: usize = 16;
 
-/// The places before one door.
-#[derive(Clone, Default)]
-pub struct Doorstep(Arc<Mutex<HashMap<IpAddr, usize>>>);
+/// Places that are counted by who takes them.
+pub struct Places<K: Eq + Hash>(Arc<Mutex<HashMap<K, usize>>>);
 
 /// One place; given back when it is dropped.
-pub struct Place {
-    doorstep: Doorstep,
-    address: IpAddr,
+pub struct Place<K: Eq + Hash> {
+    places: Places<K>,
+    key: K,
 }
 
-impl Doorstep {
-    /// Takes a place, unless this address has all of its own.
-    pub fn enter(&self, address: IpAddr) -> Option<Place> {
-        let address = network_of(address);
-        let mut taken = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let count = taken.entry(address).or_default();
-        if *count >= MAX_PER_ADDRESS {
-            return None;
-        }
-        *count += 1;
-        Some(Place { doorstep: self.clone(), address })
+impl<K: Eq + Hash> Clone for Places<K> {
+    fn clone(&self) -> Self {
+        Places(Arc::clone(&self.0))
     }
 }
 
-impl Drop for Place {
+impl<K: Eq + Hash> Default for Places<K> {
+    fn default() -> Self {
+        Places(Arc::default())
+    }
+}
+
+impl<K: Eq + Hash + Copy> Places<K> {
+    /// Takes a place, unless `key` has `most` of them.
+    pub fn enter(&self, key: K, most: usize) -> Option<Place<K>> {
+        let mut taken = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let count = taken.entry(key).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Place { places: Places(Arc::clone(&self.0)), key })
+    }
+}
+
+impl<K: Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
-        let mut taken = self.doorstep.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.address) {
+        let mut taken = self.places.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
-                taken.remove(&self.address);
+                taken.remove(&self.key);
             }
         }
+    }
+}
+
+/// The places before one door.
+#[derive(Default)]
+pub struct Doorstep(Places<IpAddr>);
+
+impl Doorstep {
+    /// Takes a place, unless this address has all of its own.
+    pub fn enter(&self, address: IpAddr) -> Option<Place<IpAddr>> {
+        self.0.enter(network_of(address), MAX_PER_ADDRESS)
     }
 }
 
@@ -77,7 +100,7 @@ struct Crowded(IpAddr);
 #[derive(Default)]
 pub struct Behaviour {
     doorstep: Doorstep,
-    pending: HashMap<ConnectionId, Place>,
+    pending: HashMap<ConnectionId, Place<IpAddr>>,
 }
 
 impl NetworkBehaviour for Behaviour {
@@ -90,12 +113,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        let address = remote.iter().find_map(|part| match part {
-            Protocol::Ip4(address) => Some(IpAddr::V4(address)),
-            Protocol::Ip6(address) => Some(IpAddr::V6(address)),
-            _ => None,
-        });
-        let Some(address) = address else { return Ok(()) };
+        let Some(address) = ip_of(remote) else { return Ok(()) };
         let place = self.doorstep.enter(address).ok_or_else(|| ConnectionDenied::new(Crowded(address)))?;
         self.pending.insert(connection, place);
         Ok(())
@@ -146,13 +164,14 @@ mod tests {
     fn one_address_takes_only_its_own_places_and_gives_them_back() {
         let doorstep = Doorstep::default();
         let crowd = |last: u16| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, last));
-        let mut places: Vec<Place> = (0..MAX_PER_ADDRESS as u16).filter_map(|at| doorstep.enter(crowd(at))).collect();
+        let mut places: Vec<Place<IpAddr>> =
+            (0..MAX_PER_ADDRESS as u16).filter_map(|at| doorstep.enter(crowd(at))).collect();
         assert_eq!(places.len(), MAX_PER_ADDRESS);
         assert!(doorstep.enter(crowd(99)).is_none(), "all of a /64 is one machine's");
         assert!(doorstep.enter(IpAddr::V4([10, 0, 0, 1].into())).is_some());
         places.pop();
         assert!(doorstep.enter(crowd(99)).is_some());
         drop(places);
-        assert!(doorstep.0.lock().unwrap().is_empty());
+        assert!(doorstep.0.0.lock().unwrap().is_empty());
     }
 }

@@ -17,8 +17,11 @@ pub mod inflow;
 pub mod join;
 pub mod transport;
 
-use libp2p::PeerId;
+use std::net::IpAddr;
+
 use libp2p::identity::{Keypair, PublicKey, ed25519};
+use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId};
 use moyai_protocol::id::NodeId;
 
 /// libp2p's name for a node; `None` when the bytes are no key.
@@ -38,6 +41,15 @@ pub fn node_id(peer: &PeerId) -> Option<NodeId> {
 pub fn key_pair(key: &ed25519_dalek::SigningKey) -> Keypair {
     let mut secret = key.to_bytes();
     Keypair::ed25519_from_bytes(&mut secret).expect("32 bytes are an ed25519 secret")
+}
+
+/// The IP address in an address; `None` when it has a name or nothing instead.
+pub fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    address.iter().find_map(|part| match part {
+        Protocol::Ip4(ip) => Some(IpAddr::V4(ip)),
+        Protocol::Ip6(ip) => Some(IpAddr::V6(ip)),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

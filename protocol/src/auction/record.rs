@@ -1,5 +1,5 @@
-//! What is remembered of an auction, so that `moyai why` can show every quote and every refusal on any node, also
-//! after the auctioneer is gone: it travels with the award and stays with the placement.
+//! What is remembered of an auction, so that `moyai why` can show every quote, refusal and epoch on any node, also
+//! after the auctioneer is gone: each auctioneer keeps a [`Journal`] of each workload, which is a fact of the catalog.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,6 +11,10 @@ use crate::time::UnixMillis;
 
 /// The most quotes, and the most refusals, that a record keeps one by one.
 pub const MAX_QUOTES: usize = 16;
+/// The most placements that a record names.
+pub const MAX_PLACED: usize = 256;
+/// The most records of one workload that an auctioneer keeps; the oldest goes first.
+pub const MAX_RECORDS: usize = 8;
 
 /// Why a node would not run a replica.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -57,6 +61,35 @@ pub enum Refusal {
     FailedHere,
     /// It has not got the image, and knows no live node that has.
     NoImage,
+    /// It is being drained.
+    Draining,
+    /// It runs something that the workload, or that which runs there, wants to be apart from.
+    Apart {
+        /// The other's name.
+        from: String,
+    },
+    /// What it would need is held for a gang that is being placed.
+    OnHold,
+    /// All bids together have room for a part of the gang, and it runs whole or not at all.
+    Part {
+        /// Replicas that would have a place.
+        found: u32,
+        /// Replicas of the gang.
+        wanted: u32,
+    },
+    /// Fewer than a majority of the workload's custodians are live here: no lease could be had.
+    NoMajority,
+    /// Its machine does not have this, or does not give it to containers.
+    NotOffered(String),
+    /// A port of its machine leads to another workload.
+    Port {
+        /// As it was asked for.
+        port: String,
+        /// The other's name.
+        by: String,
+    },
+    /// Every device of this kind is in use.
+    Devices(String),
 }
 
 impl Refusal {
@@ -67,7 +100,11 @@ impl Refusal {
         match self {
             Refusal::Label { name, value } => Refusal::Label { name: cut(name), value: cut(value) },
             Refusal::Requires(feature) => Refusal::Requires(cut(feature)),
+            Refusal::Apart { from } => Refusal::Apart { from: cut(from) },
             Refusal::Unauthorised(reason) => Refusal::Unauthorised(cut(reason)),
+            Refusal::NotOffered(what) => Refusal::NotOffered(cut(what)),
+            Refusal::Port { port, by } => Refusal::Port { port: cut(port), by: cut(by) },
+            Refusal::Devices(kind) => Refusal::Devices(cut(kind)),
             other => other,
         }
     }
@@ -87,6 +124,14 @@ impl Refusal {
             Refusal::NoAnswer => "no answer".to_owned(),
             Refusal::NoImage => "no live node has the image".to_owned(),
             Refusal::FailedHere => "failed there a moment ago".to_owned(),
+            Refusal::Draining => "being drained".to_owned(),
+            Refusal::Apart { from } => format!("wants to be apart from {from}"),
+            Refusal::OnHold => "held for a gang".to_owned(),
+            Refusal::Part { found, wanted } => format!("room for {found} of the gang's {wanted}"),
+            Refusal::NoMajority => "no majority of its custodians is live".to_owned(),
+            Refusal::NotOffered(what) => format!("does not offer {what}"),
+            Refusal::Port { port, by } => format!("port {port} leads to {by}"),
+            Refusal::Devices(kind) => format!("no {kind} is free"),
         }
     }
 }
@@ -132,6 +177,10 @@ pub struct Basis {
     pub reserved: u8,
     /// Share of time that some task waited for a processor, 0–100.
     pub pressure: u8,
+    /// Workloads it wants to be near to that are not there.
+    pub far: u32,
+    /// Placements of lower priority that would make way.
+    pub evicts: u32,
 }
 
 /// One bid.
@@ -156,6 +205,12 @@ pub enum Cause {
     NodeDown(NodeId),
     /// It was lost or failed where it ran.
     Lost(NodeId),
+    /// It made way there for something of a higher priority.
+    Evicted(NodeId),
+    /// It runs on a node that is being drained, and goes on there until it runs elsewhere.
+    Drained(NodeId),
+    /// It runs as it was before the last update, and goes on so until its successor runs.
+    Updated(NodeId),
     /// Nobody runs it, for another reason: the first auction found no taker, or more replicas are wanted.
     Missing,
 }
@@ -183,12 +238,48 @@ pub struct Record {
     pub refusals: Vec<(NodeId, Refusal)>,
     /// All refusals by kind.
     pub refused: Vec<(String, u32)>,
+    /// What came of it: replica, epoch, and who took it; [`MAX_PLACED`] at the most.
+    pub placed: Vec<(u32, u64, NodeId)>,
 }
 
-/// The most bytes of a record, as its bounds allow.
+/// What one auctioneer remembers of one workload.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Journal {
+    /// Its auctions, the last one last; [`MAX_RECORDS`] and [`MAX_RECORD`] bytes at the most.
+    pub records: Vec<Record>,
+    /// Whether the last one left something without a taker that has none yet.
+    pub pending: bool,
+}
+
+impl Journal {
+    /// Whether it is no more than its author may keep.
+    pub fn is_bounded(&self) -> bool {
+        let bounded = |record: &Record| record.placed.len() <= MAX_PLACED && record.quotes.len() <= MAX_QUOTES;
+        self.records.len() <= MAX_RECORDS && self.records.iter().all(bounded)
+    }
+
+    /// With one more auction.
+    pub fn with(&self, record: Record, pending: bool) -> Journal {
+        let mut journal = Journal { records: self.records.clone(), pending };
+        // An auction tried again and again in vain is one line of history.
+        if pending && self.pending && journal.records.last().is_some_and(|last| last.placed.is_empty()) {
+            journal.records.pop();
+        }
+        journal.records.push(record);
+        while journal.records.len() > 1
+            && (journal.records.len() > MAX_RECORDS || crate::codec::encode(&journal).len() > MAX_RECORD)
+        {
+            journal.records.remove(0);
+        }
+        journal
+    }
+}
+
+/// The most bytes of a record, as its bounds allow, and of a journal.
 pub const MAX_RECORD: usize = 32 * 1024;
 
 impl Record {
+    #[expect(clippy::too_many_arguments, reason = "each is another part of what is remembered")]
     pub(crate) fn new(
         auctioneer: NodeId,
         at: UnixMillis,
@@ -197,6 +288,7 @@ impl Record {
         took: Duration,
         mut quotes: Vec<Quote>,
         mut refusals: Vec<(NodeId, Refusal)>,
+        mut placed: Vec<(u32, u64, NodeId)>,
     ) -> Record {
         quotes.sort_by_key(|quote| (quote.won.is_empty(), quote.price, quote.node));
         let more_quotes = quotes.len().saturating_sub(MAX_QUOTES) as u32;
@@ -212,7 +304,8 @@ impl Record {
         refused.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         refused.truncate(MAX_QUOTES);
         refusals.truncate(MAX_QUOTES);
+        placed.truncate(MAX_PLACED);
         let took = took.as_millis() as u32;
-        Record { auctioneer, at, cause, members, asked, took, quotes, more_quotes, refusals, refused }
+        Record { auctioneer, at, cause, members, asked, took, quotes, more_quotes, refusals, refused, placed }
     }
 }

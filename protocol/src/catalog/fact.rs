@@ -4,7 +4,10 @@
 //! |---|---|---|
 //! | `Node` | the node | capacity, labels, addresses, images, certificates |
 //! | `Placement` | the node that runs it | epoch and state of one replica |
-//! | `Pending` | the auctioneer that found no taker | the reasons, counted |
+//! | `Journal` | the auctioneer | its auctions of one workload: bids, refusals, who took what |
+//! | `Drain` | the node itself, or an admin | whether it is to be emptied |
+//! | `Revoked` | an admin | that the node's certificates are good no more |
+//! | `Seats` | a custodian of a singleton | who its custodians are now |
 //! | `Workload` | any member that may submit | the submitter's signed specification, how many replicas are wanted now |
 //!
 //! `Gone` in place of a body is a tombstone. A workload's tombstone is a [`WorkloadFact`] that is `removed`, because
@@ -17,17 +20,22 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use super::hlc::{Hlc, MAX_SKEW};
-use crate::auction::{Award, MAX_RECORD, Record};
+use crate::auction::{Award, Journal, MAX_RECORD};
 use crate::codec;
 use crate::id::{ChunkId, ImageId, KeyHash, MeshId, NodeId, Signature, WorkloadId};
+use crate::lease::Seats;
 use crate::reference::Reference;
-use crate::trust::{Chain, Role, node_of, sign, verify};
+use crate::trust::{Chain, Role, mesh_of, node_of, sign, verify};
 use crate::worker::PlacementState;
 use crate::workload::{MAX_REPLICAS, PlacementId, Resources, SignedSpec, Spec};
 
 const DOMAIN: &str = "moyai fact v1";
 /// The most bytes a fact's content may have.
 pub const MAX_FACT: usize = 96 * 1024;
+/// The same of a placement or an order: certificates, and a sentence.
+pub const MAX_SMALL: usize = 8 * 1024;
+/// The longest sentence in one, in bytes.
+pub const MAX_DETAIL: usize = 1024;
 /// The most images one node tells of; those loaded last.
 pub const MAX_IMAGES: usize = 256;
 
@@ -38,10 +46,16 @@ pub enum Key {
     Node(NodeId),
     /// One replica on one node.
     Placement(NodeId, WorkloadId, u32),
-    /// An auctioneer's failure to place a workload.
-    Pending(NodeId, WorkloadId),
+    /// What an auctioneer remembers of a workload.
+    Journal(NodeId, WorkloadId),
     /// A workload.
     Workload(WorkloadId),
+    /// Whether a node is to be emptied.
+    Drain(NodeId),
+    /// That a node is a member no more.
+    Revoked(NodeId),
+    /// Who grants the leases of a singleton, as one of its custodians says.
+    Seats(NodeId, WorkloadId),
 }
 
 impl Key {
@@ -54,8 +68,8 @@ impl Key {
     /// The only node that may write this, where there is one.
     pub fn owner(&self) -> Option<NodeId> {
         match self {
-            Key::Node(node) | Key::Placement(node, ..) | Key::Pending(node, _) => Some(*node),
-            Key::Workload(_) => None,
+            Key::Node(node) | Key::Placement(node, ..) | Key::Journal(node, _) | Key::Seats(node, _) => Some(*node),
+            Key::Workload(_) | Key::Drain(_) | Key::Revoked(_) => None,
         }
     }
 }
@@ -67,12 +81,16 @@ pub enum Body {
     Node(NodeFact),
     /// Of [`Key::Placement`].
     Placement(PlacementFact),
-    /// Of [`Key::Pending`].
-    Pending(Record),
+    /// Of [`Key::Journal`].
+    Journal(Journal),
     /// Of [`Key::Workload`].
     Workload(WorkloadFact),
-    /// Of a placement or a failure to place, when it no longer holds.
+    /// Of a placement or a journal, when it no longer holds.
     Gone,
+    /// Of [`Key::Drain`] and [`Key::Revoked`].
+    Order(OrderFact),
+    /// Of [`Key::Seats`].
+    Seats(Seats),
 }
 
 /// A node's report of itself.
@@ -94,6 +112,23 @@ pub struct NodeFact {
     pub fetching: Vec<ChunkId>,
     /// Its certificates.
     pub chain: Chain,
+    /// Its own, over its certificates alone: who revokes it must show those that it shows itself.
+    pub vouch: Signature,
+}
+
+/// The purpose that a node's word for its certificates is bound to.
+const VOUCH: &str = "moyai certificates shown v1";
+
+/// A node's word for its own certificates.
+pub fn vouch(key: &SigningKey, chain: &Chain) -> Signature {
+    sign(key, VOUCH, &codec::encode(chain))
+}
+
+impl NodeFact {
+    /// What the node may do, by its own certificate.
+    pub fn role(&self) -> Option<Role> {
+        self.chain.leaf().map(|leaf| leaf.role)
+    }
 }
 
 /// An image on a node.
@@ -126,6 +161,8 @@ pub struct PlacementFact {
     pub stopped: bool,
     /// The workload's generation it was awarded under.
     pub generation: u64,
+    /// What it runs: [`WorkloadFact::form`] of then.
+    pub form: u64,
     /// When this node accepted it, in milliseconds since 1970.
     pub accepted: u64,
     /// When its container started last, in milliseconds since 1970; 0 is not yet.
@@ -147,6 +184,55 @@ pub struct WorkloadFact {
     pub replicas: u32,
     /// Whether it is to be forgotten.
     pub removed: bool,
+    /// What was asked for before the last update, to go back to; none before the first, and after going back.
+    pub previous: Option<SignedSpec>,
+    /// How an update replaces what runs.
+    pub rollout: Rollout,
+    /// Why the last update was taken back; empty when it was not.
+    pub setback: String,
+    /// Of a singleton: who grants its leases at first, and when an admin has forced others.
+    pub seats: Option<Seats>,
+    /// The certificates of this fact's author.
+    pub author: Chain,
+}
+
+impl WorkloadFact {
+    /// What is to run, as one number: the same specification is the same form, whichever generation it came with.
+    pub fn form(&self) -> u64 {
+        form(&self.spec)
+    }
+}
+
+/// The form of a specification.
+pub fn form(spec: &SignedSpec) -> u64 {
+    u64::from_be_bytes(blake3::hash(&spec.bytes).as_bytes()[..8].try_into().expect("a part of it"))
+}
+
+/// How an update replaces what runs: one after the other, so many at a time.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// How many may run besides those wanted.
+    pub max_surge: u32,
+    /// How many of those wanted may be missing.
+    pub max_unavailable: u32,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Rollout { max_surge: 1, max_unavailable: 1 }
+    }
+}
+
+/// What an admin wants of a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OrderFact {
+    /// Whether it holds; an order to drain can be taken back, a revocation cannot.
+    pub holds: bool,
+    /// Why, in the admin's words; [`MAX_DETAIL`] bytes at the most.
+    pub reason: String,
+    /// Of a revocation: certificates of the node it is about, as that node has shown them, from which it is seen that its
+    /// author stands above it.
+    pub target: Option<(Chain, Signature)>,
     /// The certificates of this fact's author.
     pub author: Chain,
 }
@@ -170,10 +256,12 @@ pub struct Fact {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum FactError {
     /// Larger than facts are.
-    #[error("a fact of {len} bytes, {MAX_FACT} is the most")]
+    #[error("a fact of {len} bytes, {most} is the most of its kind")]
     TooLarge {
         /// How large.
         len: usize,
+        /// The bound.
+        most: usize,
     },
     /// Written by somebody who may not write it.
     #[error("node {} wrote a fact that is node {}'s to write", author.short(), owner.short())]
@@ -209,9 +297,23 @@ impl Said {
         match self {
             Said::Node(fact) => Body::Node(fact.clone()),
             Said::Placement(fact) => Body::Placement(fact.clone()),
-            Said::Pending(record) => Body::Pending(record.clone()),
+            Said::Journal(journal) => Body::Journal(journal.clone()),
+            Said::Order(order) => Body::Order(order.clone()),
+            Said::Seats(seats) => Body::Seats(seats.clone()),
             Said::Workload { fact, .. } => Body::Workload(fact.clone()),
             Said::Gone => Body::Gone,
+        }
+    }
+}
+
+impl Said {
+    /// Certificates that its author shows with it.
+    pub fn author_chain(&self) -> Option<&Chain> {
+        match self {
+            Said::Node(fact) => Some(&fact.chain),
+            Said::Workload { fact, .. } => Some(&fact.author),
+            Said::Order(order) => Some(&order.author),
+            Said::Placement(_) | Said::Journal(_) | Said::Seats(_) | Said::Gone => None,
         }
     }
 }
@@ -223,8 +325,12 @@ pub enum Said {
     Node(NodeFact),
     /// A replica.
     Placement(PlacementFact),
-    /// Nobody took it.
-    Pending(Record),
+    /// What an auctioneer remembers.
+    Journal(Journal),
+    /// What an admin wants of a node.
+    Order(OrderFact),
+    /// Who grants leases.
+    Seats(Seats),
     /// A workload.
     Workload {
         /// How many are wanted, and whether at all.
@@ -254,8 +360,13 @@ impl Fact {
 
     /// What it says, after every check that makes it worth believing.
     pub fn open(&self, mesh: &MeshId) -> Result<Said, FactError> {
-        if self.content.len() > MAX_FACT {
-            return Err(FactError::TooLarge { len: self.content.len() });
+        let most = match self.key {
+            Key::Placement(..) | Key::Drain(_) | Key::Revoked(_) | Key::Seats(..) => MAX_SMALL,
+            Key::Journal(..) => 2 * MAX_RECORD,
+            Key::Node(_) | Key::Workload(_) => MAX_FACT,
+        };
+        if self.content.len() > most {
+            return Err(FactError::TooLarge { len: self.content.len(), most });
         }
         if let Some(owner) = self.key.owner().filter(|owner| *owner != self.author) {
             return Err(FactError::NotOwner { author: self.author, owner });
@@ -273,20 +384,25 @@ impl Fact {
                 if replica >= MAX_REPLICAS || fact.epoch > self.version.time().0 {
                     return Err(FactError::Malformed { reason: format!("replica {replica}, epoch {}", fact.epoch) });
                 }
-                if self.content.len() > 2 * MAX_RECORD {
-                    return Err(FactError::TooLarge { len: self.content.len() });
-                }
                 let placement = PlacementId { workload, replica, epoch: fact.epoch };
                 let checked = fact.award.verify(&placement, &node, mesh);
                 checked.map_err(|reason| FactError::Unauthorised { reason })?;
                 Ok(Said::Placement(fact))
             }
-            (Key::Pending(..), Body::Pending(_)) if self.content.len() > 2 * MAX_RECORD => {
-                Err(FactError::TooLarge { len: self.content.len() })
+            (Key::Journal(..), Body::Journal(journal)) => {
+                // As of placements: a later epoch there always is.
+                let good = |(replica, epoch, _): &(u32, u64, NodeId)| {
+                    *replica < MAX_REPLICAS && *epoch <= self.version.time().0
+                };
+                if journal.is_bounded() && journal.records.iter().flat_map(|record| &record.placed).all(good) {
+                    return Ok(Said::Journal(journal));
+                }
+                Err(FactError::Malformed { reason: "a journal of what cannot have been".to_owned() })
             }
-            (Key::Pending(..), Body::Pending(record)) => Ok(Said::Pending(record)),
+            (Key::Drain(node) | Key::Revoked(node), Body::Order(order)) => self.open_order(node, order, mesh),
             (Key::Workload(id), Body::Workload(fact)) => self.open_workload(id, fact, mesh),
-            (Key::Placement(..) | Key::Pending(..), Body::Gone) => Ok(Said::Gone),
+            (Key::Seats(..), Body::Seats(seats)) if seats.is_good() => Ok(Said::Seats(seats)),
+            (Key::Placement(..) | Key::Journal(..) | Key::Seats(..), Body::Gone) => Ok(Said::Gone),
             (key, _) => Err(FactError::Malformed { reason: format!("{key:?} with another kind of content") }),
         }
     }
@@ -295,6 +411,9 @@ impl Fact {
         fact.chain
             .verify_shown_by(&self.author, mesh, self.version.time().as_secs())
             .map_err(|error| FactError::Unauthorised { reason: error.to_string() })?;
+        if !verify(&self.author, VOUCH, &codec::encode(&fact.chain), &fact.vouch) {
+            return Err(FactError::Unauthorised { reason: "certificates that their owner does not show".to_owned() });
+        }
         let latest = self.version.time().after(MAX_SKEW);
         if fact.images.iter().any(|image| image.named.time() > latest) {
             return Err(FactError::Malformed { reason: "an image named in the future".to_owned() });
@@ -303,6 +422,49 @@ impl Fact {
             return Err(FactError::Malformed { reason: format!("more than {MAX_IMAGES} images") });
         }
         Ok(Said::Node(fact))
+    }
+
+    fn open_order(&self, node: NodeId, order: OrderFact, mesh: &MeshId) -> Result<Said, FactError> {
+        let unauthorised = |reason: String| FactError::Unauthorised { reason };
+        let revokes = matches!(self.key, Key::Revoked(_));
+        if (revokes && !order.holds) || order.reason.len() > MAX_DETAIL {
+            return Err(FactError::Malformed { reason: "an order that cannot be given".to_owned() });
+        }
+        // Nobody revokes the root, from which all certificates come.
+        if revokes && mesh_of(&node) == *mesh {
+            return Err(unauthorised("the root is no member, and not revoked".to_owned()));
+        }
+        if revokes && mesh_of(&self.author) == *mesh {
+            return Ok(Said::Order(order));
+        }
+        let author = order
+            .author
+            .verify_shown_by(&self.author, mesh, self.version.time().as_secs())
+            .map_err(|error| unauthorised(error.to_string()))?;
+        if author.role < Role::Admin && (revokes || self.author != node) {
+            return Err(unauthorised(format!("node {} is a {}", author.node.short(), author.role)));
+        }
+        if revokes {
+            let (target, word) =
+                order.target.as_ref().ok_or_else(|| unauthorised("a revocation of nobody".to_owned()))?;
+            if !verify(&node, VOUCH, &codec::encode(target), word)
+                || order.author.issuers().any(|issuer| issuer == node)
+            {
+                return Err(unauthorised(format!("node {} does not stand under its author", node.short())));
+            }
+            let begun = target.leaf().map_or(0, |leaf| leaf.not_before);
+            let member = target.verify_shown_by(&node, mesh, begun).map_err(|error| unauthorised(error.to_string()))?;
+            // Two admins that revoked one another would split the mesh for good: one stands above the other, or neither
+            // can. The root key stands above all.
+            if member.role == Role::Admin && !target.issuers().any(|issuer| issuer == self.author) {
+                return Err(unauthorised(format!(
+                    "admin {} was not certified by {}",
+                    node.short(),
+                    author.node.short()
+                )));
+            }
+        }
+        Ok(Said::Order(order))
     }
 
     fn open_workload(&self, id: WorkloadId, fact: WorkloadFact, mesh: &MeshId) -> Result<Said, FactError> {
@@ -315,6 +477,15 @@ impl Fact {
             return Err(unauthorised(format!("node {} is a {}", author.node.short(), author.role)));
         }
         let (spec, submitter) = fact.spec.open(mesh).map_err(|error| unauthorised(error.to_string()))?;
+        if let Some(previous) = &fact.previous {
+            let (previous, _) = previous.open(mesh).map_err(|error| unauthorised(error.to_string()))?;
+            if previous.id != id {
+                return Err(FactError::Malformed { reason: "what it was before is another workload".to_owned() });
+            }
+        }
+        if fact.seats.as_ref().is_some_and(|seats| !seats.is_good()) {
+            return Err(FactError::Malformed { reason: "custodians that cannot be".to_owned() });
+        }
         if fact.replicas > MAX_REPLICAS {
             return Err(FactError::Malformed { reason: format!("{} replicas", fact.replicas) });
         }

@@ -38,6 +38,8 @@ impl Author {
     }
 
     fn report(&self, at: u64, memory: u64) -> Arc<Fact> {
+        let chain = Chain::root(&self.root, node_of(&self.key), 0, u64::MAX / 2);
+        let vouch = vouch(&self.key, &chain);
         let fact = NodeFact {
             name: "n".to_owned(),
             version: String::new(),
@@ -46,13 +48,14 @@ impl Author {
             data: Vec::new(),
             images: Vec::new(),
             fetching: Vec::new(),
-            chain: Chain::root(&self.root, node_of(&self.key), 0, u64::MAX / 2),
+            chain,
+            vouch,
         };
         self.says(Key::Node(node_of(&self.key)), at, &Body::Node(fact))
     }
 
     fn gone(&self, at: u64) -> Arc<Fact> {
-        self.says(Key::Pending(node_of(&self.key), WorkloadId([7; 16])), at, &Body::Gone)
+        self.says(Key::Journal(node_of(&self.key), WorkloadId([7; 16])), at, &Body::Gone)
     }
 }
 

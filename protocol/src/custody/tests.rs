@@ -8,8 +8,8 @@ use ed25519_dalek::SigningKey;
 use fastrand::Rng;
 
 use super::*;
-use crate::auction::{Award, Record};
-use crate::catalog::{Body, Clock, Fact, Key, NodeFact, PlacementFact, WorkloadFact};
+use crate::auction::Award;
+use crate::catalog::{Body, Clock, Fact, Key, NodeFact, PlacementFact, Rollout, WorkloadFact};
 use crate::time::UnixMillis;
 use crate::trust::{Chain, mesh_of, node_of};
 use crate::worker::ExitStatus;
@@ -34,15 +34,24 @@ fn workload(n: u64) -> WorkloadId {
 struct Author {
     keys: Vec<SigningKey>,
     clock: Clock,
+    /// Of the placements it writes.
+    form: u64,
 }
 
 impl Author {
     fn new(count: u8) -> Author {
-        Author { keys: (1..=count).map(|n| SigningKey::from_bytes(&[n; 32])).collect(), clock: Clock::default() }
+        let keys: Vec<SigningKey> = (1..=count).map(|n| SigningKey::from_bytes(&[n; 32])).collect();
+        let mut author = Author { keys, clock: Clock::default(), form: 0 };
+        author.form = crate::catalog::form(&author.signed());
+        author
     }
 
     fn id(&self, at: usize) -> NodeId {
         node_of(&self.keys[at])
+    }
+
+    fn signed(&self) -> SignedSpec {
+        SignedSpec::sign(&spec("web"), &self.keys[0], self.chain(0), WALL.as_secs()).unwrap()
     }
 
     fn ids(&self) -> BTreeSet<NodeId> {
@@ -70,25 +79,29 @@ impl Author {
                 images: Vec::new(),
                 fetching: Vec::new(),
                 chain: self.chain(at),
+                vouch: crate::catalog::vouch(&self.keys[at], &self.chain(at)),
             };
             let report = self.sign(at, Key::Node(self.id(at)), &Body::Node(fact));
             catalog.offer(report, WALL).unwrap();
         }
-        let spec = SignedSpec::sign(&spec("web"), &self.keys[0], self.chain(0), WALL.as_secs()).unwrap();
-        let fact = WorkloadFact { spec, generation, revived, replicas, removed: false, author: self.chain(0) };
+        let spec = self.signed();
+        let (previous, setback, seats) = (None, String::new(), None);
+        let (author, rollout, removed) = (self.chain(0), Rollout::default(), false);
+        let fact =
+            WorkloadFact { spec, generation, revived, replicas, removed, previous, rollout, setback, seats, author };
         let wanted = self.sign(0, Key::Workload(web()), &Body::Workload(fact));
         catalog.offer(wanted, WALL).unwrap();
         catalog
     }
 
     fn placement(&mut self, at: usize, replica: u32, epoch: u64, state: PlacementState, stopped: bool) -> Arc<Fact> {
-        let (took, cause) = (Duration::ZERO, Cause::Submitted);
-        let record = Record::new(self.id(at), WALL, cause, (1, 1), took, Vec::new(), Vec::new());
         let placement = PlacementId { workload: web(), replica, epoch };
-        let award = Award::sign(&placement, &self.id(at), Arc::new(record), &self.keys[at], Arc::new(self.chain(at)));
+        let award = Award::sign(&placement, &self.id(at), WALL, &self.keys[at], Arc::new(self.chain(at)));
         let (detail, generation) = (String::new(), 1);
         let (restarts, accepted, started) = (0, 0, 0);
-        let fact = PlacementFact { epoch, state, detail, restarts, stopped, generation, accepted, started, award };
+        let form = self.form;
+        let fact =
+            PlacementFact { epoch, state, detail, restarts, stopped, generation, form, accepted, started, award };
         self.sign(at, Key::Placement(self.id(at), web(), replica), &Body::Placement(fact))
     }
 }
@@ -98,7 +111,7 @@ fn web() -> WorkloadId {
 }
 
 fn missing_in(catalog: &Catalog, live: &BTreeSet<NodeId>) -> Vec<(u32, u64, Cause)> {
-    let missing = missing(&catalog.workload(&web()).unwrap(), catalog, |node| live.contains(node));
+    let missing = missing(&catalog.workload(&web()).unwrap(), catalog, |node| live.contains(node), WALL);
     missing.iter().map(|missing| (missing.replica, missing.epoch, missing.cause)).collect()
 }
 
@@ -230,4 +243,59 @@ fn no_timer_stays_in_the_past() {
             assert!(custody.poll_timeout().is_none_or(|at| at > now), "seed {seed}: what was due is done");
         }
     }
+}
+
+#[test]
+fn what_is_to_be_moved_goes_on_until_its_successor_runs() {
+    let nodes = ids(2);
+    let rival = |epoch, at: usize, running, stays| Rival { epoch, node: nodes[at], running, waited: false, stays };
+    let old = rival(1, 0, true, false);
+    for (running, gives) in [(false, false), (true, true)] {
+        let new = rival(2, 1, running, true);
+        assert_eq!(gives_way(&old, &new, false), gives);
+        assert!(!gives_way(&new, &old, false), "a successor does not end for what it replaces");
+        assert!(gives_way(&old, &new, true), "a singleton cannot run twice, not even for that");
+    }
+    // Gone back to: what was the old form is wanted again, whatever epoch its successor had.
+    let (back, failing) = (rival(1, 0, true, true), rival(2, 1, true, false));
+    assert!(gives_way(&failing, &back, false) && !gives_way(&back, &failing, false));
+    // Placed anew on a node that is then drained, while an earlier try elsewhere still waits: that one does not start.
+    let (late, early) = (rival(3, 0, false, false), rival(2, 1, false, true));
+    assert!(gives_way(&early, &late, true) && gives_way(&late, &early, true), "a third try comes after both");
+    // Of two that both stay, or both go, one gives way.
+    for stays in [true, false] {
+        let (a, b) = (rival(3, 0, true, stays), rival(3, 1, true, stays));
+        assert_ne!(gives_way(&a, &b, false), gives_way(&b, &a, false));
+    }
+}
+
+#[test]
+fn an_update_counts_what_is_new_and_up_what_is_old_and_what_fails() {
+    let mut author = Author::new(3);
+    let new = author.form;
+    let mut catalog = author.catalog(3, 1, 1);
+    let all = author.ids();
+    author.form = 1;
+    for at in 0..3 {
+        catalog.offer(author.placement(at, at as u32, 1, PlacementState::Running, false), WALL).unwrap();
+    }
+    let web = web();
+    let look = |catalog: &Catalog, at: UnixMillis| {
+        let wanted = catalog.workload(&web).unwrap();
+        let live = |node: &NodeId| all.contains(node);
+        let moved: Vec<(u32, u64)> =
+            moves(&wanted, catalog, live, WALL).iter().map(|(missing, _)| (missing.replica, missing.epoch)).collect();
+        (progress(&wanted, catalog, live, at), moved)
+    };
+    let (progress, moved) = look(&catalog, WALL);
+    assert_eq!((progress.outdated, progress.steady, moved), (3, 0, vec![(0, 2), (1, 2), (2, 2)]));
+    author.form = new;
+    catalog.offer(author.placement(0, 0, 2, PlacementState::Running, false), WALL).unwrap();
+    let (progress, moved) = look(&catalog, UnixMillis(0));
+    assert_eq!((progress.outdated, progress.unsteady, moved.len()), (2, 1, 2), "it has just started");
+    let (progress, _) = look(&catalog, WALL);
+    assert_eq!((progress.steady, progress.unsteady, progress.failing), (1, 0, None));
+    catalog.offer(author.placement(1, 1, 2, PlacementState::Failed, false), WALL).unwrap();
+    let (progress, _) = look(&catalog, WALL);
+    assert_eq!(progress.failing.map(|(replica, _)| replica), Some(1));
 }

@@ -9,7 +9,8 @@
 //! and the hash of each chunk decides.
 //!
 //! **If a provider dies or lies.** A batch that fails goes back among the missing pieces; a provider that cannot be
-//! reached rests for [`REST`]; one that sends a wrong chunk is not asked again in this download.
+//! reached rests for [`REST`]; one that sends a wrong chunk is not asked again in this download. When all that had the
+//! whole image are such, and those still fetching it have had nothing to give for [`STALEMATE`], it has failed.
 //!
 //! **Which piece.** A run of neighbours (a disk reads them together) that begins at a random missing piece at first,
 //! and at one of the rarest later on, so that nodes receiving the same image soon have something to give one another
@@ -59,6 +60,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const ENDGAME: Duration = Duration::from_millis(500);
 /// Without any piece for this long, a download has failed.
 const GIVE_UP: Duration = Duration::from_secs(60);
+/// The same where every node that had all of it has sent a wrong chunk: those that are left are fetching it themselves.
+const STALEMATE: Duration = Duration::from_secs(5);
 /// The most pieces of one image: a bitfield over them fills half a message.
 const MAX_PIECES: usize = 1 << 22;
 
@@ -132,6 +135,7 @@ pub struct Download {
     next_look: Instant,
     received: u64,
     last_fault: Option<String>,
+    last_lie: Option<String>,
 }
 
 /// All images on their way here.
@@ -275,6 +279,7 @@ impl Exchange {
             match (fault, download.providers.get_mut(&provider)) {
                 (FetchFault::Storage(reason), _) => return self.fail(root, reason, now),
                 (FetchFault::WrongChunk(chunk), _) => {
+                    download.last_lie = download.last_fault.clone();
                     // Also when it was taken off the list meanwhile: it may be put on it again.
                     download.providers.entry(provider).or_default().banned = true;
                     self.actions.push(Action::Lied(provider, chunk));
@@ -410,6 +415,7 @@ impl Download {
             next_look: now + LOOK,
             received: 0,
             last_fault: None,
+            last_lie: None,
         }
     }
 
@@ -418,12 +424,16 @@ impl Download {
         if self.surveying || !self.batches.is_empty() {
             return None;
         }
-        let fault = self.last_fault.as_deref().unwrap_or("no live node has it");
-        if !self.providers.is_empty() && self.providers.values().all(|provider| provider.banned) {
-            return Some(format!("every node that has it sent wrong bytes: {fault}"));
+        let waited = now.since(self.last_progress);
+        if let Some(lie) = &self.last_lie {
+            let mut left = self.providers.values().filter(|provider| !provider.banned).peekable();
+            let nobody = left.peek().is_none();
+            if nobody || (waited >= STALEMATE && !left.any(|provider| provider.complete)) {
+                return Some(format!("every node that has it sent wrong bytes: {lie}"));
+            }
         }
-        let waited = now.since(self.last_progress) >= GIVE_UP;
-        waited.then(|| format!("nothing of the image came for {} s: {fault}", GIVE_UP.as_secs()))
+        let fault = self.last_fault.as_deref().unwrap_or("no live node has it");
+        (waited >= GIVE_UP).then(|| format!("nothing of the image came for {} s: {fault}", GIVE_UP.as_secs()))
     }
 
     /// Bytes here and bytes in all, of the stage it is in.

@@ -218,7 +218,8 @@ impl Mesh {
             let wanted: Vec<ChunkId> = self.hosts[at].exchange.downloads().map(|(root, _)| *root).collect();
             for root in wanted {
                 let others = (0..self.hosts.len()).filter(|other| *other != at);
-                let some = |other: &usize| self.hosts[*other].kept.contains(&root);
+                let fetches = |host: &Host| host.exchange.downloads().any(|(other, _)| *other == root);
+                let some = |other: &usize| self.hosts[*other].kept.contains(&root) || fetches(&self.hosts[*other]);
                 let providers: Vec<_> = others.filter(some).map(|other| (node(other), self.has(other, root))).collect();
                 self.on(at, |exchange, now, rng| exchange.set_providers(&root, &providers, now, rng));
             }

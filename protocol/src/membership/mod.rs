@@ -21,7 +21,7 @@
 //!
 //! **Bounds.** [`MAX_MEMBERS`] members, [`MAX_UPDATES`] updates a message, one probe per interval, [`MAX_RELAYS`] relays.
 //! Differs from the papers: members that are down are still offered a push-pull now and then, so that two halves of a
-//! healed network meet again without help; and a random member is asked every [`PUSH_PULL`] whether it believes the
+//! healed network meet again without help; and a random member is asked every [`RECONCILE`] whether it believes the
 //! same, by reconciliation of fingerprints, because gossip alone leaves gaps (99.05 % after a minute at 100 nodes,
 //! measured with foca): forty bytes between nodes in step, where Lifeguard's push-pull sends the whole list.
 
@@ -63,7 +63,7 @@ const CONFIRMATIONS: usize = 2;
 /// The worst local health: probes are then this many times slower, plus one (Lifeguard's S).
 const MAX_HEALTH: u32 = 8;
 /// Between two exchanges with a random member.
-const PUSH_PULL: Duration = Duration::from_secs(15);
+const RECONCILE: Duration = Duration::from_secs(15);
 /// Between two tries to reach a member that is down.
 const KNOCK: Duration = Duration::from_secs(3);
 /// How often an update is passed on: this times log₂ of the mesh's size.
@@ -183,7 +183,7 @@ pub struct Membership {
     relays: BTreeMap<u64, Relay>,
     health: u32,
     next_probe: Instant,
-    next_push_pull: Instant,
+    next_reconcile: Instant,
     next_knock: Instant,
     next_gossip: Instant,
     changes: Vec<Change>,
@@ -211,7 +211,7 @@ impl Membership {
             relays: BTreeMap::new(),
             health: 0,
             next_probe: now + PROBE_INTERVAL,
-            next_push_pull: now + PUSH_PULL,
+            next_reconcile: now + RECONCILE,
             next_knock: now + KNOCK,
             next_gossip: now,
             changes: Vec::new(),
@@ -340,6 +340,20 @@ impl Membership {
         }
     }
 
+    /// A node is a member no more, and not to be heard again until its certificates are known anew.
+    pub fn expel(&mut self, node: &NodeId) {
+        self.strangers.remove(node);
+        self.suspicions.remove(node);
+        self.gossip.forget(node);
+        if *node == self.me || self.member(node).is_none() {
+            return;
+        }
+        if let Some(member) = self.members.remove(&place(node)) {
+            self.live -= usize::from(member.state.is_live());
+        }
+        self.probes.retain(|_, probe| probe.target != *node);
+    }
+
     /// Tells some members that this node goes. It answers no more probes afterwards.
     pub fn leave(&mut self, cx: &mut Context<'_>) {
         self.leaving = true;
@@ -356,7 +370,7 @@ impl Membership {
         let relays = self.relays.values().map(|relay| relay.nack_at.unwrap_or(relay.until));
         let suspicions = self.suspicions.values().map(|suspicion| self.suspicion_end(suspicion));
         let gossip = (!self.gossip.is_empty() && self.live > 0).then_some(self.next_gossip);
-        let regular = [self.next_probe, self.next_push_pull, self.next_knock].into_iter().chain(gossip);
+        let regular = [self.next_probe, self.next_reconcile, self.next_knock].into_iter().chain(gossip);
         probes.chain(relays).chain(suspicions).chain(regular).min().unwrap_or(self.next_probe)
     }
 
@@ -378,8 +392,8 @@ impl Membership {
                 }
             }
         }
-        if cx.now >= self.next_push_pull {
-            self.next_push_pull = cx.now + jitter(PUSH_PULL, cx.rng);
+        if cx.now >= self.next_reconcile {
+            self.next_reconcile = cx.now + jitter(RECONCILE, cx.rng);
             self.forget_old(cx.now);
             for node in self.sample(1, cx.rng, |member| member.state.is_live()) {
                 self.reconcile(node, cx);

@@ -1,18 +1,19 @@
 //! What this node says, learns and passes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{FACTS_BYTES, Node};
-use crate::catalog::{self, Body, Entry, Fact, ImageHeld, Key, NodeFact, NotTaken, Said, Taken, fact::MAX_IMAGES};
+use super::{FACTS_MESSAGES, Node};
+use crate::catalog::{
+    self, Body, Entry, Fact, ImageHeld, Key, NodeFact, NotTaken, Placement, Said, Taken, fact::MAX_IMAGES,
+};
 use crate::codec;
 use crate::contract::{Event, RecordKey};
-use crate::custody;
+use crate::custody::{self, Rival};
 use crate::exchange::Need;
 use crate::id::{ChunkId, KeyHash, NodeId, WorkloadId};
-use crate::membership::Member;
 use crate::message::Message;
-use crate::reconcile;
+use crate::reconcile::{self, Item};
 use crate::time::Instant;
 use crate::trust::Role;
 
@@ -29,7 +30,12 @@ impl Node {
     pub(super) fn try_publish(&mut self, key: Key, body: &Body, now: Instant) -> Result<(), NotTaken> {
         let known = self.catalog.get(&key).map_or(catalog::Hlc::default(), |entry| entry.fact.version);
         let version = self.clock.stamp(self.wall_at(now)).max(known.next());
-        let fact = Arc::new(Fact::sign(key, version, body, &self.key));
+        self.take_own(Arc::new(Fact::sign(key, version, body, &self.key)), now)
+    }
+
+    /// Takes up a fact that this node is the first to know.
+    pub(super) fn take_own(&mut self, fact: Arc<Fact>, now: Instant) -> Result<(), NotTaken> {
+        let version = fact.version;
         // Its own word is not judged by its own clock; peers that refuse the stamp say so.
         self.catalog.offer(Arc::clone(&fact), version.time())?;
         self.took(&fact, None, now);
@@ -89,6 +95,9 @@ impl Node {
         match self.catalog.offer(Arc::clone(&fact), at) {
             Ok(Taken::Known) => {}
             Ok(Taken::New) => {
+                if let Some(entry) = self.catalog.get(&fact.key) {
+                    self.gossip.came(&entry.hash());
+                }
                 if let Some(Said::Node(report)) = self.said(&fact.key) {
                     let same = matches!(before.as_deref(), Some(Entry { said: Said::Node(before), .. })
                         if before.images == report.images && before.fetching == report.fetching);
@@ -112,7 +121,7 @@ impl Node {
     /// A fact is new here: write it down, pass it on, and draw the consequences.
     fn took(&mut self, fact: &Arc<Fact>, from: Option<NodeId>, now: Instant) {
         self.records.insert(RecordKey::Fact(fact.key), Some(codec::encode(&**fact)));
-        self.push(fact, from);
+        self.push(fact, from, now);
         self.tell(Event::Changed(fact.key));
         if from.is_some() && fact.key.owner() == Some(self.me) {
             return self.hear_own(fact.key, now);
@@ -124,7 +133,7 @@ impl Node {
                 self.refresh_providers(now);
             }
             Key::Placement(_, workload, replica) => {
-                self.settle_conflict(workload, replica);
+                self.settle_conflict(workload, replica, now);
                 self.drop_own_pending(workload, now);
                 self.custody.touch(workload);
                 let ended = match self.said(&fact.key) {
@@ -136,22 +145,32 @@ impl Node {
                 }
             }
             Key::Workload(workload) => {
+                if self.catalog.workload(&workload).is_none() {
+                    self.custodian.forget(&workload, now);
+                }
+                self.learn_seats(workload, now);
+                self.keep_seats(now);
                 self.check_wanted(workload, now);
                 self.custody.touch(workload);
             }
-            Key::Pending(..) => {}
-        }
-    }
-
-    fn push(&mut self, fact: &Arc<Fact>, from: Option<NodeId>) {
-        let count = match self.membership.live_count() {
-            0..catalog::PUSH_ALL if from.is_some() => return, // Its author has pushed it to everybody.
-            0..catalog::PUSH_ALL => catalog::PUSH_ALL,
-            _ => catalog::FANOUT,
-        };
-        let suits = |member: &Member| member.state.is_live() && Some(member.node) != from;
-        for to in self.membership.sample(count, &mut self.rng, suits) {
-            self.pushes.entry(to).or_default().push(Arc::clone(fact));
+            Key::Seats(_, workload) => {
+                self.learn_seats(workload, now);
+                self.keep_seats(now);
+                self.custody.touch(workload);
+            }
+            Key::Drain(node) => {
+                if node == self.me {
+                    self.worker.set_draining(self.catalog.is_draining(&node));
+                }
+                self.settle_all(now, |_| true);
+                let placed: Vec<_> = self.catalog.placements_on(&node).map(|placement| placement.workload).collect();
+                for workload in placed {
+                    self.custody.touch(workload);
+                }
+                self.custody.hope();
+            }
+            Key::Revoked(_) => self.carry_out_revocations(now),
+            Key::Journal(..) => {}
         }
     }
 
@@ -160,12 +179,8 @@ impl Node {
         match key {
             Key::Node(_) => self.publish_node(now),
             Key::Placement(_, workload, replica) => self.publish_placement(workload, replica, now),
-            Key::Pending(_, workload) => {
-                if matches!(self.said(&Key::Pending(self.me, workload)), Some(Said::Pending(_))) {
-                    self.publish(key, &Body::Gone, now);
-                }
-            }
-            Key::Workload(_) => {}
+            Key::Journal(_, workload) => self.drop_own_pending(workload, now),
+            Key::Workload(_) | Key::Seats(..) | Key::Drain(_) | Key::Revoked(_) => {}
         }
     }
 
@@ -190,6 +205,7 @@ impl Node {
             images,
             fetching: self.exchange.downloads().map(|(root, _)| *root).collect(),
             chain: self.chain.clone(),
+            vouch: self.vouch,
         }
     }
 
@@ -202,21 +218,31 @@ impl Node {
 
     pub(super) fn publish_placement(&mut self, workload: WorkloadId, replica: u32, now: Instant) {
         let body = match self.worker.placement(&workload, replica) {
-            Some(held) => Body::Placement(held.fact.clone()),
+            Some(held) => {
+                let mut fact = held.fact.clone();
+                let most = (0..=catalog::MAX_DETAIL).rev().find(|at| fact.detail.is_char_boundary(*at));
+                fact.detail.truncate(most.unwrap_or(0));
+                Body::Placement(fact)
+            }
             None => Body::Gone,
         };
         self.publish(Key::Placement(self.me, workload, replica), &body, now);
     }
 
     fn drop_own_pending(&mut self, workload: WorkloadId, now: Instant) {
-        let key = Key::Pending(self.me, workload);
-        let placed = match self.catalog.workload(&workload) {
-            Some(wanted) => custody::missing(&wanted, &self.catalog, |node| self.membership.is_live(node)).is_empty(),
-            None => true,
+        let Some(journal) = self.catalog.journal(&self.me, &workload) else { return };
+        let body = match self.catalog.workload(&workload) {
+            None => Body::Gone,
+            Some(_) if !journal.pending => return,
+            Some(wanted) => {
+                let live = |node: &NodeId| self.membership.is_live(node);
+                if !custody::missing(&wanted, &self.catalog, live, self.wall_at(now)).is_empty() {
+                    return;
+                }
+                Body::Journal(crate::auction::Journal { pending: false, ..journal.clone() })
+            }
         };
-        if placed && matches!(self.said(&key), Some(Said::Pending(_))) {
-            self.publish(key, &Body::Gone, now);
-        }
+        self.publish(Key::Journal(self.me, workload), &body, now);
     }
 
     /// Makes what runs here follow what is wanted.
@@ -226,27 +252,53 @@ impl Node {
             _ => return,
         };
         self.worker.want(&workload, replicas, removed);
+        self.settle_all(now, |key| key.0 == workload);
         if replicas == 0 || removed {
             self.auctioneer.forget(&workload);
             self.drop_own_pending(workload, now);
         }
     }
 
+    /// Ends what runs here of workloads that nobody knows any more: their submitter is a member no more.
+    pub(super) fn end_orphans(&mut self, now: Instant) {
+        let held = self.worker.placements().map(|((workload, _), _)| *workload);
+        let unknown: BTreeSet<WorkloadId> =
+            held.filter(|workload| self.said(&Key::Workload(*workload)).is_none()).collect();
+        for workload in unknown {
+            self.worker.want(&workload, 0, true);
+            self.settle_all(now, |key| key.0 == workload);
+        }
+    }
+
     /// If this node and another live one both run a replica, the rule of [`custody::keeps`] decides.
-    pub(super) fn settle_conflict(&mut self, workload: WorkloadId, replica: u32) {
-        let Some(mine) = self.worker.placement(&workload, replica) else { return };
-        let mine = (mine.fact.epoch, self.me);
+    pub(super) fn settle_conflict(&mut self, workload: WorkloadId, replica: u32, now: Instant) {
+        let Some(held) = self.worker.placement(&workload, replica) else { return };
+        let Some(Said::Workload { fact: wanted, .. }) = self.said(&Key::Workload(workload)) else { return };
+        let singleton = held.spec.singleton;
+        let mine = Placement { node: self.me, workload, replica, fact: &held.fact };
+        let wall = self.wall_at(now);
+        let since = wall.0.saturating_sub(held.fact.accepted);
+        let waited = singleton && since > 2 * crate::lease::LONG.as_millis() as u64;
+        let mine = Rival { waited, ..Rival::of(&mine, wanted, &self.catalog, wall) };
         let rival = self
             .catalog
-            .placements_of(&workload)
-            .filter(|other| other.replica == replica && other.node != self.me)
+            .placements_of_replica(&workload, replica)
+            .filter(|other| other.node != self.me)
             .filter(|other| self.membership.is_live(&other.node))
             // One that has ended elsewhere is no reason to take this one down.
             .filter(|other| other.fact.state.is_active())
-            .map(|other| (other.fact.epoch, other.node))
-            .find(|other| !custody::keeps(mine, *other));
-        if let Some((epoch, node)) = rival {
-            self.worker.superseded(workload, replica, node, epoch);
+            .map(|other| Rival::of(&other, wanted, &self.catalog, wall))
+            .find(|other| custody::gives_way(&mine, other, singleton));
+        if let Some(rival) = rival {
+            self.worker.superseded(workload, replica, rival.node, rival.epoch);
+        }
+    }
+
+    /// As [`Node::settle_conflict`], for all that runs here and is meant.
+    pub(super) fn settle_all(&mut self, now: Instant, meant: impl Fn(&(WorkloadId, u32)) -> bool) {
+        let keys: Vec<_> = self.worker.placements().map(|(key, _)| *key).filter(meant).collect();
+        for (workload, replica) in keys {
+            self.settle_conflict(workload, replica, now);
         }
     }
 
@@ -256,24 +308,13 @@ impl Node {
     }
 
     pub(super) fn send_facts(&mut self, to: NodeId, keys: &[KeyHash]) {
-        let mut bytes = 0;
-        let mut facts = Vec::new();
         let mut known: Vec<&Arc<Fact>> = keys.iter().filter_map(|key| self.catalog.by_hash(key)).collect();
-        // Nodes first: what else they say is believed once their certificates are known. The others in any order: what
-        // the peer refuses each time must not keep the rest from it.
+        // What others rest on first, and the others in any order: what the peer refuses each time must not keep the rest
+        // from it.
         self.rng.shuffle(&mut known);
-        known.sort_by_key(|fact| !matches!(fact.key, Key::Node(_)));
-        for fact in known {
-            bytes += fact.weight();
-            // What does not fit one message is found again by the next reconciliation.
-            if bytes > FACTS_BYTES && !facts.is_empty() {
-                break;
-            }
-            facts.push(Arc::clone(fact));
-        }
-        if !facts.is_empty() {
-            self.sends.push((to, Message::Facts { facts }));
-        }
+        known.sort_by_key(|fact| order(&fact.key));
+        let groups = super::split(known.into_iter().cloned());
+        self.sends.extend(groups.into_iter().take(FACTS_MESSAGES).map(|facts| (to, Message::Facts { facts })));
     }
 
     // Images.
@@ -288,7 +329,7 @@ impl Node {
         let known = |other: &ImageHeld| other.reference == image.reference && other.root == image.root;
         self.images.retain(|other| !known(other));
         self.images.push(image);
-        self.worker.image_here(&root);
+        self.worker.image_here(&root, now);
         self.publish_node(now);
         self.tell(Event::ImageComplete { root });
     }
@@ -351,8 +392,7 @@ impl Node {
     /// any worker claims to have.
     fn is_vouched_for(&self, root: &ChunkId) -> bool {
         let names = |(_, fact): (NodeId, &NodeFact)| {
-            fact.chain.leaf().is_some_and(|leaf| leaf.role >= Role::Submitter)
-                && fact.images.iter().any(|image| image.root == *root)
+            fact.role() >= Some(Role::Submitter) && fact.images.iter().any(|image| image.root == *root)
         };
         self.catalog.nodes().any(names) || self.catalog.workloads().any(|known| known.spec.image.root == *root)
     }
@@ -375,5 +415,15 @@ impl Node {
                 (complete || fact.fetching.contains(root)).then_some((node, complete))
             })
             .collect()
+    }
+}
+
+/// What comes first of many facts: reports, without which nothing else that a node says is believed; then workloads, without
+/// which nothing about them is.
+pub(super) fn order(key: &Key) -> u8 {
+    match key {
+        Key::Node(_) => 0,
+        Key::Workload(_) => 1,
+        _ => 2,
     }
 }

@@ -5,8 +5,12 @@
 //! itself never leaves: it is handled in the same step.
 
 mod facts;
+mod gossip;
+mod leases;
+mod orders;
 mod placing;
 mod renewal;
+mod settle;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -22,12 +26,12 @@ use fastrand::Rng;
 use crate::auction::{self, Auctioneer};
 use crate::catalog::{self, Catalog, Clock, Entry, Fact, ImageHeld, Key, Said};
 use crate::codec;
-use crate::contract::{
-    Command, CommandId, Completion, Effect, EffectId, Event, Input, Outcome, Output, RecordKey, Refused, Reply,
-};
+use crate::confinement::Offers;
+use crate::contract::{Command, CommandId, Effect, EffectId, Event, Input, Output, RecordKey, Refused, Reply};
 use crate::custody::Custody;
 use crate::exchange::{self, Exchange};
-use crate::id::{ChunkId, MeshId, NodeId, WorkloadId};
+use crate::id::{ChunkId, MeshId, NodeId, Signature, WorkloadId};
+use crate::lease::{Custodian, Holder, SeatRecord};
 use crate::membership::{self, Change, Membership, State, jitter};
 use crate::memo::Memo;
 use crate::message::Message;
@@ -36,6 +40,8 @@ use crate::time::{Instant, UnixMillis};
 use crate::trust::{Chain, Role, node_of};
 use crate::worker::Worker;
 use crate::workload::PlacementId;
+use gossip::Gossip;
+use settle::Unwritten;
 
 /// After a start, and after the process was frozen, custody waits so long for the others to be heard: a node that has
 /// just begun to listen would think everybody dead and run everything itself.
@@ -51,6 +57,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const EXPIRY: Duration = Duration::from_secs(3600);
 /// The most bytes of facts in one message.
 const FACTS_BYTES: usize = 256 * 1024;
+/// The most messages of them in one answer; what is left over is found by the next reconciliation.
+const FACTS_MESSAGES: usize = 8;
 
 /// What a node begins with.
 #[derive(Debug)]
@@ -67,6 +75,8 @@ pub struct Config {
     pub version: String,
     /// What constraints are matched against.
     pub labels: BTreeMap<String, String>,
+    /// What its machine gives to containers besides processors and memory.
+    pub offers: Offers,
     /// The wall clock at `now`.
     pub wall: UnixMillis,
     /// What an earlier life wrote down.
@@ -86,6 +96,8 @@ pub struct Restored {
     pub facts: Vec<Fact>,
     /// Members, and where they were seen last.
     pub members: Vec<(NodeId, Vec<String>)>,
+    /// What it promised and voted for as custodian of singletons.
+    pub seats: Vec<(WorkloadId, SeatRecord)>,
 }
 
 /// What a mesh believes at some moment: simulated nodes begin from it, as if they had been there for long.
@@ -106,22 +118,6 @@ enum Owner {
     Persist(Unwritten),
 }
 
-/// What must not happen before a step's records are on the disk.
-#[derive(Debug, Default)]
-struct Unwritten {
-    /// Accepted means written down: the user's answer waits for it.
-    replies: Vec<(CommandId, Reply)>,
-    /// So do starts, and the yes to an award: a power cut must not leave a container that nothing accounts for, nor an
-    /// auctioneer that was told yes by a node that has forgotten it.
-    outputs: Vec<Output>,
-}
-
-impl Unwritten {
-    fn is_empty(&self) -> bool {
-        self.replies.is_empty() && self.outputs.is_empty()
-    }
-}
-
 /// Messages that were not taken, by reason; never fatal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
@@ -129,6 +125,8 @@ pub struct Dropped {
     pub undecoded: u64,
     /// Facts not believed.
     pub facts: u64,
+    /// Messages of nodes whose certificates are revoked.
+    pub revoked: u64,
 }
 
 /// One node of a mesh.
@@ -144,6 +142,8 @@ pub struct Node {
     data: Vec<String>,
     image_copies: usize,
     images: Vec<ImageHeld>,
+    /// Its word for `chain`.
+    vouch: Signature,
     memo: Option<Arc<Memo>>,
 
     rng: Rng,
@@ -155,6 +155,7 @@ pub struct Node {
     next_certificate_check: Instant,
     next_expiry: Instant,
     next_spread: Instant,
+    next_tend: Instant,
     /// Some node got or lost an image, or went: it may be on too few.
     images_moved: bool,
 
@@ -163,15 +164,15 @@ pub struct Node {
     auctioneer: Auctioneer,
     worker: Worker,
     custody: Custody,
-    /// Workloads that miss something, whoever looks after them.
-    lacking: BTreeSet<WorkloadId>,
+    custodian: Custodian,
+    holder: Holder,
     exchange: Exchange,
     dropped: Dropped,
 
     outputs: VecDeque<Output>,
     /// Messages the machines want sent, before those to this node itself are taken out.
     sends: Vec<(NodeId, Message)>,
-    pushes: BTreeMap<NodeId, Vec<Arc<Fact>>>,
+    gossip: Gossip,
     records: BTreeMap<RecordKey, Option<Vec<u8>>>,
     /// What waits until `records` is written down.
     unwritten: Unwritten,
@@ -188,6 +189,7 @@ impl Node {
         let mut node = Node {
             me,
             mesh: config.mesh,
+            vouch: catalog::vouch(&config.key, &config.chain),
             chain: config.chain,
             name: config.name,
             version: config.version,
@@ -205,18 +207,20 @@ impl Node {
             next_certificate_check: now,
             next_expiry: now + EXPIRY,
             next_spread: now,
+            next_tend: now + leases::TEND,
             images_moved: true,
             membership: Membership::new(config.key.clone(), config.wall.0, now),
             catalog: Catalog::new(config.mesh, config.memo),
             auctioneer: Auctioneer::default(),
-            worker: Worker::new(config.labels),
+            worker: Worker::new(config.labels, config.offers),
             custody: Custody::default(),
-            lacking: BTreeSet::new(),
+            custodian: Custodian::new(me, now),
+            holder: Holder::new(seed >> 1),
             exchange: Exchange::default(),
             dropped: Dropped::default(),
             outputs: VecDeque::new(),
             sends: Vec::new(),
-            pushes: BTreeMap::new(),
+            gossip: Gossip::new(now),
             records: BTreeMap::new(),
             unwritten: Unwritten::default(),
             writes: 0,
@@ -234,6 +238,7 @@ impl Node {
         self.membership.resume(&snapshot.members, now);
         self.catalog.resume(&snapshot.facts);
         self.custody_from = now;
+        self.custodian.resume(now);
         (self.images_moved, self.next_spread) = (false, now + jitter(SPREAD, &mut self.rng));
     }
 
@@ -241,6 +246,7 @@ impl Node {
     pub fn handle(&mut self, now: Instant, input: Input) {
         self.thaw(now);
         match input {
+            Input::Message { from, .. } if self.is_cast_out(&from) => self.dropped.revoked += 1,
             Input::Message { from, bytes } => match codec::decode_message::<Message>(&bytes) {
                 Ok(message) => self.receive(from, message, now),
                 Err(error) => {
@@ -262,6 +268,14 @@ impl Node {
         self.worker.handle_timeout(now);
         self.exchange.handle_timeout(now, &mut self.rng);
         self.custody.handle_timeout(now);
+        self.sends.extend(self.holder.handle_timeout(now));
+        if now >= self.next_tend {
+            self.next_tend = now + jitter(leases::TEND, &mut self.rng);
+            self.tend_seats(now);
+            if self.holder.waits() {
+                self.settle_all(now, |_| true);
+            }
+        }
         if now >= self.next_reconcile {
             self.next_reconcile = now + jitter(catalog::RECONCILE, &mut self.rng);
             for to in self.membership.sample(1, &mut self.rng, |member| member.state.is_live()) {
@@ -282,6 +296,7 @@ impl Node {
             for key in self.catalog.expire(wall, |node| membership.is_live(node)) {
                 self.records.insert(RecordKey::Fact(key), None);
             }
+            self.end_orphans(now);
             // Said again each day, so that a catalog with nothing newer is one that was out of touch.
             let stamp = self.catalog.get(&Key::Node(self.me)).map_or(0, |entry| entry.fact.version.time().0);
             if wall.0.saturating_sub(stamp) > DAY.as_millis() as u64 {
@@ -306,6 +321,9 @@ impl Node {
             self.worker.poll_timeout(),
             self.exchange.poll_timeout(),
             self.custody.poll_timeout(),
+            self.holder.poll_timeout(),
+            self.gossip.poll_timeout(),
+            (self.custodian.seated().next().is_some() || self.holder.waits()).then_some(self.next_tend),
             warm,
         ];
         regular.into_iter().chain(machines.into_iter().flatten()).min()
@@ -363,7 +381,8 @@ impl Node {
         self.auctioneer.invariants();
         self.worker.invariants();
         self.exchange.invariants();
-        assert!(self.sends.is_empty() && self.pushes.is_empty() && self.records.is_empty(), "a step is whole");
+        self.custodian.invariants();
+        assert!(self.sends.is_empty() && self.records.is_empty(), "a step is whole");
     }
 
     /// What this node would do with its own old state. Members count as down until they answer.
@@ -372,14 +391,16 @@ impl Node {
         for (node, addresses) in restored.members {
             self.membership.restore(node, addresses, now);
         }
+        for (workload, record) in restored.seats {
+            self.custodian.restore(workload, record);
+        }
         let newest = restored.facts.iter().map(|fact| fact.version).max().unwrap_or_default();
         // Away for longer than a tombstone lives: what was deleted meanwhile would come back with these.
         let stale = wall.0.saturating_sub(newest.time().0) > catalog::TOMBSTONE.as_millis() as u64;
         let mut facts = restored.facts;
-        // Nodes first: what else a node says is believed once its certificates are known.
-        facts.sort_by_key(|fact| fact.key);
+        facts.sort_by_key(|fact| facts::order(&fact.key));
         for fact in facts {
-            let own = fact.key.owner() == Some(self.me);
+            let own = fact.key.owner() == Some(self.me) || matches!(fact.key, Key::Revoked(_));
             if stale && !own {
                 self.records.insert(RecordKey::Fact(fact.key), None);
                 continue;
@@ -397,8 +418,21 @@ impl Node {
             self.images = own.images.iter().filter(|image| images.contains(&image.root)).cloned().collect();
         }
         self.worker.hold_starts(self.custody_from);
+        self.worker.set_draining(self.catalog.is_draining(&self.me));
+        if !self.catalog.revoked().is_empty() {
+            self.carry_out_revocations(now);
+        }
+        let seated: Vec<_> = self.catalog.workloads().map(|known| known.spec.id).collect();
+        for workload in seated {
+            self.learn_seats(workload, now);
+        }
+        let removed: Vec<_> = self.custodian.seated().map(|(workload, _)| workload).collect();
+        for workload in removed.into_iter().filter(|workload| self.catalog.workload(workload).is_none()) {
+            self.custodian.forget(&workload, now);
+        }
+        self.keep_seats(now);
         self.take_up_placements(now);
-        for (workload, _) in self.worker.placements().map(|(key, _)| *key).collect::<Vec<_>>() {
+        for workload in self.worker.placements().map(|((workload, _), _)| *workload).collect::<BTreeSet<_>>() {
             self.check_wanted(workload, now);
         }
         let workloads: Vec<_> = self.catalog.workloads().map(|workload| workload.spec.id).collect();
@@ -429,7 +463,7 @@ impl Node {
             | Message::Leave { .. } => self.with_membership(now, |membership, cx| membership.handle(from, message, cx)),
 
             Message::Facts { mut facts } => {
-                facts.sort_by_key(|fact| fact.key);
+                facts.sort_by_key(|fact| facts::order(&fact.key));
                 for fact in facts {
                     self.learn(from, fact, now);
                 }
@@ -448,20 +482,25 @@ impl Node {
                 }
             }
             Message::Want { keys } => self.send_facts(from, &keys),
+            Message::Have { items } => self.told_of(from, items, now),
             Message::ClockOff { ahead } => {
                 self.mend_clock(now);
                 self.tell(Event::ClockOff { by: from, ahead });
             }
 
-            Message::Announcement { auction, workload, replicas } => {
-                self.announced(from, auction, workload, replicas, now);
+            Message::Announcement { auction, workload, replicas, in_place } => {
+                self.announced(from, auction, workload, (replicas, in_place), now);
             }
+            Message::Hold { auction, workload, replicas } => {
+                self.asked_to_hold(from, auction, workload, replicas, now);
+            }
+            Message::Unhold { auction } => self.worker.unhold(from, auction),
             Message::Award { placement, workload, award } => self.awarded(from, placement, workload, award, now),
-            Message::AwardQuery { placement } => {
-                let refusal = self.worker.query(from, placement).err();
+            Message::AwardQuery { placement, at } => {
+                let refusal = self.worker.query(from, placement, at).err();
                 self.sends.push((from, Message::Verdict { placement, refusal }));
             }
-            Message::Bid { .. } | Message::Refusal { .. } | Message::Verdict { .. } => {
+            Message::Bid { .. } | Message::Refusal { .. } | Message::Held { .. } | Message::Verdict { .. } => {
                 self.with_auctioneer(now, |auctioneer, cx| auctioneer.handle(from, message, cx));
             }
 
@@ -473,6 +512,16 @@ impl Node {
             Message::Bitfield { root, bits, complete } => {
                 self.exchange.bitfield_from(from, &root, bits, complete, now, &mut self.rng);
             }
+
+            Message::LeaseRequest { .. }
+            | Message::LeaseGranted { .. }
+            | Message::LeaseDenied { .. }
+            | Message::LeaseRelease { .. }
+            | Message::SeatsPrepare { .. }
+            | Message::SeatsPromise { .. }
+            | Message::SeatsAccept { .. }
+            | Message::SeatsAccepted { .. }
+            | Message::SeatsDecided { .. } => self.lease_message(from, message, now),
 
             Message::Renew { chain } => self.renew_for(from, &chain, now),
             Message::Renewed { chain } => self.renewed(chain, now),
@@ -497,16 +546,20 @@ impl Node {
                 Ok(Reply::Done)
             }
             Command::Certified(chain) => {
-                self.chain = chain;
+                self.set_chain(chain);
                 self.publish_node(now);
                 Ok(Reply::Done)
             }
             Command::Load { capacity, pressure } => {
                 let changed = self.worker.capacity() != capacity;
-                self.worker.set_load(capacity, pressure);
+                self.worker.set_load(capacity, pressure, now);
                 if changed {
                     self.publish_node(now);
                 }
+                Ok(Reply::Done)
+            }
+            Command::Note { placement, detail } => {
+                self.worker.note(placement, detail);
                 Ok(Reply::Done)
             }
             Command::ImageAdded(mut image) => {
@@ -523,6 +576,11 @@ impl Node {
             }
             Command::Submit(spec) => self.submit(*spec, now),
             Command::Scale { workload, replicas } => self.scale(workload, replicas, now),
+            Command::Update { workload, spec, rollout } => self.update(workload, *spec, rollout, now),
+            Command::Rollback { workload } => self.roll_back(workload, "as was asked for", now),
+            Command::Drain { node, draining } => self.order_drain(node, draining, now),
+            Command::Revoke { node, reason, root } => self.order_revocation(node, reason, root.as_deref(), now),
+            Command::Reseat { workload } => self.reseat(workload, now),
             Command::Remove { workload } => self.remove(workload, now),
             Command::Leave => {
                 self.with_membership(now, |membership, cx| membership.leave(cx));
@@ -533,117 +591,6 @@ impl Node {
             Ok(reply) if !self.records.is_empty() => self.unwritten.replies.push((id, reply)),
             result => self.tell(Event::Reply { id, result }),
         }
-    }
-
-    fn complete(&mut self, Completion { id, outcome }: Completion, now: Instant) {
-        let Some(owner) = self.effects.remove(&id) else { return };
-        match (owner, outcome) {
-            (Owner::Persist(unwritten), _) => {
-                self.writes -= 1;
-                for output in unwritten.outputs {
-                    self.release(output);
-                }
-                for (id, reply) in unwritten.replies {
-                    self.tell(Event::Reply { id, result: Ok(reply) });
-                }
-            }
-            (Owner::Placement(placement), outcome) => {
-                let wall = self.wall_at(now);
-                self.worker.ended(placement, outcome, now, wall);
-            }
-            (Owner::Survey(root), Outcome::Surveyed(result)) => {
-                self.exchange.surveyed(root, result, now, &mut self.rng);
-            }
-            (Owner::Batch(root, batch), Outcome::Fetched(result)) => {
-                self.exchange.fetched(root, batch, result, now, &mut self.rng);
-            }
-            (owner, outcome) => panic!("the driver ended {owner:?} with {outcome:?}"),
-        }
-    }
-
-    /// Carries out what the machines want of one another, until nothing is left.
-    fn settle(&mut self, now: Instant) {
-        loop {
-            let changes = self.membership.take_changes();
-            let actions = self.worker.take_actions();
-            let ended = self.auctioneer.take_ended();
-            let transfers = self.exchange.take_actions();
-            let dirty = if now >= self.custody_from { self.custody.take_dirty() } else { BTreeSet::new() };
-            let sends = std::mem::take(&mut self.sends);
-            if changes.is_empty()
-                && actions.is_empty()
-                && ended.is_empty()
-                && transfers.is_empty()
-                && dirty.is_empty()
-                && sends.is_empty()
-            {
-                break;
-            }
-            for change in changes {
-                self.member_changed(change, now);
-            }
-            for action in actions {
-                self.act(action, now);
-            }
-            for end in ended {
-                self.auction_ended(end, now);
-            }
-            for transfer in transfers {
-                self.transfer(transfer, now);
-            }
-            for workload in dirty {
-                self.look_after(workload, now);
-            }
-            for (to, message) in sends {
-                if to == self.me {
-                    self.receive(self.me, message, now);
-                } else {
-                    let waits = matches!(message, Message::Verdict { refusal: None, .. });
-                    let output = Output::Transmit { to, bytes: codec::encode_message(&message) };
-                    if waits { self.unwritten.outputs.push(output) } else { self.outputs.push_back(output) }
-                }
-            }
-        }
-        self.flush();
-    }
-
-    /// Sends the facts that are to be pushed, and has written down what changed.
-    fn flush(&mut self) {
-        for (to, facts) in std::mem::take(&mut self.pushes) {
-            for facts in split(facts) {
-                let bytes = codec::encode_message(&Message::Facts { facts });
-                self.outputs.push_back(Output::Transmit { to, bytes });
-            }
-        }
-        let unwritten = std::mem::take(&mut self.unwritten);
-        if !self.records.is_empty() || (self.writes > 0 && !unwritten.is_empty()) {
-            let records = std::mem::take(&mut self.records).into_iter().collect();
-            self.writes += 1;
-            self.effect(Effect::Persist(records), Owner::Persist(unwritten));
-        } else {
-            debug_assert!(unwritten.replies.is_empty(), "a reply waits only for records");
-            self.outputs.extend(unwritten.outputs);
-        }
-    }
-
-    fn effect(&mut self, effect: Effect, owner: Owner) {
-        self.next_effect += 1;
-        let id = EffectId(self.next_effect);
-        self.effects.insert(id, owner);
-        let waits = matches!(effect, Effect::Start { .. });
-        let output = Output::Effect { id, effect };
-        if waits { self.unwritten.outputs.push(output) } else { self.outputs.push_back(output) }
-    }
-
-    /// Lets out what waited for the disk; a start only if it is still wanted: a later epoch may have come up elsewhere.
-    fn release(&mut self, output: Output) {
-        if let Output::Effect { id, effect: Effect::Start { placement, .. } } = &output
-            && !self.worker.may_start(placement)
-        {
-            self.effects.remove(id);
-            return self.worker.not_started(*placement);
-        }
-        self.outputs.push_back(output);
     }
 
     fn tell(&mut self, event: Event) {
@@ -684,15 +631,19 @@ impl Node {
                 match state {
                     State::Alive => {
                         for (workload, replica) in placements {
-                            self.settle_conflict(workload, replica);
+                            self.settle_conflict(workload, replica, now);
                         }
                         self.custody.hope();
                         self.reconcile_with(node);
                     }
                     State::Down | State::Left => {
+                        for (workload, _) in &placements {
+                            // Also of what has another replica that found no taker: the lost one is not to wait for that.
+                            self.custody.hope_at(*workload, now);
+                        }
                         self.with_auctioneer(now, |auctioneer, cx| auctioneer.peer_down(&node, cx));
                         self.images_moved = true;
-                        self.touch_lacking();
+                        self.touch_inherited();
                     }
                     State::Suspect => {}
                 }
@@ -705,10 +656,11 @@ impl Node {
         }
     }
 
-    /// Another member may be first custodian now of what the lost one looked after.
-    fn touch_lacking(&mut self) {
-        let lacking: Vec<_> = self.lacking.iter().copied().collect();
-        for workload in lacking {
+    /// This node may be first custodian now of what a lost one looked after.
+    fn touch_inherited(&mut self) {
+        let inherited: Vec<WorkloadId> =
+            self.catalog.workloads().map(|known| known.spec.id).filter(|id| self.looks_after(id)).collect();
+        for workload in inherited {
             self.custody.touch(workload);
         }
     }
@@ -753,7 +705,7 @@ impl Node {
 }
 
 /// Facts in groups that fit a message.
-fn split(facts: Vec<Arc<Fact>>) -> Vec<Vec<Arc<Fact>>> {
+fn split(facts: impl IntoIterator<Item = Arc<Fact>>) -> Vec<Vec<Arc<Fact>>> {
     let mut groups = Vec::new();
     let (mut group, mut bytes) = (Vec::new(), 0);
     for fact in facts {

@@ -5,6 +5,7 @@
 //! the next look asks again, and two certificates of one node harm nobody. The driver keeps the new one.
 
 use super::Node;
+use crate::catalog::NodeFact;
 use crate::contract::Event;
 use crate::id::NodeId;
 use crate::message::Message;
@@ -29,10 +30,7 @@ impl Node {
         if wall < two_thirds {
             return;
         }
-        let is_admin = |node: &NodeId| {
-            let leaf = self.catalog.node(node).and_then(|fact| fact.chain.leaf());
-            leaf.is_some_and(|leaf| leaf.role == Role::Admin)
-        };
+        let is_admin = |node: &NodeId| self.catalog.node(node).and_then(NodeFact::role) == Some(Role::Admin);
         let admins: Vec<NodeId> = self.membership.live().filter(is_admin).collect();
         if !admins.is_empty() {
             let to = admins[self.rng.usize(..admins.len())];
@@ -44,6 +42,8 @@ impl Node {
         let wall = self.wall_at(now).as_secs();
         let am_admin = self.chain.verify(&self.mesh, wall).is_ok_and(|member| member.role == Role::Admin);
         match chain.verify_shown_by(&from, &self.mesh, wall) {
+            // What was signed by one who is a member no more is not made good by another signature.
+            Ok(_) if self.catalog.is_revoked(&from, chain) => self.dropped.revoked += 1,
             Ok(member) if am_admin => {
                 let serial = self.rng.u64(..);
                 let chain = self.chain.issue(&self.key, from, member.role, wall, certificate_life(member.role), serial);
@@ -54,12 +54,17 @@ impl Node {
         }
     }
 
+    pub(super) fn set_chain(&mut self, chain: Chain) {
+        self.vouch = crate::catalog::vouch(&self.key, &chain);
+        self.chain = chain;
+    }
+
     pub(super) fn renewed(&mut self, chain: Chain, now: Instant) {
         let wall = self.wall_at(now).as_secs();
         let Ok(member) = chain.verify_shown_by(&self.me, &self.mesh, wall) else { return };
         let longer = self.chain.leaf().is_none_or(|old| member.not_after > old.not_after && member.role == old.role);
         if longer {
-            self.chain = chain.clone();
+            self.set_chain(chain.clone());
             self.tell(Event::Renewed(chain));
             self.publish_node(now);
         }

@@ -72,7 +72,8 @@ pub fn compare<T: Item>(index: &Index<T>, ranges: Vec<Range>) -> Comparison {
     let mut start = KeyHash([0; 16]);
     let mut listed = 0;
     for range in ranges.into_iter().take(MAX_RANGES) {
-        if range.end.is_some_and(|end| end < start) {
+        // What is left over is found by the next exchange.
+        if range.end.is_some_and(|end| end < start) || result.ranges.len() >= MAX_RANGES {
             break;
         }
         match range.content {

@@ -174,6 +174,11 @@ impl Chain {
         self.0.first().map(|signed| &signed.certificate)
     }
 
+    /// Who signed each certificate, from the leaf's issuer up to the root.
+    pub fn issuers(&self) -> impl Iterator<Item = NodeId> {
+        self.0.iter().map(|signed| signed.certificate.issuer)
+    }
+
     /// A chain for `node`, signed by `key`, the owner of this chain.
     pub fn issue(&self, key: &SigningKey, node: NodeId, role: Role, now: u64, lifetime: u64, serial: u64) -> Chain {
         let own = self.leaf().expect("an issuer has a certificate");

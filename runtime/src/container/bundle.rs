@@ -2,21 +2,25 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxMemoryBuilder,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder, LinuxResourcesBuilder, Mount, MountBuilder,
-    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    Capabilities, Capability, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
+    LinuxIdMappingBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder,
+    LinuxResourcesBuilder, Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
 use super::{Launch, user};
-use crate::cgroup::Limits;
+use crate::cdi::{self, DeviceError, Edits};
+use crate::rootless::{has_ids, is_rootless};
 use crate::seccomp;
 use crate::store::Runnable;
 
+/// The group of terminals, on Debian and its kin, and in docker's containers.
+const TTY: u32 = 5;
 /// Docker's default search path.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -55,6 +59,17 @@ const MASKED: [&str; 11] = [
 const MASKED_TOO: [&str; 1] = ["/sys/devices/virtual/powercap"];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// What a container may use; zero is no limit.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Thousandths of a core.
+    pub cpu_milli: u64,
+    /// Bytes.
+    pub memory: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
 /// What a workload asks for, over the image's own defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
@@ -74,6 +89,58 @@ pub struct Request {
     pub limits: Limits,
     /// Its cgroup, below the hierarchies' roots.
     pub cgroup: String,
+    /// What is put into it, in order.
+    pub puts: Vec<Put>,
+    /// Its own files cannot be changed.
+    pub read_only: bool,
+    /// Capabilities beyond the usual, without `CAP_`.
+    pub cap_add: Vec<String>,
+    /// Capabilities of the usual that it does not get; `ALL` is every one.
+    pub cap_drop: Vec<String>,
+    /// Of a strict sandbox: what its root is on the machine.
+    pub strict: Option<u32>,
+    /// What network it has.
+    pub network: Network,
+    /// Devices of the machine, and what comes with them.
+    pub devices: Vec<Edits>,
+    /// It runs on a terminal.
+    pub terminal: bool,
+    /// Somebody may write to its standard input.
+    pub input: bool,
+    /// The OCI runtime that makes it, instead of this program.
+    pub runtime: Option<PathBuf>,
+}
+
+/// What network a container has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// A namespace of its own, with nothing but itself in it.
+    #[default]
+    Alone,
+    /// The machine's.
+    Host,
+    /// A namespace that was made for it ([`crate::network::Endpoint`]).
+    Joined {
+        /// Where it is found while the container starts.
+        namespace: PathBuf,
+        /// Its address there.
+        address: Ipv4Addr,
+        /// Who answers for names; without one the machine's own are asked.
+        nameserver: Option<Ipv4Addr>,
+    },
+}
+
+/// One thing that is put into a container.
+#[derive(Clone, Debug)]
+pub struct Put {
+    /// A folder or file of the machine, without links in its path; none is memory.
+    pub source: Option<PathBuf>,
+    /// Where it appears.
+    pub target: String,
+    /// It can only be read.
+    pub read_only: bool,
+    /// The most bytes of memory; zero is the kernel's limit, half of the machine's.
+    pub size: u64,
 }
 
 /// Why a bundle could not be made. Its folder is incomplete and must be deleted.
@@ -97,6 +164,9 @@ pub enum BundleError {
         #[source]
         source: io::Error,
     },
+    /// A device is not there.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The spec could not be put together.
     #[error("cannot make an OCI spec of it: {0}")]
     Spec(#[from] OciSpecError),
@@ -111,21 +181,19 @@ pub fn write(dir: &Path, image: &Runnable, request: &Request) -> Result<(), Bund
         let made = fs::DirBuilder::new().recursive(true).mode(mode).create(&path);
         made.map_err(|source| BundleError::Io { path, source })?;
     }
-    let launch = Launch { layers: image.layers.clone(), cgroup: request.cgroup.clone(), limits: request.limits };
-    let hosts =
-        format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{}\n", request.hostname);
-    let resolv = fs::read("/etc/resolv.conf").unwrap_or_default();
-    let filter: Vec<u8> = seccomp::program()
-        .iter()
-        .flat_map(|step| [&step.code.to_ne_bytes()[..], &[step.jt, step.jf], &step.k.to_ne_bytes()].concat())
-        .collect();
-    let files: [(&str, Vec<u8>); 6] = [
+    let launch = Launch {
+        layers: image.layers.clone(),
+        cgroup: request.cgroup.clone(),
+        shifted_by: request.strict,
+        input: request.input,
+        runtime: request.runtime.clone(),
+    };
+    let files: [(&str, Vec<u8>); 5] = [
         ("config.json", serde_json::to_vec(&spec).expect("a spec is plain data")),
         ("launch.json", serde_json::to_vec(&launch).expect("plain data")),
-        ("seccomp.bpf", filter),
-        ("hosts", hosts.into_bytes()),
+        ("hosts", hosts(request).into_bytes()),
         ("hostname", format!("{}\n", request.hostname).into_bytes()),
-        ("resolv.conf", resolv),
+        ("resolv.conf", resolv_conf(&request.network).into_bytes()),
     ];
     for (name, bytes) in files {
         let path = dir.join(name);
@@ -140,6 +208,30 @@ pub fn write(dir: &Path, image: &Runnable, request: &Request) -> Result<(), Bund
         }
     }
     Ok(())
+}
+
+fn hosts(request: &Request) -> String {
+    let own = match request.network {
+        Network::Joined { address, .. } => address,
+        // Debian's, for a machine that has no address of its own.
+        _ => Ipv4Addr::new(127, 0, 1, 1),
+    };
+    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{}\n", request.hostname)
+}
+
+/// Whom it asks for names. Its own loopback is not the machine's: what listens there (a stub of systemd-resolved, dnsmasq) is
+/// left out.
+fn resolv_conf(network: &Network) -> String {
+    // Without the file there is nobody to ask; resolv.conf(5) has a default for that.
+    let machine = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let Network::Joined { nameserver, .. } = network else { return machine };
+    let asked = |line: &&str| {
+        let Some(server) = line.trim_start().strip_prefix("nameserver") else { return true };
+        let loopback = server.trim().parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+        nameserver.is_none() && !loopback
+    };
+    let own = nameserver.map(|server| format!("nameserver {server}\n")).unwrap_or_default();
+    own + &machine.lines().filter(asked).map(|line| format!("{line}\n")).collect::<String>()
 }
 
 fn spec(image: &Runnable, request: &Request) -> Result<Spec, BundleError> {
@@ -164,36 +256,105 @@ fn spec(image: &Runnable, request: &Request) -> Result<Spec, BundleError> {
     }
     let home = user.home.clone().unwrap_or_else(|| "/".to_owned());
     let mut env = vec![PATH.to_owned(), format!("HOSTNAME={}", request.hostname), format!("HOME={home}")];
+    if request.terminal {
+        // As docker does: what the image or the user says of it comes after.
+        env.push("TERM=xterm".to_owned());
+    }
     for entry in defaults.env.unwrap_or_default().into_iter().chain(request.env.iter().cloned()) {
         set(&mut env, entry);
     }
-    let capabilities: Capabilities = CAPABILITIES.into_iter().collect();
+    let capabilities = capabilities(request);
     let held = if user.uid == 0 { capabilities.clone() } else { Capabilities::new() };
-    let capabilities = LinuxCapabilitiesBuilder::default()
-        .bounding(capabilities)
-        .permitted(held.clone())
-        .effective(held)
-        // Never inheritable: CVE-2022-24769.
-        .inheritable(Capabilities::new())
-        .ambient(Capabilities::new())
-        .build()?;
+    let capabilities = capability_sets(capabilities, held)?;
     let process = ProcessBuilder::default()
         .args(args)
         .env(env)
+        .terminal(request.terminal)
         .cwd(workdir)
         .user(UserBuilder::default().uid(user.uid).gid(user.gid).additional_gids(user.groups).build()?)
         .capabilities(capabilities)
         .no_new_privileges(true)
         .rlimits(Vec::new())
         .build()?;
-    Ok(SpecBuilder::default()
-        .version("1.2.0")
+    let mut spec = SpecBuilder::default()
+        .version("1.0.2")
         .process(process)
-        .root(RootBuilder::default().path("rootfs").readonly(false).build()?)
+        .root(root(request)?)
         .hostname(request.hostname.clone())
-        .mounts(mounts()?)
+        .mounts(mounts(request)?)
         .linux(linux(request)?)
-        .build()?)
+        .build()?;
+    // The builder's default has some.
+    spec.set_hooks(None);
+    cdi::apply(&mut spec, &request.devices)?;
+    Ok(spec)
+}
+
+fn capability_sets(bounding: Capabilities, held: Capabilities) -> Result<LinuxCapabilities, OciSpecError> {
+    LinuxCapabilitiesBuilder::default()
+        .bounding(bounding)
+        .permitted(held.clone())
+        .effective(held)
+        // Never inheritable: CVE-2022-24769.
+        .inheritable(Capabilities::new())
+        .ambient(Capabilities::new())
+        .build()
+}
+
+/// An ordinary container that runs a shell in the folder `rootfs`: what `moyai oci spec` writes.
+pub fn example() -> Result<Spec, OciSpecError> {
+    let request = Request { hostname: "moyai".to_owned(), ..Request::default() };
+    let held = capabilities(&request);
+    let sets = capability_sets(held.clone(), held)?;
+    let process = ProcessBuilder::default()
+        .terminal(true)
+        .args(vec!["sh".to_owned()])
+        .env(vec![PATH.to_owned(), "TERM=xterm".to_owned()])
+        .cwd("/")
+        .user(UserBuilder::default().uid(0u32).gid(0u32).build()?)
+        .capabilities(sets)
+        .no_new_privileges(true)
+        .rlimits(Vec::new())
+        .build()?;
+    let mut linux = linux(&request)?;
+    linux.set_cgroups_path(None);
+    // What is bound in lies beside a node's own bundles.
+    let mounts = mounts(&request)?.into_iter().filter(|mount| mount.typ().as_deref() != Some("bind"));
+    SpecBuilder::default()
+        .version("1.0.2")
+        .process(process)
+        .root(root(&request)?)
+        .hostname(request.hostname.clone())
+        .mounts(mounts.collect::<Vec<_>>())
+        .linux(linux)
+        .build()
+}
+
+fn root(request: &Request) -> Result<oci_spec::runtime::Root, OciSpecError> {
+    let path = if request.strict.is_some() { super::OPEN_ROOT } else { "rootfs" };
+    RootBuilder::default().path(path).readonly(request.read_only || request.strict.is_some()).build()
+}
+
+/// The capability of a name, without `CAP_`.
+pub(super) fn capability(name: &str) -> Option<Capability> {
+    serde_json::from_value(serde_json::Value::String(format!("CAP_{name}"))).ok()
+}
+
+/// Docker's usual ones, with what was asked for; none in a strict sandbox.
+fn capabilities(request: &Request) -> Capabilities {
+    if request.strict.is_some() {
+        return Capabilities::new();
+    }
+    let listed = |names: &[String], name: &str| names.iter().any(|other| other == name);
+    let named = |names: &[String]| names.iter().filter_map(|name| capability(name)).collect::<Capabilities>();
+    let mut set: Capabilities = if listed(&request.cap_drop, "ALL") {
+        Capabilities::new()
+    } else {
+        let dropped = named(&request.cap_drop);
+        CAPABILITIES.into_iter().filter(|capability| !dropped.contains(capability)).collect()
+    };
+    set.extend(named(&request.cap_add));
+    set
 }
 
 fn set(env: &mut Vec<String>, entry: String) {
@@ -210,16 +371,25 @@ fn linux(request: &Request) -> Result<oci_spec::runtime::Linux, OciSpecError> {
         LinuxNamespaceType::Mount,
         LinuxNamespaceType::Uts,
         LinuxNamespaceType::Ipc,
-        LinuxNamespaceType::Network,
         LinuxNamespaceType::Cgroup,
     ];
-    let namespaces = namespaces
+    let users = request.strict.map(|_| LinuxNamespaceType::User);
+    let mut namespaces = namespaces
         .into_iter()
+        .chain(users)
         .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
         .collect::<Result<Vec<_>, _>>()?;
+    let network = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Network);
+    match &request.network {
+        Network::Alone => namespaces.push(network.build()?),
+        Network::Joined { namespace, .. } => namespaces.push(network.path(namespace.clone()).build()?),
+        Network::Host => {}
+    }
     let mut resources = LinuxResourcesBuilder::default();
     if request.limits.memory > 0 {
-        resources = resources.memory(LinuxMemoryBuilder::default().limit(request.limits.memory as i64).build()?);
+        // Docker's default allows as much swap again; a limit that a host's swap softens surprises more.
+        let limit = request.limits.memory as i64;
+        resources = resources.memory(LinuxMemoryBuilder::default().limit(limit).swap(limit).build()?);
     }
     if request.limits.cpu_milli > 0 {
         let quota = (request.limits.cpu_milli * 100).max(1000) as i64;
@@ -229,35 +399,85 @@ fn linux(request: &Request) -> Result<oci_spec::runtime::Linux, OciSpecError> {
         resources = resources.pids(LinuxPidsBuilder::default().limit(request.limits.pids as i64).build()?);
     }
     let paths = |list: &[&str]| list.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
-    LinuxBuilder::default()
+    let profile = match request.strict {
+        // The shim answers; nobody listens at a path.
+        Some(_) => seccomp::strict_profile("shim"),
+        None => seccomp::default_profile(),
+    };
+    let mut linux = LinuxBuilder::default();
+    if let Some(base) = request.strict {
+        let ids = LinuxIdMappingBuilder::default().container_id(0u32).host_id(base).size(super::IDS).build()?;
+        linux = linux.uid_mappings(vec![ids]).gid_mappings(vec![ids]);
+    }
+    linux
         .namespaces(namespaces)
         .resources(resources.build()?)
         .cgroups_path(Path::new("/").join(&request.cgroup))
+        .seccomp(profile)
         .masked_paths([paths(&MASKED), paths(&MASKED_TOO)].concat())
         .readonly_paths(paths(&READ_ONLY))
         .build()
 }
 
-fn mounts() -> Result<Vec<Mount>, OciSpecError> {
+fn mounts(request: &Request) -> Result<Vec<Mount>, OciSpecError> {
     let mount = |to: &str, kind: &str, from: &str, options: &[&str]| {
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
         MountBuilder::default().destination(to).typ(kind).source(from).options(options).build()
     };
-    Ok(vec![
+    // An ordinary user without more ids has no group for terminals.
+    let terminals: &[&str] = match has_ids(TTY) {
+        true => &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        false => &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+    };
+    let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        )?,
+        mount("/dev/pts", "devpts", "devpts", terminals)?,
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "ro"])?,
         mount("/etc/hosts", "bind", "hosts", &["rbind", "rprivate"])?,
         mount("/etc/hostname", "bind", "hostname", &["rbind", "rprivate"])?,
         mount("/etc/resolv.conf", "bind", "resolv.conf", &["rbind", "rprivate"])?,
-    ])
+    ];
+    if request.strict.is_some() {
+        // Nothing of the machine is to be seen: no /sys. What it writes, it writes to memory that is limited with it.
+        for folder in ["/tmp", "/run", "/var/tmp"] {
+            let options = ["nosuid", "nodev", "noexec", "mode=1777", "size=64m"];
+            mounts.push(mount(folder, "tmpfs", "tmpfs", &options)?);
+        }
+    } else if is_rootless() {
+        // Only who owns a network may have a view of it mounted; no group of cgroups is an ordinary user's.
+        mounts.push(match request.network {
+            Network::Host => mount("/sys", "bind", "/sys", &["rbind", "rprivate", "nosuid", "noexec", "nodev", "rro"])?,
+            _ => mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
+        });
+    } else {
+        mounts.push(mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?);
+        mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "ro"])?);
+    }
+    for put in &request.puts {
+        let access = if put.read_only { "ro" } else { "rw" };
+        mounts.push(match &put.source {
+            Some(source) => {
+                // With what is mounted below it; what is read-only there stays so.
+                let mut options = vec!["rbind", "rprivate", "rnosuid", "rnodev"];
+                if put.read_only {
+                    options.push("rro");
+                }
+                if request.strict.is_some() {
+                    options.push("idmap");
+                }
+                mount(&put.target, "bind", &source.to_string_lossy(), &options)?
+            }
+            None => {
+                let size = format!("size={}", put.size);
+                let mut options = vec!["nosuid", "nodev", "mode=1777", access];
+                if put.size > 0 {
+                    options.push(&size);
+                }
+                mount(&put.target, "tmpfs", "tmpfs", &options)?
+            }
+        });
+    }
+    Ok(mounts)
 }

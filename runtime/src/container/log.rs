@@ -17,20 +17,24 @@ const FILES: u32 = 3;
 /// A longer line is written in parts.
 const MAX_LINE: usize = 16 * 1024;
 
-/// Which of the two.
+/// Where it comes from.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// Standard output.
     Stdout,
     /// Standard error.
     Stderr,
+    /// What a strict sandbox refused; not of the CRI's format, whose readers leave out what they do not know.
+    Audit,
 }
 
 impl Stream {
-    fn name(self) -> &'static str {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
         match self {
             Stream::Stdout => "stdout",
             Stream::Stderr => "stderr",
+            Stream::Audit => "audit",
         }
     }
 }
@@ -40,7 +44,7 @@ pub struct LogWriter {
     path: PathBuf,
     file: Option<File>,
     size: u64,
-    partial: [Vec<u8>; 2],
+    partial: [Vec<u8>; 3],
 }
 
 impl LogWriter {
@@ -49,7 +53,7 @@ impl LogWriter {
         let path = dir.join("log");
         let file = File::options().append(true).create(true).open(&path).ok();
         let size = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |meta| meta.len());
-        LogWriter { path, file, size, partial: [Vec::new(), Vec::new()] }
+        LogWriter { path, file, size, partial: Default::default() }
     }
 
     /// Takes what the container wrote.
@@ -130,15 +134,16 @@ pub struct LogReader {
     current: Option<BufReader<File>>,
     inode: u64,
     partial: Vec<u8>,
+    audit: bool,
 }
 
 impl LogReader {
-    /// From the oldest line kept.
-    pub fn open(dir: &Path) -> LogReader {
+    /// From the oldest line kept: what the container wrote, or what its sandbox refused.
+    pub fn open(dir: &Path, audit: bool) -> LogReader {
         let path = dir.join("log");
         let older = (1..FILES).map(|number| PathBuf::from(format!("{}.{number}", path.display())));
         let older = older.filter(|path| path.exists()).collect();
-        LogReader { path, older, current: None, inode: 0, partial: Vec::new() }
+        LogReader { path, older, current: None, inode: 0, partial: Vec::new(), audit }
     }
 
     /// The next line; `None` when there is none yet. Does not wait.
@@ -152,7 +157,7 @@ impl LogReader {
             if self.partial.ends_with(b"\n") {
                 let line = parse(&self.partial);
                 self.partial.clear();
-                if let Some(line) = line {
+                if let Some(line) = line.filter(|line| (line.stream == Stream::Audit) == self.audit) {
                     return Ok(Some(line));
                 }
                 continue;
@@ -196,7 +201,11 @@ impl LogReader {
 fn parse(line: &[u8]) -> Option<LogLine> {
     let mut parts = line.splitn(4, |byte| *byte == b' ');
     let (time, stream, tag, text) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let stream = if stream == b"stderr" { Stream::Stderr } else { Stream::Stdout };
+    let stream = match stream {
+        b"stderr" => Stream::Stderr,
+        b"audit" => Stream::Audit,
+        _ => Stream::Stdout,
+    };
     let text = if tag == b"P" { &text[..text.len() - 1] } else { text };
     Some(LogLine { time: String::from_utf8_lossy(time).into_owned(), stream, text: text.to_vec() })
 }
@@ -233,14 +242,17 @@ mod tests {
         let mut writer = LogWriter::open(dir.path());
         writer.write(Stream::Stdout, b"one\ntw");
         writer.write(Stream::Stderr, b"oops\n");
+        writer.write(Stream::Audit, b"process 2 mount() refused\n");
         writer.write(Stream::Stdout, b"o\n");
-        let mut reader = LogReader::open(dir.path());
+        let mut reader = LogReader::open(dir.path(), false);
         let mut lines = Vec::new();
         while let Some(line) = reader.next_line().unwrap() {
             lines.push((line.stream, line.text));
         }
         let expected = [(Stream::Stdout, "one\n"), (Stream::Stderr, "oops\n"), (Stream::Stdout, "two\n")];
         assert_eq!(lines, expected.map(|(stream, text)| (stream, text.as_bytes().to_vec())));
+        let audit = LogReader::open(dir.path(), true).next_line().unwrap().unwrap();
+        assert_eq!((audit.stream, &*audit.text), (Stream::Audit, &b"process 2 mount() refused\n"[..]));
         let long = vec![b'x'; 1 << 20];
         for _ in 0..40 {
             writer.write(Stream::Stdout, &long);

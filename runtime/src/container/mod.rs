@@ -4,9 +4,9 @@
 //! containers/<name>/config.json    OCI runtime-spec bundle
 //!                   rootfs/        where the shim mounts the overlay, in its own mount namespace
 //!                   upper/ work/   the writable layer
-//!                   launch.json    what the bundle format has no place for: layers, cgroup limits
-//!                   seccomp.bpf    the compiled filter
+//!                   launch.json    what the bundle format has no place for: layers
 //!                   log, log.1 …   what it wrote, in the CRI format
+//!                   deadline       until when it may run, by the boot clock; only of what runs by a lease
 //!                   shim.sock      where a later daemon finds the shim
 //!                   exit.json      how it ended, written before anybody is told
 //! ```
@@ -21,15 +21,15 @@ mod user;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use bundle::{BundleError, Request, write as write_bundle};
+pub use bundle::{BundleError, Limits, Network, Put, Request, example as example_spec, write as write_bundle};
 pub use log::{LogLine, LogReader, LogWriter, Stream, timestamp};
-
-use crate::cgroup::Limits;
 
 /// What a bundle has no place for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -38,8 +38,26 @@ pub struct Launch {
     pub layers: Vec<PathBuf>,
     /// Its cgroup, below the hierarchies' roots.
     pub cgroup: String,
-    /// What it may use.
-    pub limits: Limits,
+    /// Of a strict sandbox: what its root is on the machine. Its ids follow from there.
+    #[serde(default)]
+    pub shifted_by: Option<u32>,
+    /// Whether somebody may write to its standard input.
+    #[serde(default)]
+    pub input: bool,
+    /// The OCI runtime that makes it, instead of this program.
+    #[serde(default)]
+    pub runtime: Option<PathBuf>,
+}
+
+/// How many ids a strict sandbox has.
+pub(crate) const IDS: u32 = 65_536;
+/// Where the root file system of a strict sandbox is mounted, in its shim's own mount namespace: unlike the node's folder,
+/// every user may walk there.
+pub(crate) const OPEN_ROOT: &str = "/run/moyai-root";
+
+/// Whether there is a capability of this name, without `CAP_`.
+pub fn is_capability(name: &str) -> bool {
+    bundle::capability(name).is_some()
 }
 
 /// What a shim tells, one JSON object a line.
@@ -113,6 +131,30 @@ fn connect(dir: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(format!("/proc/self/fd/{}/shim.sock", folder.as_raw_fd()))
 }
 
+/// Until when the container in `dir` may run, by [`boot_time`](crate::host::boot_time): it is killed then, unless a later time is
+/// written before. Eight bytes in place, which whoever has it open sees whole; nothing is synced: after a power cut there
+/// is no container either.
+pub fn write_deadline(dir: &Path, end: Duration) -> io::Result<()> {
+    let file = fs::File::options().write(true).create(true).truncate(false).open(dir.join("deadline"))?;
+    file.write_all_at(&(end.as_nanos() as u64).to_le_bytes(), 0)
+}
+
+/// The deadline of the container in `dir`, to be read again and again; `None` is without end.
+pub(crate) fn open_deadline(dir: &Path) -> io::Result<Option<fs::File>> {
+    match fs::File::open(dir.join("deadline")) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What it says now.
+pub(crate) fn deadline_in(file: &fs::File) -> io::Result<Duration> {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(Duration::from_nanos(u64::from_le_bytes(bytes)))
+}
+
 /// Reads the next report; `None` when the shim is gone. Blocks.
 pub fn next_report(stream: &UnixStream) -> io::Result<Option<Report>> {
     let mut line = String::new();
@@ -129,10 +171,33 @@ pub fn signal(mut stream: &UnixStream, signal: i32) -> io::Result<()> {
     writeln!(stream, "{signal}")
 }
 
+/// Stops all processes of the container in `dir` where they are, or lets them go on.
+pub fn freeze(dir: &Path, frozen: bool) -> io::Result<()> {
+    let launch: Launch = serde_json::from_slice(&fs::read(dir.join("launch.json"))?)?;
+    crate::cgroup::Group::load(&launch.cgroup).freeze(frozen)
+}
+
+/// Whether they stand still.
+pub fn is_frozen(dir: &Path) -> bool {
+    let launch = fs::read(dir.join("launch.json")).ok();
+    let launch = launch.and_then(|bytes| serde_json::from_slice::<Launch>(&bytes).ok());
+    launch.is_some_and(|launch| crate::cgroup::Group::load(&launch.cgroup).is_frozen())
+}
+
+/// Ends what is left of the container in `dir` whose shim was killed.
+pub fn end_left_over(dir: &Path) {
+    let launch = fs::read(dir.join("launch.json")).ok();
+    if let Some(launch) = launch.and_then(|bytes| serde_json::from_slice::<Launch>(&bytes).ok()) {
+        crate::cgroup::Group::load(&launch.cgroup).kill();
+    }
+}
+
 /// Deletes all that a container left; one that still runs is killed first. Nothing left is no error.
 pub fn remove(dir: &Path) -> io::Result<()> {
     if let Ok(Found::Running(stream)) = find(dir) {
         const SIGKILL: i32 = 9;
+        // On v1 what stands still does not die.
+        drop(freeze(dir, false));
         stream.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
         signal(&stream, SIGKILL)?;
         while let Ok(Some(report)) = next_report(&stream) {
@@ -144,8 +209,11 @@ pub fn remove(dir: &Path) -> io::Result<()> {
     if let Ok(bytes) = fs::read(dir.join("launch.json"))
         && let Ok(launch) = serde_json::from_slice::<Launch>(&bytes)
     {
-        // Usually the shim has done it; one that was killed has not.
-        drop(crate::cgroup::Group::load(&launch.cgroup).delete());
+        // Usually the shim has done it; one that was killed has not, and what it should have ended may go on: a change of user
+        // takes away what ties a process to its parent (prctl(2), PR_SET_PDEATHSIG).
+        let group = crate::cgroup::Group::load(&launch.cgroup);
+        group.kill();
+        drop(group.delete_soon());
     }
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

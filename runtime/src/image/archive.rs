@@ -63,9 +63,10 @@ impl Budget {
 
 /// A tar archive's bytes. The tar reader collects long names and attributes before it shows the file they belong to:
 /// while it looks for the next file it gets no more than [`MAX_HEADERS`].
-pub(super) struct Metered<'a, R> {
-    inner: R,
-    left: &'a Cell<u64>,
+pub(crate) struct Metered<'a, R> {
+    pub(crate) inner: R,
+    /// What it may still give.
+    pub(crate) left: &'a Cell<u64>,
 }
 
 impl<R: Read> Read for Metered<'_, R> {
@@ -239,6 +240,10 @@ pub enum ImportError {
 }
 
 impl ImportError {
+    fn cut_short(name: &str) -> Self {
+        ImportError::Damaged { name: name.to_owned(), reason: "it ends too early".to_owned() }
+    }
+
     pub(crate) fn damaged(name: &str, error: &io::Error) -> Self {
         ImportError::Damaged { name: name.to_owned(), reason: error.to_string() }
     }
@@ -506,7 +511,7 @@ fn read_member(
     let mut head = Vec::new();
     entry.take(512).read_to_end(&mut head).map_err(|error| ImportError::damaged(name, &error))?;
     if (head.len() as u64) < size.min(512) {
-        return Err(ImportError::Damaged { name: name.to_owned(), reason: "it ends too early".to_owned() });
+        return Err(ImportError::cut_short(name));
     }
     if is_gzip(&head) || is_zstd(&head) || is_tar(&head) {
         return read_layer(head, entry, size, name, writer, budget);
@@ -519,7 +524,7 @@ fn read_member(
     let mut bytes = head;
     entry.read_to_end(&mut bytes).map_err(|error| ImportError::damaged(name, &error))?;
     if bytes.len() as u64 != size {
-        return Err(ImportError::Damaged { name: name.to_owned(), reason: "it ends too early".to_owned() });
+        return Err(ImportError::cut_short(name));
     }
     Ok(Member::Document { digest: Sha256::digest(&bytes).into(), bytes })
 }
@@ -558,7 +563,7 @@ fn read_layer(
         let tree = tree?;
         let diff_id = hashed.map_err(|error| ImportError::damaged(name, &error))?;
         if raw.read != size {
-            return Err(ImportError::Damaged { name: name.to_owned(), reason: "it ends too early".to_owned() });
+            return Err(ImportError::cut_short(name));
         }
         let digest = raw.hash.finalize().into();
         Ok(Member::Layer { digest, diff_id: diff_id.unwrap_or(digest), tree })

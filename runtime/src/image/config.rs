@@ -40,6 +40,24 @@ pub struct Process {
     pub working_dir: Option<String>,
     /// What asks it to stop.
     pub stop_signal: Option<String>,
+    /// How it is known to be well; docker's, not in the OCI specification.
+    pub healthcheck: Option<HealthCheck>,
+}
+
+/// Docker's HEALTHCHECK; times in nanoseconds, zero is docker's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct HealthCheck {
+    /// `NONE`, `CMD` and words, or `CMD-SHELL` and a line for a shell.
+    pub test: Option<Vec<String>>,
+    /// Between two checks.
+    pub interval: u64,
+    /// That one may take.
+    pub timeout: u64,
+    /// From its start, in which failures do not count.
+    pub start_period: u64,
+    /// So many failures in a row.
+    pub retries: u32,
 }
 
 /// Why a config cannot be used. The image is at fault; nothing was stored.

@@ -19,10 +19,11 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use archive::Metered;
 pub use archive::{ImportError, Imported, Limits, Progress, import};
 pub(crate) use chunker::content_of;
 pub use chunker::{Chunker, MAX_CHUNK, WHOLE};
-pub use config::{ConfigError, ImageConfig, Process};
+pub use config::{ConfigError, HealthCheck, ImageConfig, Process};
 pub use unpack::{UnpackError, unpack};
 
 /// The version of the encodings in this module.

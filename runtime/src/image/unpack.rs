@@ -21,6 +21,8 @@ use nix::sys::stat::{Mode, SFlag, UtimensatFlags, makedev, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid};
 
+use crate::rootless::is_rootless;
+
 use super::{ContentId, Entry, Kind, Tree};
 
 /// Why a layer could not be unpacked. Its folder is incomplete and must be deleted.
@@ -90,10 +92,14 @@ fn make(
         Kind::Directory { opaque } => {
             fs::create_dir(path).step("make", path)?;
             if *opaque {
-                xattr::set(path, "trusted.overlay.opaque", b"y").step("mark as opaque", path)?;
+                // What only the machine's root may set, root of a user namespace sets as a user (overlayfs, `userxattr`).
+                let name = if is_rootless() { "user.overlay.opaque" } else { "trusted.overlay.opaque" };
+                xattr::set(path, name, b"y").step("mark as opaque", path)?;
             }
         }
         Kind::Symlink(to) => symlink(OsStr::from_bytes(to), path).step("make the link", path)?,
+        // No device of an image is ever opened, and root of a user namespace may not make any.
+        Kind::CharDevice(..) | Kind::BlockDevice(..) if is_rootless() => return Ok(()),
         Kind::CharDevice(major, minor) => node(SFlag::S_IFCHR, *major, *minor)?,
         Kind::BlockDevice(major, minor) => node(SFlag::S_IFBLK, *major, *minor)?,
         Kind::Fifo => node(SFlag::S_IFIFO, 0, 0)?,
@@ -141,7 +147,21 @@ fn copy(from: &Path, to: &Path) -> Result<(), UnpackError> {
 /// Owner, then mode (a change of owner clears setuid), then attributes (a change of owner clears capabilities).
 fn dress(entry: &Entry, path: &Path) -> Result<(), UnpackError> {
     let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-    nix::unistd::fchownat(nix::fcntl::AT_FDCWD, path, Some(uid), Some(gid), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)
+    let given = nix::unistd::fchownat(
+        nix::fcntl::AT_FDCWD,
+        path,
+        Some(uid),
+        Some(gid),
+        nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
+    );
+    given
+        .map_err(|error| match error {
+            // What the kernel says of an id that the user namespace has not (user_namespaces(7)).
+            nix::errno::Errno::EINVAL if is_rootless() => io::Error::other(format!(
+                "{uid}:{gid} is not among this user's ids, which /etc/subuid and /etc/subgid give"
+            )),
+            error => error.into(),
+        })
         .step("set the owner of", path)?;
     if !matches!(entry.kind, Kind::Symlink(_)) {
         fs::set_permissions(path, fs::Permissions::from_mode(entry.mode)).step("set the mode of", path)?;

@@ -6,20 +6,23 @@
 //!   and may run anything;
 //! - a **shim** is the parent of one container: it makes its cgroup and rootfs, clones its first process, keeps its
 //!   output, and writes down how it ended. It outlives the daemon and the zygote;
-//! - **init** is the first process inside, until it becomes the container's program.
+//! - **init** is the first process inside, until it becomes the container's program ([`crate::oci`]).
 //!
 //! **If one dies.** The daemon: the zygote sees its socket close and ends; shims go on, and a later daemon finds them by
 //! their sockets. The zygote: the daemon fails to start containers and says so. A shim: its container is killed with it
 //! (PR_SET_PDEATHSIG), since nobody could say how it ends. Init, before its program runs: the shim reports why.
 
-mod init;
-mod rootfs;
+mod attach;
+pub mod exec;
+mod external;
+mod input;
+mod lease;
+mod overlay;
 mod shim;
-mod sys;
+mod task;
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -30,13 +33,27 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
 };
 use nix::unistd::ForkResult;
+use serde::{Deserialize, Serialize};
+
+pub use task::Usage;
+
+use crate::sys;
 
 /// The first argument by which the program knows that it is to be a zygote.
 pub const ZYGOTE: &str = "__zygote";
 /// Where the zygote finds its socket.
 const ZYGOTE_FD: RawFd = 3;
-/// The longest path of a container's folder.
-const MAX_PATH: usize = 4096;
+/// The longest request to the zygote.
+const MAX_REQUEST: usize = 128 * 1024;
+
+/// What the daemon asks the zygote for.
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    /// A shim for the container in a folder.
+    Launch(PathBuf),
+    /// Another process in a container.
+    Exec(exec::Exec),
+}
 
 /// The daemon's end of the zygote.
 pub struct Launcher {
@@ -71,13 +88,28 @@ impl Launcher {
 
     /// Starts the container whose bundle is in `dir`, and returns the line to its shim.
     pub fn launch(&self, dir: &Path) -> io::Result<UnixStream> {
+        self.ask(&Request::Launch(dir.to_owned()))
+    }
+
+    /// Has something done in a container; what comes and goes on the line is in [`exec`].
+    pub fn exec(&self, exec: exec::Exec) -> io::Result<UnixStream> {
+        if let exec::Task::Attach = exec.task {
+            return attach::connect(&exec.dir);
+        }
+        self.ask(&Request::Exec(exec))
+    }
+
+    fn ask(&self, request: &Request) -> io::Result<UnixStream> {
         let (mine, its) = UnixStream::pair()?;
         let fds = [its.as_raw_fd()];
         let socket = self.socket.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let text = dir.as_os_str().as_bytes();
+        let text = serde_json::to_vec(request)?;
+        if text.len() > MAX_REQUEST {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a request of {} bytes", text.len())));
+        }
         sendmsg::<()>(
             socket.as_raw_fd(),
-            &[IoSlice::new(text)],
+            &[IoSlice::new(&text)],
             &[ControlMessage::ScmRights(&fds)],
             MsgFlags::MSG_NOSIGNAL,
             None,
@@ -95,25 +127,28 @@ pub fn zygote() -> io::Result<()> {
     sys::ignore_signals(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE]);
     // Shims that end are nobody's to wait for.
     sys::ignore_signals(&[libc::SIGCHLD]);
-    while let Some((dir, line)) = receive(&socket)? {
+    while let Some((request, line)) = receive(&socket)? {
         // SAFETY: this process has one thread, so the child may run any code.
         match unsafe { nix::unistd::fork() } {
             // The line closes, and the daemon sees that nothing was started; the next request may be luckier.
             Err(_) | Ok(ForkResult::Parent { .. }) => {}
             Ok(ForkResult::Child) => {
                 drop(socket);
-                shim::run(&dir, line);
+                match request {
+                    Request::Launch(dir) => shim::run(&dir, line),
+                    Request::Exec(exec) => exec::run(&exec, line),
+                }
             }
         }
     }
     Ok(())
 }
 
-fn receive(socket: &OwnedFd) -> io::Result<Option<(PathBuf, UnixStream)>> {
-    let mut path = vec![0; MAX_PATH];
+fn receive(socket: &OwnedFd) -> io::Result<Option<(Request, UnixStream)>> {
+    let mut text = vec![0; MAX_REQUEST];
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let (len, fd) = {
-        let mut parts = [IoSliceMut::new(&mut path)];
+        let mut parts = [IoSliceMut::new(&mut text)];
         let message = loop {
             match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
                 Err(nix::errno::Errno::EINTR) => {}
@@ -129,10 +164,10 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<(PathBuf, UnixStream)>> {
         (message.bytes, received)
     };
     let Some(fd) = fd.filter(|_| len > 0) else { return Ok(None) };
-    path.truncate(len);
+    text.truncate(len);
     // SAFETY: the kernel has just installed this descriptor for us.
     let line = unsafe { UnixStream::from_raw_fd(fd) };
-    Ok(Some((PathBuf::from(std::ffi::OsString::from_vec(path)), line)))
+    Ok(Some((serde_json::from_slice(&text)?, line)))
 }
 
 /// Starts a program that goes on when this one ends: its own session, its own log for output, nothing inherited but

@@ -1,29 +1,37 @@
 //! The parent of one container.
 //!
 //! Steps: cgroup, mount namespace, overlay; clone init; wait until it has become the program or says why not; then
-//! serve three things until the container has ended: its output, whoever asks at the socket, and its pidfd. Signals
+//! serve until the container has ended: its output, who is attached to it ([`super::attach`]), whoever asks at the socket, and its
+//! pidfd. Signals
 //! are not waited for: a lost SIGCHLD has hung other runtimes (runc #5208), a pidfd cannot be lost.
 //!
 //! **Order at the end.** `exit.json` is on the disk before anybody is told, so a daemon that dies in between reads the
 //! same from the file.
 //!
+//! **Leases.** A container whose folder has a `deadline` is killed at that time, by a process that does nothing else (see
+//! [`super::lease`]). The daemon moves the deadline as the lease is renewed; a daemon that is dead, stopped or cut off from
+//! the mesh does not, and the container is gone before another machine may run it.
+//!
 //! **Bounds.** [`MAX_CLIENTS`] daemons on the socket; output is read in pieces of [`PIECE`] bytes and never held.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use oci_spec::runtime::Spec;
 
-use super::init::{self, InitError};
-use super::{rootfs, sys};
+use super::attach::{Users, Wait};
+use super::external::External;
+use super::{lease, overlay};
 use crate::cgroup::Group;
-use crate::container::{Exit, Failure, Launch, LogWriter, Report, Stream};
+use crate::container::{Exit, Failure, Launch, LogWriter, Report, Stream, open_deadline};
+use crate::oci::{self, Config, Job, Stdio, failure, reap};
+use crate::seccomp::questions;
+use crate::sys;
 
 const MAX_CLIENTS: usize = 8;
 const PIECE: usize = 64 * 1024;
@@ -53,30 +61,45 @@ struct Container {
     group: Group,
     pid: i32,
     pidfd: OwnedFd,
-    stdout: Option<File>,
-    stderr: Option<File>,
+    /// Who ends it with its lease.
+    watcher: Option<OwnedFd>,
+    /// Standard output and error; a terminal has the first alone.
+    output: [Option<File>; 2],
+    /// What its filter asks.
+    questions: Option<OwnedFd>,
     listener: UnixListener,
-}
-
-fn failure(reason: String) -> Failure {
-    Failure { code: 125, machine: true, reason }
+    users: Users,
+    /// Who made it, where that was not this program.
+    external: Option<External>,
 }
 
 fn start() -> Result<Container, Failure> {
-    let read = |name: &str| fs::read(name).map_err(|error| failure(format!("cannot read {name}: {error}")));
-    let malformed = |name: &str, error: serde_json::Error| failure(format!("{name} is malformed: {error}"));
-    let spec: Spec = serde_json::from_slice(&read("config.json")?).map_err(|error| malformed("config.json", error))?;
+    let bytes = fs::read("launch.json").map_err(|error| failure(format!("cannot read launch.json: {error}")))?;
     let launch: Launch =
-        serde_json::from_slice(&read("launch.json")?).map_err(|error| malformed("launch.json", error))?;
-    let filter = init::parse_filter(&read("seccomp.bpf")?);
-    let group = Group::create(&launch.cgroup, &launch.limits).map_err(|error| failure(error.to_string()))?;
-    let started = start_in(&spec, &launch, &group, &filter);
-    match started {
-        Ok((pid, pidfd, stdout, stderr)) => {
-            let listener = UnixListener::bind("shim.sock")
-                .map_err(|error| failure(format!("cannot listen on shim.sock: {error}")))?;
-            Ok(Container { group, pid, pidfd, stdout: Some(stdout), stderr: Some(stderr), listener })
-        }
+        serde_json::from_slice(&bytes).map_err(|error| failure(format!("launch.json is malformed: {error}")))?;
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS)
+        .map_err(|error| failure(format!("cannot make a mount namespace: {error}")))?;
+    overlay::mount_overlay(&launch).map_err(|error| failure(error.to_string()))?;
+    let config = Config::load(Path::new(".")).map_err(|error| failure(error.to_string()))?;
+    if let Some(runtime) = &launch.runtime {
+        // It makes the group itself.
+        let external = External::new(runtime, &launch.cgroup);
+        // What a shim that was killed left of an earlier life.
+        external.delete();
+        Group::load(&launch.cgroup).kill();
+        let started = start_by(&external, &config, &launch);
+        let serving = started.and_then(|started| {
+            started.serve_from(Group::load(&launch.cgroup), Some(External::new(runtime, &launch.cgroup)))
+        });
+        return serving.inspect_err(|_| external.delete());
+    }
+    let resources = config.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let group = Group::create(&launch.cgroup, resources).map_err(|error| {
+        drop(Group::load(&launch.cgroup).delete());
+        failure(error.to_string())
+    })?;
+    match start_in(&config, &launch, &group) {
+        Ok(started) => started.serve_from(group, None),
         Err(error) => {
             drop(group.delete());
             Err(error)
@@ -84,145 +107,301 @@ fn start() -> Result<Container, Failure> {
     }
 }
 
-fn start_in(
-    spec: &Spec,
-    launch: &Launch,
-    group: &Group,
-    filter: &[crate::seccomp::Instruction],
-) -> Result<(i32, OwnedFd, File, File), Failure> {
-    nix::sched::unshare(CloneFlags::CLONE_NEWNS)
-        .map_err(|error| failure(format!("cannot make a mount namespace: {error}")))?;
-    rootfs::mount_overlay(launch).map_err(|error| failure(error.to_string()))?;
+struct Started {
+    pid: i32,
+    pidfd: OwnedFd,
+    watcher: Option<OwnedFd>,
+    ends: Ends,
+    questions: Option<OwnedFd>,
+}
+
+impl Started {
+    fn serve_from(self, group: Group, external: Option<External>) -> Result<Container, Failure> {
+        let failed = |error: io::Error| failure(format!("cannot listen in the container's folder: {error}"));
+        let listener = UnixListener::bind("shim.sock").map_err(failed)?;
+        let Started { pid, pidfd, watcher, ends: Ends { output, input, terminal }, questions } = self;
+        let users = Users::listen(input, terminal).map_err(failed)?;
+        Ok(Container { group, pid, pidfd, watcher, output, questions, listener, users, external })
+    }
+}
+
+/// This side of what a container reads and writes.
+struct Ends {
+    output: [Option<File>; 2],
+    input: Option<File>,
+    terminal: bool,
+}
+
+/// Pipes for its input, if it has one, and its output: this side, and the container's.
+fn pipes(input: bool) -> Result<(Ends, Option<OwnedFd>, [OwnedFd; 2]), Failure> {
     let pipe = || {
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
             .map_err(|error| failure(format!("cannot make a pipe: {error}")))
     };
     let (stdout, stdout_inside) = pipe()?;
     let (stderr, stderr_inside) = pipe()?;
-    let (errors, errors_inside) = pipe()?;
-    let namespaces = CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWNET;
+    let (input_inside, input) =
+        if input { pipe().map(|(inside, end)| (Some(inside), Some(end.into())))? } else { (None, None) };
+    let output = [Some(stdout.into()), Some(stderr.into())];
+    Ok((Ends { output, input, terminal: false }, input_inside, [stdout_inside, stderr_inside]))
+}
+
+/// This side of a terminal, which came over `line`.
+fn terminal(line: &UnixStream) -> Result<Ends, Failure> {
+    let failed = |error: io::Error| failure(format!("process.terminal: {error}"));
+    let master = File::from(oci::receive_fd(line).map_err(failed)?);
+    let input = master.try_clone().map_err(failed)?;
+    Ok(Ends { output: [Some(master), None], input: Some(input), terminal: true })
+}
+
+/// What is started with its lease, if it has one.
+fn watched(deadline: Option<&File>, container: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Failure> {
+    let Some(deadline) = deadline else { return Ok(None) };
     // SAFETY: a shim is a fork of the single-threaded zygote and starts no thread.
-    let cloned = unsafe { sys::clone_into(namespaces.bits() as u64) };
-    match cloned.map_err(|error| failure(format!("cannot make the container's namespaces: {error}")))? {
-        sys::Cloned::Child => {
-            drop((stdout, stderr, errors));
-            let error = init::run(spec, group.dirs(), filter, [&stdout_inside, &stderr_inside]);
-            // Whoever reads this is the parent; when it is gone there is nobody to tell.
-            drop(File::from(errors_inside).write_all(&serde_json::to_vec(&error).unwrap_or_default()));
-            std::process::exit(1)
-        }
-        sys::Cloned::Parent { pid, pidfd } => {
-            drop((stdout_inside, stderr_inside, errors_inside));
-            let mut text = Vec::new();
-            let read = File::from(errors).read_to_end(&mut text);
-            if read.is_ok() && text.is_empty() {
-                return Ok((pid, pidfd, File::from(stdout), File::from(stderr)));
-            }
-            reap(&pidfd);
-            let error: InitError = serde_json::from_slice(&text).unwrap_or_else(|_| InitError {
-                code: 125,
-                machine: true,
-                reason: "the container's first process died before it could say why".to_owned(),
-            });
-            Err(Failure { code: error.code, machine: error.machine, reason: error.reason })
-        }
-    }
+    let watching = unsafe { lease::watch(container, deadline) };
+    watching.map(Some).map_err(|error| failure(format!("cannot start what ends it with its lease: {error}")))
+}
+
+fn deadline() -> Result<Option<File>, Failure> {
+    open_deadline(Path::new(".")).map_err(|error| failure(format!("cannot read deadline: {error}")))
+}
+
+fn is_terminal(config: &Config) -> bool {
+    config.spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false))
+}
+
+fn start_in(config: &Config, launch: &Launch, group: &Group) -> Result<Started, Failure> {
+    let deadline = deadline()?;
+    let watcher = RefCell::new(None);
+    let watch = |container: BorrowedFd<'_>| {
+        watcher.replace(watched(deadline.as_ref(), container)?);
+        Ok(())
+    };
+    let line = || UnixStream::pair().map_err(|error| failure(format!("cannot make a socket: {error}")));
+    let asks = config.filter.as_ref().is_some_and(|filter| filter.asks);
+    let (answers, asked) = if asks { line().map(|(mine, its)| (Some(mine), Some(its)))? } else { (None, None) };
+    let consoles = if is_terminal(config) { Some(line()?) } else { None };
+    let pipes = if consoles.is_none() { Some(pipes(launch.input)?) } else { None };
+    let stdio = match &pipes {
+        Some((_, Some(input), [output, errors])) => Stdio::Pipes([input, output, errors].map(AsRawFd::as_raw_fd)),
+        Some((_, None, inside)) => Stdio::Output(inside.each_ref().map(AsRawFd::as_raw_fd)),
+        None => Stdio::Inherit,
+    };
+    let spawned = oci::spawn(&Job {
+        config,
+        id: launch.cgroup.as_str(),
+        group: Some(group),
+        stdio,
+        console: consoles.as_ref().map(|(_, its)| its),
+        gate: None,
+        // Nobody could say how it ends, without its shim.
+        tied: true,
+        pivot: true,
+        keyring: true,
+        preserve: 0,
+        questions: asked,
+        plain_sources: true,
+        born: Some(&watch),
+    })?;
+    let ended = |error: Failure| {
+        // Whoever is told that it failed must not find it running.
+        drop(sys::signal_pidfd(spawned.pidfd.as_fd(), libc::SIGKILL));
+        reap(&spawned.pidfd);
+        error
+    };
+    let questions = answers.map(|line| oci::receive_fd(&line)).transpose();
+    let questions = questions.map_err(|error| ended(failure(format!("cannot hear what its filter asks: {error}"))))?;
+    let ends = match (pipes, consoles) {
+        (Some((ends, ..)), _) => ends,
+        (None, Some((mine, _))) => terminal(&mine).map_err(ended)?,
+        (None, None) => unreachable!("it has the one or the other"),
+    };
+    Ok(Started { pid: spawned.pid, pidfd: spawned.pidfd, watcher: watcher.into_inner(), ends, questions })
+}
+
+/// The same by another OCI runtime.
+fn start_by(external: &External, config: &Config, launch: &Launch) -> Result<Started, Failure> {
+    let deadline = deadline()?;
+    let (ends, pid, pidfd) = if is_terminal(config) {
+        let (listener, pid, pidfd) = external.create_with_terminal()?;
+        let (line, _) = listener.accept().map_err(|error| failure(format!("process.terminal: {error}")))?;
+        (terminal(&line)?, pid, pidfd)
+    } else {
+        let (ends, input, inside) = pipes(launch.input)?;
+        let (pid, pidfd) = external.create(input, inside)?;
+        (ends, pid, pidfd)
+    };
+    // It waits for its start until here.
+    let watcher = watched(deadline.as_ref(), pidfd.as_fd())?;
+    external.start()?;
+    Ok(Started { pid, pidfd, watcher, ends, questions: None })
+}
+
+/// What a shim waits for.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Source {
+    End,
+    Newcomer,
+    Watcher,
+    Questions,
+    Output(usize),
+    Daemon(usize),
+    Users(Wait),
 }
 
 impl Container {
     fn serve(mut self, line: UnixStream) -> i32 {
         let running = Report::Running { pid: self.pid };
         let mut log = LogWriter::open(Path::new("."));
-        let mut clients = Vec::new();
+        let mut daemons = Vec::new();
         if tell(&line, &running) && line.set_nonblocking(true).is_ok() {
-            clients.push(line);
+            daemons.push(line);
         }
         drop(self.listener.set_nonblocking(true));
         let mut buffer = vec![0; PIECE];
-        let mut ended = false;
-        while !ended {
-            // 0: pidfd, 1: listener, 2 and 3: output, then clients.
-            let output = [&self.stdout, &self.stderr];
-            let mut fds = vec![
-                PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
-            ];
-            let open: Vec<usize> = (0..2).filter(|at| output[*at].is_some()).collect();
-            fds.extend(
-                open.iter()
-                    .filter_map(|at| output[*at].as_ref())
-                    .map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN)),
-            );
-            fds.extend(clients.iter().map(|client| PollFd::new(client.as_fd(), PollFlags::POLLIN)));
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(_) => break,
+        while let Ok(ready) = self.wait(&daemons) {
+            let is_ready = |source| ready.contains(&source);
+            if is_ready(Source::Questions) {
+                self.answer(&mut log);
             }
-            let ready: Vec<bool> = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect();
-            drop(fds);
-            for (slot, at) in open.iter().enumerate() {
-                if ready[2 + slot] {
-                    self.copy_output(*at, &mut buffer, &mut log);
+            if is_ready(Source::Watcher) {
+                // It has killed the container, or was killed: without it the container must not run.
+                drop(sys::signal_pidfd(self.pidfd.as_fd(), libc::SIGKILL));
+                self.watcher = None;
+            }
+            for at in 0..2 {
+                if is_ready(Source::Output(at)) {
+                    self.copy_output(at, &mut buffer, &mut log);
                 }
             }
-            let mut asked = ready[2 + open.len()..].iter();
-            let pidfd = self.pidfd.as_raw_fd();
-            clients.retain_mut(|client| !asked.next().is_some_and(|ready| *ready) || obey(client, pidfd));
-            if ready[1]
-                && clients.len() < MAX_CLIENTS
-                && let Ok((client, _)) = self.listener.accept()
-                && tell(&client, &running)
-                && client.set_nonblocking(true).is_ok()
-            {
-                clients.push(client);
+            let users: Vec<Wait> = ready
+                .iter()
+                .filter_map(|source| if let Source::Users(wait) = source { Some(*wait) } else { None })
+                .collect();
+            for signal in self.users.handle(&users, self.output[0].as_ref()) {
+                // It may have ended a moment ago.
+                drop(sys::signal_pidfd(self.pidfd.as_fd(), signal));
             }
-            ended = ready[0];
+            let (mut at, pidfd) = (0, self.pidfd.as_fd());
+            daemons.retain_mut(|daemon| {
+                at += 1;
+                !is_ready(Source::Daemon(at - 1)) || obey(daemon, pidfd)
+            });
+            if is_ready(Source::Newcomer)
+                && daemons.len() < MAX_CLIENTS
+                && let Ok((daemon, _)) = self.listener.accept()
+                && tell(&daemon, &running)
+                && daemon.set_nonblocking(true).is_ok()
+            {
+                daemons.push(daemon);
+            }
+            if is_ready(Source::End) {
+                break;
+            }
         }
-        self.finish(&mut buffer, &mut log, clients)
+        self.finish(&mut buffer, &mut log, daemons)
     }
 
-    /// Copies what is there; an end of file closes.
+    /// Waits until there is something to do.
+    fn wait(&self, daemons: &[UnixStream]) -> io::Result<Vec<Source>> {
+        let mut sources = vec![Source::End, Source::Newcomer];
+        let mut fds = vec![
+            PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+        ];
+        let mut add = |source, fd, flags| {
+            sources.push(source);
+            fds.push(PollFd::new(fd, flags));
+        };
+        if let Some(watcher) = &self.watcher {
+            add(Source::Watcher, watcher.as_fd(), PollFlags::POLLIN);
+        }
+        if let Some(questions) = &self.questions {
+            add(Source::Questions, questions.as_fd(), PollFlags::POLLIN);
+        }
+        if self.users.take_output() {
+            for (at, file) in self.output.iter().enumerate() {
+                if let Some(file) = file {
+                    add(Source::Output(at), file.as_fd(), PollFlags::POLLIN);
+                }
+            }
+        }
+        for (at, daemon) in daemons.iter().enumerate() {
+            add(Source::Daemon(at), daemon.as_fd(), PollFlags::POLLIN);
+        }
+        for (wait, fd, read, write) in self.users.waits() {
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::POLLIN, read);
+            flags.set(PollFlags::POLLOUT, write);
+            add(Source::Users(wait), fd, flags);
+        }
+        let timeout = self.users.deadline().map_or(PollTimeout::NONE, |at| {
+            // Rounded up, so that it is over when this returns.
+            let left = at.saturating_duration_since(std::time::Instant::now()).as_millis() as i32 + 1;
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let came = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        Ok(sources.into_iter().zip(&fds).filter(|(_, fd)| came(fd)).map(|(source, _)| source).collect())
+    }
+
+    /// Refuses what the filter asks, and writes it down.
+    fn answer(&mut self, log: &mut LogWriter) {
+        let Some(questions) = &self.questions else { return };
+        match questions::refuse(questions.as_fd()) {
+            Ok(Some(text)) => log.write(Stream::Audit, text.as_bytes()),
+            Ok(None) => {}
+            // Nobody who could ask is left.
+            Err(_) => self.questions = None,
+        }
+    }
+
+    /// Copies what is there; an end of file closes. Whether there was something.
     fn copy_output(&mut self, at: usize, buffer: &mut [u8], log: &mut LogWriter) -> bool {
-        let (slot, stream) =
-            if at == 0 { (&mut self.stdout, Stream::Stdout) } else { (&mut self.stderr, Stream::Stderr) };
-        let Some(file) = slot else { return false };
+        let Some(file) = &mut self.output[at] else { return false };
+        let stream = if at == 0 { Stream::Stdout } else { Stream::Stderr };
         match file.read(buffer) {
-            Ok(0) => *slot = None,
-            Ok(len) => {
+            Ok(len) if len > 0 => {
                 log.write(stream, &buffer[..len]);
+                self.users.output(stream, &buffer[..len]);
                 return true;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
-            Err(_) => *slot = None,
+            // A terminal's master, which does not wait.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // The end of a pipe; EIO is that of a terminal.
+            Ok(_) | Err(_) => self.output[at] = None,
         }
         false
     }
 
-    fn finish(mut self, buffer: &mut [u8], log: &mut LogWriter, clients: Vec<UnixStream>) -> i32 {
+    fn finish(mut self, buffer: &mut [u8], log: &mut LogWriter, daemons: Vec<UnixStream>) -> i32 {
         let code = reap(&self.pidfd);
         // With the first process, everything in its pid namespace was killed: the pipes end.
         for at in 0..2 {
+            // Others may have it open still, whom it was given to; what was written is there.
+            drop(self.output[at].as_ref().map(sys::set_nonblocking));
             while self.copy_output(at, buffer, log) {}
         }
         log.finish();
         let exit = Exit { code, out_of_memory: self.group.oom_kills() > 0 };
         let written = write_exit(&exit);
         drop(fs::remove_file("shim.sock"));
-        // A cgroup is busy for a moment after its last process died.
-        for _ in 0..50 {
-            if self.group.delete().is_ok() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+        // Before anybody is told: the next life of it has one of that name.
+        self.users.close();
+        if let Some(external) = &self.external {
+            external.delete();
         }
-        for client in &clients {
-            drop(client.set_nonblocking(false));
-            tell(client, &Report::Exited(exit));
+        // What is left of it is deleted with the container's folder.
+        drop(self.group.delete_soon());
+        for daemon in &daemons {
+            drop(daemon.set_nonblocking(false));
+            tell(daemon, &Report::Exited(exit));
         }
+        self.users.finish(code);
         i32::from(written.is_err())
     }
 }
@@ -242,7 +421,7 @@ fn tell(mut line: &UnixStream, report: &Report) -> bool {
 }
 
 /// Carries out what a daemon asks: each line is the number of a signal. Whether it is still there.
-fn obey(client: &mut UnixStream, pidfd: i32) -> bool {
+fn obey(client: &mut UnixStream, pidfd: BorrowedFd<'_>) -> bool {
     let mut text = [0; 64];
     match client.read(&mut text) {
         Ok(0) => false,
@@ -254,17 +433,5 @@ fn obey(client: &mut UnixStream, pidfd: i32) -> bool {
             true
         }
         Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
-    }
-}
-
-/// Waits for the container's first process and says how it ended.
-fn reap(pidfd: &OwnedFd) -> i32 {
-    loop {
-        match waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED) {
-            Ok(WaitStatus::Exited(_, code)) => return code,
-            Ok(WaitStatus::Signaled(_, signal, _)) => return 128 + signal as i32,
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(_) => return 255,
-        }
     }
 }

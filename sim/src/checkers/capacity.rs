@@ -5,7 +5,6 @@ use moyai_protocol::workload::Resources;
 
 use super::{Checker, Happened};
 use crate::Simulator;
-use crate::host::CAPACITY;
 
 /// See above.
 pub(super) struct NeverExceeded;
@@ -19,7 +18,8 @@ impl Checker for NeverExceeded {
         let Happened::Started { at, .. } = what else { return None };
         let asked = mesh.hosts()[*at].running.keys().filter_map(|placement| mesh.asked(&placement.workload));
         let sum = asked.fold(Resources::default(), |sum, asked| sum.plus(&asked));
-        let over = sum.cpu_milli > CAPACITY.cpu_milli || sum.memory > CAPACITY.memory;
-        over.then(|| format!("node {at} runs what asks for {sum:?}, and has {CAPACITY:?}"))
+        let all = mesh.hosts()[*at].capacity;
+        let over = sum.cpu_milli > all.cpu_milli || sum.memory > all.memory;
+        over.then(|| format!("node {at} runs what asks for {sum:?}, and has {all:?}"))
     }
 }

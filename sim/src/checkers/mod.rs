@@ -7,6 +7,7 @@ mod catalog;
 mod epochs;
 mod membership;
 mod replicas;
+mod singleton;
 
 use moyai_protocol::workload::PlacementId;
 
@@ -60,5 +61,6 @@ pub fn all() -> Vec<Box<dyn Checker>> {
         Box::new(accepted::NothingLost),
         Box::new(replicas::OneEach::default()),
         Box::new(epochs::NoRevival),
+        Box::new(singleton::NeverTwice),
     ]
 }

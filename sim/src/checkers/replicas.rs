@@ -18,8 +18,6 @@ pub(super) struct OneEach {
     disturbed: Instant,
     /// Replicas that run more than once, and since when.
     doubled: BTreeMap<(WorkloadId, u32), Instant>,
-    /// The longest that a replica has run twice, for the report.
-    longest: std::time::Duration,
 }
 
 impl Checker for OneEach {
@@ -40,7 +38,6 @@ impl Checker for OneEach {
         self.doubled.retain(|replica, _| doubled.contains_key(replica));
         for (replica, places) in doubled {
             let since = (*self.doubled.entry(replica).or_insert(now)).max(self.disturbed);
-            self.longest = self.longest.max(now.since(since));
             if now.since(since) > SETTLING {
                 let (workload, number) = replica;
                 let seconds = now.since(since).as_secs();

@@ -95,7 +95,7 @@ impl Mesh {
         let (me, host) = (self.author.id(at), self.hosts.get_mut(&at).unwrap());
         host.custody.take_dirty();
         let wanted = host.catalog.workload(&web()).unwrap();
-        let mut missing = missing(&wanted, &host.catalog, |node| host.live.contains(node));
+        let mut missing = missing(&wanted, &host.catalog, |node| host.live.contains(node), WALL);
         missing.retain(|missing| host.auction.iter().all(|held| held.replica != missing.replica));
         if missing.is_empty() || first(&web(), host.live.iter().copied()) != Some(me) {
             return host.custody.settled(&web());

@@ -43,6 +43,22 @@ fn who_lies_is_told_of_and_not_asked_again() {
 }
 
 #[test]
+fn who_are_one_another_s_only_hope_do_not_wait_for_one_another() {
+    for seed in 0..10 {
+        let mut mesh = Mesh::new(&[Manner::Honest, Manner::Lies, Manner::Honest], seed);
+        mesh.hosts[2].kept.clear();
+        mesh.want(2, image(0), Need::Copy);
+        mesh.want(0, image(0), Need::Use);
+        let failed = |mesh: &Mesh| [0, 2].iter().all(|at| !mesh.hosts[*at].failed.is_empty());
+        assert!(mesh.run_until(STALEMATE + LOOK * 4, failed), "seed {seed}");
+        for at in [0, 2] {
+            let [(_, reason)] = &mesh.hosts[at].failed[..] else { panic!("failed once") };
+            assert!(reason.starts_with("every node that has it sent wrong bytes: node 0101"), "{reason}");
+        }
+    }
+}
+
+#[test]
 fn who_is_away_rests_and_is_asked_again() {
     let mut mesh = Mesh::new(&[Manner::Honest, Manner::Away], 1);
     assert!(!mesh.gets(ms(7500)));

@@ -1,0 +1,346 @@
+//! Limits on a container's processes, through cgroups-rs, on v2, v1 and hybrid hosts.
+//!
+//! cgroups-rs finds the hierarchies and makes the groups of v1; those of v2 we make. It takes a hybrid host for v1, which
+//! is right for the controllers we set; `auto` decides by what `/sys/fs/cgroup` itself is, and is never overridden: forcing
+//! v2 on a hybrid host makes plain folders and says Ok. What the OCI spec can ask for is more than it has names for:
+//! `settings` says which file each field is, in both versions. Processes join by writing `0` to each `cgroup.procs` (v1:
+//! `tasks`) themselves, before they are anything but a clone of whoever starts them.
+
+pub(crate) mod devices;
+mod settings;
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use cgroups_rs::fs::Subsystem;
+use cgroups_rs::fs::cgroup::Cgroup;
+use cgroups_rs::fs::hierarchies;
+use oci_spec::runtime::LinuxResources;
+
+use crate::rootless::is_rootless;
+use crate::sys;
+
+/// Controllers of every container, where v1 has them mounted.
+const ALWAYS: [&str; 6] = ["memory", "cpu", "cpuacct", "pids", "devices", "freezer"];
+/// The same on v2, where devices and freezing need none.
+const ALWAYS_V2: [&str; 3] = ["memory", "cpu", "pids"];
+const TOP: &str = "/sys/fs/cgroup";
+
+/// Why a limit could not be set up. The group may exist in part; [`Group::delete`] removes it.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The group could not be made.
+    #[error("cannot make the cgroup {path}: {reason}")]
+    Create {
+        /// Below the hierarchies' roots.
+        path: String,
+        /// What the kernel or the crate said.
+        reason: String,
+    },
+    /// A limit was refused.
+    #[error("linux.resources.{field}: cannot write `{value}` to {path}: {source}")]
+    Limit {
+        /// Which field of the spec.
+        field: String,
+        /// The file of the cgroup.
+        path: PathBuf,
+        /// What was to be written.
+        value: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// No hierarchy has the controller for a limit that was asked for.
+    #[error("linux.resources.{field}: this machine has no `{controller}` controller in its cgroups to enforce it with")]
+    NoController {
+        /// Which.
+        controller: String,
+        /// What was asked for.
+        field: String,
+    },
+    /// The devices could not be limited.
+    #[error("linux.resources.devices: {0}")]
+    Devices(#[source] io::Error),
+}
+
+/// One container's group, in every hierarchy.
+pub struct Group {
+    v2: bool,
+    dirs: Vec<PathBuf>,
+}
+
+impl Group {
+    /// Makes the group `path` (no leading slash) and sets its limits. An ordinary user's containers have none, and no limits.
+    pub fn create(path: &str, resources: Option<&LinuxResources>) -> Result<Group, CgroupError> {
+        if is_rootless() {
+            return Ok(Group { v2: false, dirs: Vec::new() });
+        }
+        let failed = |reason: String| CgroupError::Create { path: path.to_owned(), reason };
+        let hierarchy = hierarchies::auto();
+        let v2 = hierarchy.v2();
+        let settings = settings::of(resources, v2);
+        if v2 {
+            let group = Group { v2, dirs: vec![make_v2(path, &settings).map_err(|error| failed(error.to_string()))?] };
+            settings.iter().try_for_each(|setting| group.set(setting))?;
+            group.limit_devices(resources)?;
+            return Ok(group);
+        }
+        let wanted = ALWAYS.into_iter().chain(settings.iter().map(|setting| setting.controller));
+        let controllers = available(&*hierarchy, wanted);
+        let inner = Cgroup::new_with_specified_controllers(hierarchy, path, Some(controllers))
+            .map_err(|error| failed(describe(&error)))?;
+        let group = Group { v2, dirs: dirs(&inner) };
+        if let Some(missing) = group.dirs.iter().find(|dir| !dir.join("cgroup.procs").exists()) {
+            return Err(failed(format!("{} is no cgroup", missing.display())));
+        }
+        for setting in &settings {
+            group.set(setting)?;
+        }
+        group.limit_devices(resources)?;
+        Ok(group)
+    }
+
+    /// The group `path` as it is.
+    pub fn load(path: &str) -> Group {
+        if is_rootless() {
+            return Group { v2: false, dirs: Vec::new() };
+        }
+        let hierarchy = hierarchies::auto();
+        let v2 = hierarchy.v2();
+        if v2 {
+            let dir = Path::new(TOP).join(path);
+            return Group { v2, dirs: Some(dir).filter(|dir| dir.is_dir()).into_iter().collect() };
+        }
+        let controllers = available(&*hierarchy, ALWAYS.into_iter().chain(settings::CONTROLLERS));
+        let inner = Cgroup::load_with_specified_controllers(hierarchy, path, controllers);
+        Group { v2, dirs: dirs(&inner).into_iter().filter(|dir| dir.is_dir()).collect() }
+    }
+
+    /// Changes the limits of a group that exists.
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        let settings = settings::of(Some(resources), self.v2);
+        settings.iter().try_for_each(|setting| self.set(setting))
+    }
+
+    /// The folders whose `cgroup.procs` a process must write itself into.
+    pub fn dirs(&self) -> &[PathBuf] {
+        &self.dirs
+    }
+
+    /// Whether this machine has one tree for all controllers.
+    pub fn is_v2(&self) -> bool {
+        self.v2
+    }
+
+    /// How many processes the kernel has killed in it for memory.
+    pub fn oom_kills(&self) -> u64 {
+        let file = if self.v2 { "memory.events" } else { "memory.oom_control" };
+        let text = self.read("memory", file).unwrap_or_default();
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
+        count.unwrap_or(0)
+    }
+
+    /// Stops all its processes where they are, or lets them go on.
+    pub fn freeze(&self, frozen: bool) -> io::Result<()> {
+        let (file, value) = match (self.v2, frozen) {
+            (true, true) => ("cgroup.freeze", "1"),
+            (true, false) => ("cgroup.freeze", "0"),
+            (false, true) => ("freezer.state", "FROZEN"),
+            (false, false) => ("freezer.state", "THAWED"),
+        };
+        let dir = self.dir("freezer").ok_or_else(|| io::Error::other("this machine has no freezer in its cgroups"))?;
+        fs::write(dir.join(file), value)
+    }
+
+    /// Puts this process into it.
+    pub fn join(&self) -> io::Result<()> {
+        self.dirs.iter().try_for_each(|dir| fs::write(dir.join("cgroup.procs"), "0"))
+    }
+
+    /// Whether they are stopped, or being stopped.
+    pub fn is_frozen(&self) -> bool {
+        match self.v2 {
+            true => self.read("freezer", "cgroup.freeze").is_some_and(|text| text.trim() == "1"),
+            false => self.read("freezer", "freezer.state").is_some_and(|text| text.trim() != "THAWED"),
+        }
+    }
+
+    /// Kills every process in it, again and again until none is left; whether none is.
+    pub fn kill(&self) -> bool {
+        for _ in 0..100 {
+            let left = self.processes();
+            if left.is_empty() {
+                return true;
+            }
+            // On v1 what is frozen does not die.
+            drop(self.freeze(false));
+            for pid in left {
+                // It may have ended a moment ago, and another have its number by now: not in the time between these calls.
+                drop(sys::pidfd_open(pid).and_then(|pidfd| sys::signal_pidfd(pidfd.as_fd(), libc::SIGKILL)));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        false
+    }
+
+    /// Every process in it, and in groups below it.
+    pub fn processes(&self) -> Vec<i32> {
+        let mut pids = Vec::new();
+        if let Some(dir) = self.dirs.first() {
+            collect(dir, &mut pids);
+        }
+        pids
+    }
+
+    /// What a file of a controller says.
+    pub fn read(&self, controller: &str, file: &str) -> Option<String> {
+        fs::read_to_string(self.dir(controller)?.join(file)).ok()
+    }
+
+    /// Removes the group, which must be empty by now, and its children if it made any.
+    pub fn delete(&self) -> io::Result<()> {
+        let mut result = Ok(());
+        for dir in &self.dirs {
+            if let Err(error) = remove_tree(dir) {
+                result = Err(error);
+            }
+        }
+        result
+    }
+
+    /// The same, when its last process died a moment ago: until the kernel has cleared that away the group is busy.
+    pub fn delete_soon(&self) -> io::Result<()> {
+        for _ in 0..100 {
+            match self.delete() {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+                result => return result,
+            }
+        }
+        self.delete()
+    }
+
+    /// The folder in the hierarchy of a controller.
+    fn dir(&self, controller: &str) -> Option<&Path> {
+        if self.v2 {
+            return self.dirs.first().map(PathBuf::as_path);
+        }
+        let of = |dir: &&PathBuf| {
+            let hierarchy = dir.strip_prefix("/sys/fs/cgroup").ok().and_then(|path| path.iter().next());
+            // Several controllers may share one: `cpu,cpuacct`.
+            hierarchy.is_some_and(|name| name.to_string_lossy().split(',').any(|part| part == controller))
+        };
+        self.dirs.iter().find(of).map(PathBuf::as_path)
+    }
+
+    fn set(&self, setting: &settings::Setting) -> Result<(), CgroupError> {
+        let Some(dir) = self.dir(setting.controller) else {
+            if setting.may_lack {
+                return Ok(());
+            }
+            let (controller, field) = (setting.controller.to_owned(), setting.field.clone());
+            return Err(CgroupError::NoController { controller, field });
+        };
+        let path = dir.join(&setting.file);
+        if setting.controller == "cpuset" && !self.v2 {
+            // A new group of v1 has no processors and no memory at all, and neither may those above it.
+            settings::inherit_cpuset(dir);
+        }
+        match write_existing(&path, &setting.value) {
+            // Kernels without swap accounting, or without the scheduler for block devices, have nothing to limit.
+            Err(error) if setting.may_lack && error.kind() == io::ErrorKind::NotFound => Ok(()),
+            written => {
+                let (field, value) = (setting.field.clone(), setting.value.clone());
+                written.map_err(|source| CgroupError::Limit { field, path, value, source })
+            }
+        }
+    }
+
+    fn limit_devices(&self, resources: Option<&LinuxResources>) -> Result<(), CgroupError> {
+        let rules = devices::rules(resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default());
+        let Some(dir) = self.dir("devices") else { return Ok(()) };
+        let limited = if self.v2 { devices::attach(dir, &rules) } else { devices::write(dir, &rules) };
+        limited.map_err(CgroupError::Devices)
+    }
+}
+
+/// Writes to a file that is there: the kernel's folders let none be made, and say so in another way than "not found".
+fn write_existing(path: &Path, value: &str) -> io::Result<()> {
+    io::Write::write_all(&mut fs::File::options().write(true).open(path)?, value.as_bytes())
+}
+
+/// Makes a group of v2, with the controllers that its limits need handed down to it. cgroups-rs takes the freezer for a
+/// controller there, and refuses what has none.
+fn make_v2(path: &str, settings: &[settings::Setting]) -> io::Result<PathBuf> {
+    let mut wanted: Vec<&str> =
+        ALWAYS_V2.into_iter().chain(settings.iter().map(|setting| setting.hierarchy())).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let mut dir = PathBuf::from(TOP);
+    for part in Path::new(path) {
+        let there = fs::read_to_string(dir.join("cgroup.controllers"))?;
+        for name in wanted.iter().filter(|name| there.split_whitespace().any(|have| have == **name)) {
+            // Where it is handed down already, or cannot be because processes sit there, the limit itself says so.
+            drop(write_existing(&dir.join("cgroup.subtree_control"), &format!("+{name}")));
+        }
+        dir.push(part);
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+    }
+    Ok(dir)
+}
+
+fn collect(dir: &Path, pids: &mut Vec<i32>) {
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect(&entry.path(), pids);
+        }
+    }
+}
+
+fn available<'a>(hierarchy: &dyn cgroups_rs::fs::Hierarchy, wanted: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mounted = hierarchy.subsystems();
+    let mounted: Vec<String> = mounted.iter().map(Subsystem::controller_name).collect();
+    let mut names: Vec<String> =
+        wanted.filter(|name| mounted.iter().any(|have| have == name)).map(str::to_owned).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn dirs(group: &Cgroup) -> Vec<PathBuf> {
+    let mut dirs: Vec<PathBuf> =
+        group.subsystems().iter().map(|subsystem| subsystem.to_controller().path().to_owned()).collect();
+    dirs.sort();
+    dirs.dedup();
+    dirs
+}
+
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn describe(error: &cgroups_rs::fs::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

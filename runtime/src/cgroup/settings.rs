@@ -1,0 +1,199 @@
+//! Which file each field of `linux.resources` is (runtime-spec config-linux.md, "Control groups"; the conversions to v2 are
+//! crun's and systemd's, so that the same bundle means the same everywhere).
+
+use std::fs;
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+
+/// Controllers that only some containers need.
+pub(super) const CONTROLLERS: [&str; 6] = ["cpuset", "blkio", "hugetlb", "net_cls", "net_prio", "rdma"];
+
+/// One file to be written.
+#[derive(Debug)]
+pub(super) struct Setting {
+    pub(super) controller: &'static str,
+    pub(super) file: String,
+    pub(super) value: String,
+    /// Which field asks for it, below `linux.resources`.
+    pub(super) field: String,
+    /// A machine without that file has nothing to limit by it.
+    pub(super) may_lack: bool,
+}
+
+impl Setting {
+    /// The controller of v2 that its file belongs to: the beginning of its name.
+    pub(super) fn hierarchy(&self) -> &str {
+        self.file.split('.').next().unwrap_or(&self.file)
+    }
+}
+
+struct List(Vec<Setting>);
+
+impl List {
+    fn push(&mut self, controller: &'static str, file: &str, field: &str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            let (file, field, value) = (file.to_owned(), field.to_owned(), value.to_string());
+            self.0.push(Setting { controller, file, value, field, may_lack: false });
+        }
+    }
+
+    fn push_optional(&mut self, controller: &'static str, file: &str, field: &str, value: Option<impl ToString>) {
+        self.push(controller, file, field, value);
+        if let Some(last) = self.0.last_mut().filter(|last| last.file == file) {
+            last.may_lack = true;
+        }
+    }
+}
+
+/// Everything that is to be written, in order.
+pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
+    let mut list = List(Vec::new());
+    let Some(resources) = resources else { return list.0 };
+    if let Some(memory) = resources.memory() {
+        if v2 { memory_v2(memory, &mut list) } else { memory_v1(memory, &mut list) }
+    }
+    if let Some(cpu) = resources.cpu() {
+        if v2 { cpu_v2(cpu, &mut list) } else { cpu_v1(cpu, &mut list) }
+    }
+    if let Some(pids) = resources.pids() {
+        list.push("pids", "pids.max", "pids.limit", Some(number(pids.limit())));
+    }
+    if let Some(io) = resources.block_io() {
+        if v2 { io_v2(io, &mut list) } else { io_v1(io, &mut list) }
+    }
+    for (at, limit) in resources.hugepage_limits().iter().flatten().enumerate() {
+        let file = format!("hugetlb.{}.{}", limit.page_size(), if v2 { "max" } else { "limit_in_bytes" });
+        list.push("hugetlb", &file, &format!("hugepageLimits[{at}]"), Some(limit.limit()));
+    }
+    if let Some(network) = resources.network().as_ref().filter(|_| !v2) {
+        list.push("net_cls", "net_cls.classid", "network.classID", network.class_id());
+        for (at, priority) in network.priorities().iter().flatten().enumerate() {
+            let value = format!("{} {}", priority.name(), priority.priority());
+            list.push("net_prio", "net_prio.ifpriomap", &format!("network.priorities[{at}]"), Some(value));
+        }
+    }
+    for (name, limit) in resources.rdma().iter().flatten() {
+        let number = |value: Option<u32>| value.map_or("max".to_owned(), |value| value.to_string());
+        let value =
+            format!("{name} hca_handle={} hca_object={}", number(limit.hca_handles()), number(limit.hca_objects()));
+        list.push("rdma", "rdma.max", &format!("rdma[{name}]"), Some(value));
+    }
+    if v2 {
+        for (file, value) in resources.unified().iter().flatten() {
+            list.push("unified", file, &format!("unified[{file}]"), Some(value));
+        }
+    }
+    list.0
+}
+
+/// -1 is no limit.
+fn number(value: i64) -> String {
+    if value < 0 { "max".to_owned() } else { value.to_string() }
+}
+
+fn memory_v1(memory: &LinuxMemory, list: &mut List) {
+    list.push("memory", "memory.limit_in_bytes", "memory.limit", memory.limit());
+    list.push("memory", "memory.soft_limit_in_bytes", "memory.reservation", memory.reservation());
+    list.push_optional("memory", "memory.memsw.limit_in_bytes", "memory.swap", memory.swap());
+    list.push_optional("memory", "memory.kmem.tcp.limit_in_bytes", "memory.kernelTCP", memory.kernel_tcp());
+    list.push("memory", "memory.swappiness", "memory.swappiness", memory.swappiness());
+    let no_killer = memory.disable_oom_killer().filter(|disable| *disable).map(|_| 1);
+    list.push("memory", "memory.oom_control", "memory.disableOOMKiller", no_killer);
+    list.push(
+        "memory",
+        "memory.use_hierarchy",
+        "memory.useHierarchy",
+        memory.use_hierarchy().filter(|it| *it).map(|_| 1),
+    );
+}
+
+fn memory_v2(memory: &LinuxMemory, list: &mut List) {
+    list.push("memory", "memory.max", "memory.limit", memory.limit().map(number));
+    list.push("memory", "memory.low", "memory.reservation", memory.reservation().map(number));
+    // The spec's swap is memory and swap together.
+    let swap = memory.swap().map(|both| match memory.limit() {
+        Some(limit) if both >= limit && limit >= 0 => number(both - limit),
+        _ => number(both),
+    });
+    list.push_optional("memory", "memory.swap.max", "memory.swap", swap);
+}
+
+fn cpu_v1(cpu: &LinuxCpu, list: &mut List) {
+    list.push("cpu", "cpu.shares", "cpu.shares", cpu.shares());
+    list.push("cpu", "cpu.cfs_period_us", "cpu.period", cpu.period());
+    list.push("cpu", "cpu.cfs_quota_us", "cpu.quota", cpu.quota());
+    list.push_optional("cpu", "cpu.cfs_burst_us", "cpu.burst", cpu.burst());
+    list.push_optional("cpu", "cpu.idle", "cpu.idle", cpu.idle());
+    list.push("cpu", "cpu.rt_period_us", "cpu.realtimePeriod", cpu.realtime_period());
+    list.push("cpu", "cpu.rt_runtime_us", "cpu.realtimeRuntime", cpu.realtime_runtime());
+    cpuset(cpu, list);
+}
+
+fn cpu_v2(cpu: &LinuxCpu, list: &mut List) {
+    // 2 … 262,144 to 1 … 10,000.
+    let weight = |shares: u64| 1 + shares.clamp(2, 262_144).saturating_sub(2) * 9999 / 262_142;
+    list.push("cpu", "cpu.weight", "cpu.shares", cpu.shares().filter(|shares| *shares > 0).map(weight));
+    if cpu.quota().is_some() || cpu.period().is_some() {
+        let quota = cpu.quota().filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
+        list.push("cpu", "cpu.max", "cpu.quota", Some(format!("{quota} {}", cpu.period().unwrap_or(100_000))));
+    }
+    list.push_optional("cpu", "cpu.max.burst", "cpu.burst", cpu.burst());
+    list.push_optional("cpu", "cpu.idle", "cpu.idle", cpu.idle());
+    cpuset(cpu, list);
+}
+
+fn cpuset(cpu: &LinuxCpu, list: &mut List) {
+    list.push("cpuset", "cpuset.cpus", "cpu.cpus", cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()));
+    list.push("cpuset", "cpuset.mems", "cpu.mems", cpu.mems().as_ref().filter(|mems| !mems.is_empty()));
+}
+
+/// A group of v1 begins without processors and memory: it takes those of the one above.
+pub(super) fn inherit_cpuset(dir: &Path) {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let empty = |dir: &Path| fs::read_to_string(dir.join(file)).is_ok_and(|text| text.trim().is_empty());
+        let chain: Vec<&Path> = dir.ancestors().take_while(|dir| empty(dir)).collect();
+        for dir in chain.into_iter().rev() {
+            let above = dir.parent().and_then(|above| fs::read_to_string(above.join(file)).ok()).unwrap_or_default();
+            // What cannot be inherited is seen when the limit itself is written.
+            drop(fs::write(dir.join(file), above.trim()));
+        }
+    }
+}
+
+type Throttle<'a> = (&'static str, &'static str, &'a Option<Vec<LinuxThrottleDevice>>, &'static str);
+
+fn throttles(io: &LinuxBlockIo) -> [Throttle<'_>; 4] {
+    [
+        ("throttleReadBpsDevice", "blkio.throttle.read_bps_device", io.throttle_read_bps_device(), "rbps"),
+        ("throttleWriteBpsDevice", "blkio.throttle.write_bps_device", io.throttle_write_bps_device(), "wbps"),
+        ("throttleReadIOPSDevice", "blkio.throttle.read_iops_device", io.throttle_read_iops_device(), "riops"),
+        ("throttleWriteIOPSDevice", "blkio.throttle.write_iops_device", io.throttle_write_iops_device(), "wiops"),
+    ]
+}
+
+fn io_v1(io: &LinuxBlockIo, list: &mut List) {
+    list.push_optional("blkio", "blkio.bfq.weight", "blockIO.weight", io.weight().filter(|weight| *weight > 0));
+    for (at, device) in io.weight_device().iter().flatten().enumerate() {
+        let value = device.weight().map(|weight| format!("{}:{} {weight}", device.major(), device.minor()));
+        list.push_optional("blkio", "blkio.bfq.weight_device", &format!("blockIO.weightDevice[{at}]"), value);
+    }
+    for (field, file, devices, _) in throttles(io) {
+        for (at, device) in devices.iter().flatten().enumerate() {
+            let value = format!("{}:{} {}", device.major(), device.minor(), device.rate());
+            list.push("blkio", file, &format!("blockIO.{field}[{at}]"), Some(value));
+        }
+    }
+}
+
+fn io_v2(io: &LinuxBlockIo, list: &mut List) {
+    // 10 … 1,000 to 1 … 10,000.
+    let weight = |weight: u16| 1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990;
+    list.push_optional("io", "io.weight", "blockIO.weight", io.weight().filter(|it| *it > 0).map(weight));
+    for (field, _, devices, key) in throttles(io) {
+        for (at, device) in devices.iter().flatten().enumerate() {
+            let value = format!("{}:{} {key}={}", device.major(), device.minor(), device.rate());
+            list.push("io", "io.max", &format!("blockIO.{field}[{at}]"), Some(value));
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! A bundle's `config.json`, checked: what cannot be carried out is refused before anything is made, with the field's path.
+//!
+//! What a field refers to outside (files, groups, namespaces) is looked at when it is used, not here.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{
+    Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, Process, Spec,
+};
+
+use super::mounts;
+use crate::seccomp::{Filter, FilterError};
+
+/// A `config.json` is read whole; no sane one comes near this.
+const MAX_CONFIG: u64 = 16 << 20;
+/// Kinds of namespace that settings belong to.
+const IPC_SETTINGS: [&str; 9] = [
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+    "kernel.shm_rmid_forced",
+    "kernel.shm_next_id",
+];
+
+/// Why a bundle cannot be used. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not what the specification says.
+    #[error("{path}: {field}: {reason}")]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// Where in it.
+        field: String,
+        /// What the parser said.
+        reason: String,
+    },
+    /// A field that cannot be carried out.
+    #[error("{field}: {reason}")]
+    Field {
+        /// Its path.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The system call filter.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+}
+
+/// A bundle that can be run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What it says.
+    pub spec: Spec,
+    /// Its folder, absolute.
+    pub bundle: PathBuf,
+    /// Its root file system, absolute.
+    pub root: PathBuf,
+    /// Its system call filter, compiled.
+    pub filter: Option<Filter>,
+}
+
+impl Config {
+    /// Reads and checks the bundle in `bundle`.
+    pub fn load(bundle: &Path) -> Result<Config, ConfigError> {
+        let bundle =
+            fs::canonicalize(bundle).map_err(|source| ConfigError::Read { path: bundle.to_owned(), source })?;
+        let path = bundle.join("config.json");
+        let text = read(&path)?;
+        Config::parse(&text, &path, bundle)
+    }
+
+    /// The bundle in `bundle` of a container that runs: its root file system is out of sight, in a mount namespace.
+    pub(crate) fn load_started(bundle: &Path) -> Result<Config, ConfigError> {
+        let path = bundle.join("config.json");
+        let text = read(&path)?;
+        let spec: Spec = serde_json::from_slice(&text).map_err(|error| ConfigError::Malformed {
+            path,
+            field: "the top".to_owned(),
+            reason: error.to_string(),
+        })?;
+        let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        let filter = profile.map(Filter::compile).transpose()?;
+        Ok(Config { spec, bundle: bundle.to_owned(), root: PathBuf::new(), filter })
+    }
+
+    /// The same of a text that was read from `path`.
+    pub fn parse(text: &[u8], path: &Path, bundle: PathBuf) -> Result<Config, ConfigError> {
+        let mut reader = serde_json::Deserializer::from_slice(text);
+        let spec: Spec = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+            let field = match error.path().to_string() {
+                top if top == "." => "the top".to_owned(),
+                field => field,
+            };
+            ConfigError::Malformed { path: path.to_owned(), field, reason: error.inner().to_string() }
+        })?;
+        check(&spec)?;
+        let root = spec.root().as_ref().map(|root| bundle.join(root.path())).unwrap_or_default();
+        let root = fs::canonicalize(&root)
+            .map_err(|error| field("root.path", format!("cannot find {}: {error}", root.display())))?;
+        if !root.is_dir() {
+            return Err(field("root.path", format!("{} is no folder", root.display())));
+        }
+        let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        let filter = profile.map(Filter::compile).transpose()?;
+        Ok(Config { spec, bundle, root, filter })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let size = fs::metadata(path).map_err(failed)?.len();
+    if size > MAX_CONFIG {
+        return Err(failed(io::Error::other(format!("{size} bytes, {MAX_CONFIG} is the most"))));
+    }
+    fs::read(path).map_err(failed)
+}
+
+/// A process as `exec` takes one from a file, checked.
+pub fn load_process(path: &Path) -> Result<Process, ConfigError> {
+    let text = read(path)?;
+    let mut reader = serde_json::Deserializer::from_slice(&text);
+    let process: Process = serde_path_to_error::deserialize(&mut reader).map_err(|error| ConfigError::Malformed {
+        path: path.to_owned(),
+        field: error.path().to_string(),
+        reason: error.inner().to_string(),
+    })?;
+    check_process(&process, "")?;
+    Ok(process)
+}
+
+fn field(field: impl Into<String>, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Field { field: field.into(), reason: reason.into() }
+}
+
+fn check(spec: &Spec) -> Result<(), ConfigError> {
+    check_version(spec.version())?;
+    match spec.root() {
+        None => return Err(field("root", "missing, and no container runs without a root file system")),
+        Some(root) if root.path().as_os_str().is_empty() => return Err(field("root.path", "empty")),
+        Some(_) => {}
+    }
+    if let Some(process) = spec.process() {
+        check_process(process, "process.")?;
+    }
+    let empty = Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&empty);
+    check_namespaces(linux)?;
+    let isolated = |kind| linux.namespaces().iter().flatten().any(|namespace| namespace.typ() == kind);
+    for (name, set) in [("hostname", spec.hostname().is_some()), ("domainname", spec.domainname().is_some())] {
+        if set && !isolated(LinuxNamespaceType::Uts) {
+            return Err(field(name, "set, but linux.namespaces has no uts: it would be the host's"));
+        }
+    }
+    for (at, mount) in spec.mounts().iter().flatten().enumerate() {
+        check_mount(at, mount)?;
+    }
+    check_mountless(spec, linux)?;
+    check_linux(linux, &isolated)?;
+    check_hooks(spec.hooks().as_ref())
+}
+
+/// SemVer 2.0.0, of a major version that this runtime knows.
+fn check_version(version: &str) -> Result<(), ConfigError> {
+    if version.is_empty() {
+        return Err(field("ociVersion", "missing"));
+    }
+    let core = version.split(['-', '+']).next().unwrap_or_default();
+    let numbers: Vec<Option<u64>> = core.split('.').map(|part| part.parse().ok()).collect();
+    match numbers.as_slice() {
+        [Some(1), Some(_), Some(_)] => Ok(()),
+        [Some(_), Some(_), Some(_)] => Err(field("ociVersion", format!("`{version}` is none of 1.x.y"))),
+        _ => Err(field("ociVersion", format!("`{version}` is no version (SemVer 2.0.0)"))),
+    }
+}
+
+fn check_process(process: &Process, prefix: &str) -> Result<(), ConfigError> {
+    if process.args().as_ref().is_none_or(|args| args.first().is_none_or(String::is_empty)) {
+        return Err(field(format!("{prefix}args"), "empty: there is nothing to run"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(field(format!("{prefix}cwd"), format!("`{}` is no absolute path", process.cwd().display())));
+    }
+    let words = process.args().iter().flatten().enumerate().map(|(at, word)| (format!("{prefix}args[{at}]"), word));
+    let env = process.env().iter().flatten().enumerate().map(|(at, word)| (format!("{prefix}env[{at}]"), word));
+    if let Some((name, _)) = words.chain(env).find(|(_, word)| word.contains('\0')) {
+        return Err(field(name, "has a NUL in it, which no process can be given"));
+    }
+    let limits = process.rlimits().as_deref().unwrap_or_default();
+    for (at, limit) in limits.iter().enumerate() {
+        if limits[..at].iter().any(|other| other.typ() == limit.typ()) {
+            return Err(field(format!("{prefix}rlimits[{at}].type"), format!("{} is there twice", limit.typ())));
+        }
+        if limit.soft() > limit.hard() {
+            return Err(field(format!("{prefix}rlimits[{at}].soft"), "above the hard limit"));
+        }
+    }
+    Ok(())
+}
+
+fn check_namespaces(linux: &Linux) -> Result<(), ConfigError> {
+    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
+    for (at, namespace) in namespaces.iter().enumerate() {
+        if namespaces[..at].iter().any(|other| other.typ() == namespace.typ()) {
+            return Err(field(format!("linux.namespaces[{at}].type"), format!("{} is there twice", namespace.typ())));
+        }
+        if let Some(path) = namespace.path().as_ref().filter(|path| !path.is_absolute()) {
+            return Err(field(format!("linux.namespaces[{at}].path"), format!("{} is not absolute", path.display())));
+        }
+    }
+    let user = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    for (name, list) in [("uidMappings", linux.uid_mappings()), ("gidMappings", linux.gid_mappings())] {
+        let list = list.as_deref().unwrap_or_default();
+        match user.map(|user| user.path().is_some()) {
+            None if !list.is_empty() => {
+                return Err(field(format!("linux.{name}"), "set, but linux.namespaces has no user"));
+            }
+            Some(true) if !list.is_empty() => {
+                return Err(field(format!("linux.{name}"), "set, but the user namespace is one that exists"));
+            }
+            Some(false) if list.is_empty() => {
+                return Err(field(format!("linux.{name}"), "missing, and a new user namespace needs it"));
+            }
+            _ => check_mappings(&format!("linux.{name}"), list)?,
+        }
+    }
+    Ok(())
+}
+
+/// No id twice on either side, and none beyond what an id can be.
+fn check_mappings(name: &str, list: &[LinuxIdMapping]) -> Result<(), ConfigError> {
+    let overlap = |a: (u32, u32), b: (u32, u32)| {
+        u64::from(a.0) < u64::from(b.0) + u64::from(b.1) && u64::from(b.0) < u64::from(a.0) + u64::from(a.1)
+    };
+    for (at, entry) in list.iter().enumerate() {
+        let name = format!("{name}[{at}]");
+        if entry.size() == 0 {
+            return Err(field(format!("{name}.size"), "zero"));
+        }
+        for first in [entry.host_id(), entry.container_id()] {
+            if u64::from(first) + u64::from(entry.size()) > u64::from(u32::MAX) {
+                return Err(field(name, "goes beyond the highest id"));
+            }
+        }
+        for other in &list[..at] {
+            if overlap((entry.container_id(), entry.size()), (other.container_id(), other.size()))
+                || overlap((entry.host_id(), entry.size()), (other.host_id(), other.size()))
+            {
+                return Err(field(name, "overlaps an earlier one"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_mount(at: usize, mount: &Mount) -> Result<(), ConfigError> {
+    let destination = mount.destination();
+    if destination.as_os_str().is_empty() {
+        return Err(field(format!("mounts[{at}].destination"), "empty"));
+    }
+    if destination.components().any(|part| part == Component::ParentDir) {
+        return Err(field(format!("mounts[{at}].destination"), format!("{} has a `..` in it", destination.display())));
+    }
+    let options = mounts::parse(mount);
+    if options.bind && mount.source().is_none() {
+        return Err(field(format!("mounts[{at}].source"), "missing, and a bind mount has one"));
+    }
+    if options.data.iter().any(|option| option.contains('\0')) {
+        return Err(field(format!("mounts[{at}].options"), "has a NUL in it"));
+    }
+    for (name, list) in [("uidMappings", mount.uid_mappings()), ("gidMappings", mount.gid_mappings())] {
+        check_mappings(&format!("mounts[{at}].{name}"), list.as_deref().unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+/// What a container without a mount namespace of its own cannot have.
+fn check_mountless(spec: &Spec, linux: &Linux) -> Result<(), ConfigError> {
+    let own = linux.namespaces().iter().flatten();
+    if own.into_iter().any(|it| it.typ() == LinuxNamespaceType::Mount && it.path().is_none()) {
+        return Ok(());
+    }
+    let any = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let asked = [
+        ("mounts", spec.mounts().as_ref().is_some_and(|mounts| !mounts.is_empty())),
+        ("root.readonly", spec.root().as_ref().is_some_and(|root| root.readonly().unwrap_or(false))),
+        ("process.terminal", spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false))),
+        ("linux.maskedPaths", any(linux.masked_paths())),
+        ("linux.readonlyPaths", any(linux.readonly_paths())),
+        ("linux.devices", linux.devices().as_ref().is_some_and(|devices| !devices.is_empty())),
+        ("linux.rootfsPropagation", linux.rootfs_propagation().is_some()),
+    ];
+    match asked.into_iter().find(|(_, asked)| *asked) {
+        Some((name, _)) => Err(field(name, "set, but linux.namespaces has no new mount: it would be the host's")),
+        None => Ok(()),
+    }
+}
+
+fn check_linux(linux: &Linux, isolated: &dyn Fn(LinuxNamespaceType) -> bool) -> Result<(), ConfigError> {
+    for (name, value) in linux.sysctl().iter().flatten() {
+        let name_of = |reason: &str| field(format!("linux.sysctl[{name}]"), reason.to_owned());
+        if name.split(['.', '/']).any(|part| part.is_empty()) || value.contains('\0') {
+            return Err(name_of("is no setting"));
+        }
+        let dotted = name.replace('/', ".");
+        let needs = if dotted.starts_with("net.") {
+            LinuxNamespaceType::Network
+        } else if IPC_SETTINGS.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+            LinuxNamespaceType::Ipc
+        } else if dotted == "kernel.domainname" || dotted == "kernel.hostname" {
+            LinuxNamespaceType::Uts
+        } else {
+            return Err(name_of("belongs to the whole machine, not to a namespace"));
+        };
+        if !isolated(needs) {
+            return Err(name_of("would change the host: linux.namespaces lacks its namespace"));
+        }
+    }
+    for (at, device) in linux.devices().iter().flatten().enumerate() {
+        check_device(at, device)?;
+    }
+    let masked = linux.masked_paths().iter().flatten().enumerate().map(|(at, path)| ("maskedPaths", at, path));
+    let read_only = linux.readonly_paths().iter().flatten().enumerate().map(|(at, path)| ("readonlyPaths", at, path));
+    for (name, at, path) in masked.chain(read_only) {
+        if !path.starts_with('/') {
+            return Err(field(format!("linux.{name}[{at}]"), format!("`{path}` is no absolute path")));
+        }
+    }
+    if let Some(name) = linux.rootfs_propagation()
+        && mounts::propagation(name).is_none()
+    {
+        return Err(field(
+            "linux.rootfsPropagation",
+            format!("`{name}` is none of shared, slave, private, unbindable"),
+        ));
+    }
+    if linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
+        if !isolated(LinuxNamespaceType::Time) {
+            return Err(field("linux.timeOffsets", "set, but linux.namespaces has no time"));
+        }
+        let names = linux.time_offsets().iter().flatten().map(|(name, _)| name);
+        if let Some(name) = names.into_iter().find(|name| !["monotonic", "boottime"].contains(&name.as_str())) {
+            return Err(field("linux.timeOffsets", format!("`{name}` is none of monotonic, boottime")));
+        }
+    }
+    if linux.personality().as_ref().is_some_and(|it| it.flags().as_ref().is_some_and(|flags| !flags.is_empty())) {
+        return Err(field("linux.personality.flags", "the specification defines none"));
+    }
+    if let Some(path) =
+        linux.cgroups_path().as_ref().filter(|path| path.components().any(|part| part == Component::ParentDir))
+    {
+        return Err(field("linux.cgroupsPath", format!("{} has a `..` in it", path.display())));
+    }
+    let resources = linux.resources().as_ref();
+    let files = resources.and_then(|it| it.unified().as_ref()).into_iter().flatten().map(|(name, _)| name);
+    if let Some(name) = files.into_iter().find(|name| name.contains('/') || !name.contains('.')) {
+        return Err(field("linux.resources.unified", format!("`{name}` is no file of a cgroup")));
+    }
+    let pages = resources.and_then(|it| it.hugepage_limits().as_ref()).into_iter().flatten();
+    if let Some(limit) = pages.into_iter().find(|limit| limit.page_size().contains(['/', '\0'])) {
+        return Err(field("linux.resources.hugepageLimits", format!("`{}` is no size", limit.page_size())));
+    }
+    if linux.intel_rdt().is_some() {
+        return Err(field("linux.intelRdt", "not supported by this runtime"));
+    }
+    if linux.memory_policy().is_some() {
+        return Err(field("linux.memoryPolicy", "not supported by this runtime"));
+    }
+    if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return Err(field("linux.netDevices", "not supported by this runtime"));
+    }
+    match linux.mount_label() {
+        Some(label) if !label.is_empty() => {
+            Err(field("linux.mountLabel", "not supported: this runtime does not know SELinux"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_device(at: usize, device: &LinuxDevice) -> Result<(), ConfigError> {
+    let name = |part: &str| format!("linux.devices[{at}].{part}");
+    if !device.path().is_absolute() || device.path().components().any(|part| part == Component::ParentDir) {
+        return Err(field(name("path"), format!("{} is no absolute path without `..`", device.path().display())));
+    }
+    match device.typ() {
+        LinuxDeviceType::A => Err(field(name("type"), "`a` is no kind of device: it is one of c, b, u, p")),
+        LinuxDeviceType::P => Ok(()),
+        _ if device.major() < 0 || device.minor() < 0 => Err(field(name("major"), "a device has two numbers")),
+        _ => Ok(()),
+    }
+}
+
+fn check_hooks(hooks: Option<&Hooks>) -> Result<(), ConfigError> {
+    let Some(hooks) = hooks else { return Ok(()) };
+    let lists = [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    for (name, list) in lists {
+        for (at, hook) in list.iter().flatten().enumerate() {
+            if !hook.path().is_absolute() {
+                let reason = format!("{} is no absolute path", hook.path().display());
+                return Err(field(format!("hooks.{name}[{at}].path"), reason));
+            }
+            if hook.timeout().is_some_and(|timeout| timeout <= 0) {
+                return Err(field(format!("hooks.{name}[{at}].timeout"), "must be above zero"));
+            }
+        }
+    }
+    Ok(())
+}

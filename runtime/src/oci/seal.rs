@@ -1,0 +1,42 @@
+//! This program where nothing can write to it.
+//!
+//! Whatever enters a container can be made to run its own program inside (a shell that is replaced by `#!/proc/self/exe`), and
+//! whoever is root inside could then open that program through /proc/PID/exe, keep it, and overwrite it when nobody runs it any
+//! more (CVE-2019-5736). So it first becomes itself again, from a read-only mount of its own that is attached nowhere: what is
+//! opened through that cannot be written to, and nobody can find the mount to change it.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, fstatvfs};
+
+use crate::sys::{self, MountChange};
+
+/// Does nothing when that is so already; returns otherwise only when it cannot be: an ordinary user makes no mounts, and its
+/// containers' root is nobody who could write to what it cannot. To be called before there is anything else.
+pub fn seal() -> io::Result<()> {
+    let own = nix::fcntl::open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    if fstatvfs(&own)?.flags().contains(FsFlags::ST_RDONLY) {
+        return Ok(());
+    }
+    let mount = sys::clone_mount(own.as_fd(), false)?;
+    let change = MountChange { set: libc::MOUNT_ATTR_RDONLY, ..MountChange::default() };
+    sys::change_mount(mount.as_fd(), &change, false)?;
+    let words = |words: Vec<std::ffi::OsString>| {
+        words
+            .into_iter()
+            .map(|word| CString::new(word.into_vec()).map_err(io::Error::other))
+            .collect::<io::Result<Vec<_>>>()
+    };
+    let args = words(std::env::args_os().collect())?;
+    let env = std::env::vars_os().map(|(mut name, value)| {
+        name.push("=");
+        name.push(value);
+        name
+    });
+    Err(sys::exec_fd(mount.as_fd(), &args, &words(env.collect())?))
+}

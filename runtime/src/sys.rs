@@ -1,0 +1,448 @@
+//! System calls that nix does not have, each in the safest shape it can be given.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::seccomp::Instruction;
+
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Lets a descriptor survive exec.
+pub(crate) fn keep_on_exec(fd: RawFd) -> io::Result<()> {
+    // SAFETY: F_SETFD takes an integer and no pointer.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }.into()).map(drop)
+}
+
+/// Closes a descriptor at exec; fails when it is not open.
+pub(crate) fn close_on_exec(fd: RawFd) -> io::Result<()> {
+    // SAFETY: F_SETFD takes an integer and no pointer.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }.into()).map(drop)
+}
+
+/// Closes every descriptor from `first` on at exec.
+pub(crate) fn close_all_on_exec(first: u32) -> io::Result<()> {
+    // SAFETY: close_range takes integers.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
+}
+
+/// Closes every descriptor but standard ones and these.
+pub(crate) fn close_all_but(keep: &[RawFd]) {
+    let mut keep: Vec<u32> = keep.iter().map(|fd| *fd as u32).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for last in keep.iter().map(|fd| fd - 1).chain([u32::MAX]) {
+        if first <= last {
+            // SAFETY: close_range takes integers; nothing in this process uses what it closes.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+        first = last.saturating_add(2);
+    }
+}
+
+/// Processes whose parent ends become this one's children, below which they were made.
+pub(crate) fn adopt_orphans() -> io::Result<()> {
+    // SAFETY: takes integers.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Reads and writes return instead of waiting.
+pub(crate) fn set_nonblocking(file: &impl AsFd) -> io::Result<()> {
+    let flags = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_GETFL)?;
+    let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
+    Ok(nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFL(flags)).map(drop)?)
+}
+
+/// What `ps` shows of this process.
+pub(crate) fn name_process(name: &CStr) {
+    // SAFETY: the kernel copies at most 16 bytes of a string that ends with NUL.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// Sets signals to be ignored; the kernel then reaps children by itself for SIGCHLD.
+pub(crate) fn ignore_signals(signals: &[i32]) {
+    for signal in signals {
+        // SAFETY: SIG_IGN is no function of ours.
+        unsafe { libc::signal(*signal, libc::SIG_IGN) };
+    }
+}
+
+/// Every signal back to what a fresh process has, and none blocked.
+pub(crate) fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL is no function of ours; the kernel refuses for SIGKILL and SIGSTOP, which is right.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: the set is initialised by sigemptyset before it is read.
+    unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
+}
+
+/// Kills this process when its parent dies.
+pub(crate) fn die_with_parent() {
+    // SAFETY: PR_SET_PDEATHSIG takes an integer.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
+/// Which side of a clone this is.
+pub(crate) enum Cloned {
+    /// The new process.
+    Child,
+    /// The old one: the child's number and a descriptor for it.
+    Parent { pid: i32, pidfd: OwnedFd },
+}
+
+/// A new process in new namespaces (clone3, Linux 5.3), with a pidfd.
+///
+/// # Safety
+/// The calling process must have one thread, so that the child may go on running Rust code.
+pub(crate) unsafe fn clone_into(namespaces: u64) -> io::Result<Cloned> {
+    // SAFETY: the caller has one thread.
+    unsafe { clone3(namespaces, libc::SIGCHLD as u64) }
+}
+
+/// The same, as a child of this process's parent, to which it is what this process is.
+///
+/// # Safety
+/// As for [`clone_into`].
+pub(crate) unsafe fn clone_sibling(namespaces: u64) -> io::Result<Cloned> {
+    // With CLONE_PARENT the exit signal is this process's own.
+    // SAFETY: the caller has one thread.
+    unsafe { clone3(namespaces | libc::CLONE_PARENT as u64, 0) }
+}
+
+unsafe fn clone3(flags: u64, exit_signal: u64) -> io::Result<Cloned> {
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: a zeroed clone_args asks for nothing.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
+    args.exit_signal = exit_signal;
+    // SAFETY: args and pidfd outlive the call; without CLONE_VM the child has its own copy of this stack, and by the
+    // caller's promise no other thread's lock is copied with it.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &args, std::mem::size_of_val(&args)) })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    // SAFETY: the kernel has stored a fresh descriptor there.
+    Ok(Cloned::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// A descriptor for the process `pid`.
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Enters namespaces: of one kind by its own descriptor, or several kinds of a process by its pidfd (Linux 5.8).
+pub(crate) fn enter_namespaces(fd: BorrowedFd<'_>, kinds: u64) -> io::Result<()> {
+    // SAFETY: takes integers.
+    check(unsafe { libc::setns(fd.as_raw_fd(), kinds as libc::c_int) }.into()).map(drop)
+}
+
+/// Sends a signal to the process behind a pidfd: never to another that got its number.
+pub(crate) fn signal_pidfd(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: no siginfo is passed.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0) })
+        .map(drop)
+}
+
+/// A session keyring of its own, so that the host's is not inherited. Hosts without keyrings have none to hide.
+pub(crate) fn own_keyring() {
+    // SAFETY: a null name asks for an anonymous keyring.
+    unsafe {
+        libc::syscall(libc::SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, std::ptr::null::<u8>())
+    };
+}
+
+/// Brings `lo` up in this network namespace.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    use std::os::fd::AsRawFd;
+    // SAFETY: ifreq is plain data; zero is a valid value for it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which lives for the whole call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &request) }.into()).map(drop)
+}
+
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 0x04;
+const MOVE_MOUNT_T_EMPTY_PATH: libc::c_uint = 0x40;
+const AT_RECURSIVE: libc::c_int = 0x8000;
+
+/// A detached copy of the mount that `at` lies on, from `at` on (open_tree(2), Linux 5.2).
+pub(crate) fn clone_mount(at: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as libc::c_uint;
+    let flags = if recursive { flags | AT_RECURSIVE as libc::c_uint } else { flags };
+    // SAFETY: the path is an empty string that ends with NUL.
+    let fd = check(unsafe { libc::syscall(libc::SYS_open_tree, at.as_raw_fd(), c"".as_ptr(), flags) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Attaches a detached mount on what `to` refers to (move_mount(2), Linux 5.2).
+pub(crate) fn attach_mount(mount: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
+    let (from, to, none) = (mount.as_raw_fd(), to.as_raw_fd(), c"".as_ptr());
+    // SAFETY: both paths are empty strings that end with NUL.
+    check(unsafe { libc::syscall(libc::SYS_move_mount, from, none, to, none, flags) }).map(drop)
+}
+
+/// What is changed of a mount: `MOUNT_ATTR_*` to set and to clear, its propagation (`MS_SHARED` …, or 0), and the user
+/// namespace that its owners are shifted by.
+#[derive(Copy, Clone, Default)]
+pub(crate) struct MountChange<'a> {
+    pub(crate) set: u64,
+    pub(crate) clear: u64,
+    pub(crate) propagation: u64,
+    pub(crate) shifted_by: Option<BorrowedFd<'a>>,
+}
+
+/// Changes the mount whose root `mount` is, and those below it (mount_setattr(2), Linux 5.12).
+pub(crate) fn change_mount(mount: BorrowedFd<'_>, change: &MountChange<'_>, recursive: bool) -> io::Result<()> {
+    let idmap = if change.shifted_by.is_some() { libc::MOUNT_ATTR_IDMAP } else { 0 };
+    let attributes = libc::mount_attr {
+        attr_set: change.set | idmap,
+        attr_clr: change.clear,
+        propagation: change.propagation,
+        userns_fd: change.shifted_by.map_or(0, |fd| fd.as_raw_fd() as u64),
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
+    let (fd, size) = (mount.as_raw_fd(), std::mem::size_of_val(&attributes));
+    // SAFETY: the path is an empty string that ends with NUL; the attributes live for the whole call.
+    check(unsafe { libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &attributes, size) }).map(drop)
+}
+
+/// The other end of the terminal whose master this is, by descriptor: no path of it can be swapped (TIOCGPTPEER, Linux 4.13).
+pub(crate) fn terminal_peer(master: &impl AsFd) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes open flags as an integer.
+    let fd = check(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCGPTPEER, flags) }.into())?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Lets the other end of a terminal be opened (unlockpt(3)).
+pub(crate) fn unlock_terminal(master: &impl AsFd) -> io::Result<()> {
+    let unlocked: libc::c_int = 0;
+    // SAFETY: TIOCSPTLCK reads an int, which lives for the whole call.
+    check(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCSPTLCK, &unlocked) }.into()).map(drop)
+}
+
+/// Rows and columns of a terminal.
+pub(crate) fn set_terminal_size(terminal: &impl AsFd, rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads a winsize, which lives for the whole call.
+    check(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &size) }.into()).map(drop)
+}
+
+/// Rows and columns of a terminal; an error when it is none.
+pub(crate) fn terminal_size(terminal: &impl AsFd) -> io::Result<(u16, u16)> {
+    // SAFETY: winsize is plain data; zero is a valid value for it.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: TIOCGWINSZ writes a winsize, which lives for the whole call.
+    check(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &mut size) }.into())?;
+    Ok((size.ws_row, size.ws_col))
+}
+
+/// Makes it the terminal that controls this session.
+pub(crate) fn control_terminal(terminal: &impl AsFd) -> io::Result<()> {
+    // SAFETY: TIOCSCTTY takes an integer.
+    check(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) }.into()).map(drop)
+}
+
+/// Makes an open descriptor one of the first three.
+pub(crate) fn pass(fd: RawFd, to: RawFd) -> io::Result<()> {
+    if fd == to {
+        return keep_on_exec(fd);
+    }
+    // SAFETY: dup2 takes integers; whoever calls knows that `to` is not in use for anything else.
+    check(unsafe { libc::dup2(fd, to) }.into()).map(drop)
+}
+
+/// A limit of this process and what it becomes.
+pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the limit lives for the whole call; no old one is asked for.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &limit, std::ptr::null::<u8>()) }).map(drop)
+}
+
+/// The hard limit of this process.
+pub(crate) fn hard_limit(resource: u32) -> io::Result<u64> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: no new limit is given; the old one is written to a structure that lives for the whole call.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<u8>(), &mut limit) })?;
+    Ok(limit.rlim_max)
+}
+
+/// Whether this process may raise hard limits.
+pub(crate) fn may_raise_limits() -> bool {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t"));
+    effective.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & 1 << CAP_SYS_RESOURCE != 0)
+}
+
+/// The execution domain of this process (personality(2)).
+pub(crate) fn set_personality(domain: u64) -> io::Result<()> {
+    // SAFETY: takes an integer.
+    check(unsafe { libc::personality(domain) }.into()).map(drop)
+}
+
+/// Its class and level for block devices (ioprio_set(2)).
+pub(crate) fn set_io_priority(class: i32, level: i32) -> io::Result<()> {
+    // SAFETY: takes integers; 1 is IOPRIO_WHO_PROCESS, 0 this one, and the class begins at bit 13.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, class << 13 | level) }).map(drop)
+}
+
+/// How it is scheduled (sched_setattr(2)).
+#[repr(C)]
+#[derive(Clone)]
+pub(crate) struct Scheduling {
+    pub(crate) size: u32,
+    pub(crate) policy: u32,
+    pub(crate) flags: u64,
+    pub(crate) nice: i32,
+    pub(crate) priority: u32,
+    pub(crate) runtime: u64,
+    pub(crate) deadline: u64,
+    pub(crate) period: u64,
+}
+
+impl Scheduling {
+    /// What a process begins with.
+    pub(crate) fn unset() -> Scheduling {
+        let size = std::mem::size_of::<Scheduling>() as u32;
+        Scheduling { size, policy: 0, flags: 0, nice: 0, priority: 0, runtime: 0, deadline: 0, period: 0 }
+    }
+}
+
+/// Sets how this process is scheduled.
+pub(crate) fn set_scheduling(scheduling: &Scheduling) -> io::Result<()> {
+    // SAFETY: the structure is laid out as sched_attr in its first version, says its size, and lives for the whole call.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, scheduling, 0) }).map(drop)
+}
+
+/// Whether other processes of this user may look into this one (PR_SET_DUMPABLE): not while it is in a container and still
+/// has the host's program, which they could reach through it (CVE-2016-9962, CVE-2019-5736).
+pub(crate) fn hide_from_others() {
+    // SAFETY: takes integers.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+}
+
+/// Raises a capability in the ambient set, so that exec keeps it for a user that is not root.
+pub(crate) fn raise_ambient(capability: u32) -> io::Result<()> {
+    let raise = libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong;
+    // SAFETY: takes integers.
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, libc::c_ulong::from(capability), 0, 0) }.into()).map(drop)
+}
+
+/// The NIS domain name of this uts namespace.
+pub(crate) fn set_domain_name(name: &str) -> io::Result<()> {
+    // SAFETY: the kernel reads `len` bytes of the string.
+    check(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }.into()).map(drop)
+}
+
+/// Takes a capability out of what this process, and anything it becomes, could ever have.
+pub(crate) fn drop_bounding(capability: u32) {
+    // SAFETY: takes integers; fails for capabilities this kernel does not know, which nobody can have then.
+    unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
+}
+
+/// What this process, and anything it becomes, could have.
+pub(crate) fn bounding_set() -> u64 {
+    let has = |capability: &u32| {
+        // SAFETY: takes integers; fails for what this kernel does not know.
+        unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(*capability), 0, 0, 0) == 1 }
+    };
+    (0..64).filter(has).fold(0, |mask, capability| mask | 1 << capability)
+}
+
+/// Keeps permitted capabilities over a change from root to another user.
+pub(crate) fn keep_capabilities() -> io::Result<()> {
+    // SAFETY: takes integers.
+    check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Sets the three capability sets of this thread (capset(2), version 3).
+pub(crate) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let header = Header { version: 0x2008_0522, pid: 0 };
+    let half = |shift: u32| Data {
+        effective: (effective >> shift) as u32,
+        permitted: (permitted >> shift) as u32,
+        inheritable: (inheritable >> shift) as u32,
+    };
+    let data = [half(0), half(32)];
+    // SAFETY: version 3 reads one header and two data blocks, all of which live for the whole call.
+    check(unsafe { libc::syscall(libc::SYS_capset, &header, data.as_ptr()) }).map(drop)
+}
+
+/// From here on, exec gives no more rights than this process has.
+pub(crate) fn no_new_privileges() -> io::Result<()> {
+    // SAFETY: takes integers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+/// Installs a system call filter for this process and what it becomes, with `SECCOMP_FILTER_FLAG_*`; with
+/// SECCOMP_FILTER_FLAG_NEW_LISTENER among them the result is the descriptor on which its questions arrive.
+pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> io::Result<Option<OwnedFd>> {
+    #[repr(C)]
+    struct Program {
+        len: libc::c_ushort,
+        filter: *const Instruction,
+    }
+    let len = libc::c_ushort::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let program = Program { len, filter: program.as_ptr() };
+    const SET_MODE_FILTER: libc::c_uint = 1;
+    // SAFETY: `filter` points to `len` instructions laid out as sock_filter; the kernel copies them.
+    let result = check(unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, &program) })?;
+    let listens = flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0;
+    // SAFETY: with that flag the kernel has just made this descriptor for us.
+    Ok(listens.then(|| unsafe { OwnedFd::from_raw_fd(result as RawFd) }))
+}
+
+/// Becomes the program behind a descriptor; returns only why it could not.
+pub(crate) fn exec_fd(program: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> io::Error {
+    let pointers =
+        |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>();
+    let (args, env, fd) = (pointers(args), pointers(env), program.as_raw_fd());
+    // SAFETY: the path is an empty string; both arrays end with null and point to strings that live until exec has copied
+    // them.
+    unsafe { libc::syscall(libc::SYS_execveat, fd, c"".as_ptr(), args.as_ptr(), env.as_ptr(), libc::AT_EMPTY_PATH) };
+    io::Error::last_os_error()
+}
+
+/// Becomes another program; returns only why it could not.
+pub(crate) fn exec(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
+    let pointers =
+        |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>();
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both arrays end with null and point to strings that live until exec has copied them.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
