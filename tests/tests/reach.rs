@@ -69,6 +69,22 @@ fn a_terminal_of_one_s_own_on_another_machine() {
 }
 
 #[test]
+fn a_node_s_next_life_is_reached_at_once() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    begin(one, "web", &[], "sleep 1000");
+    for _ in 0..5 {
+        // A connection to the life that ends now, of which lab-1 may not have heard when it asks again.
+        one.moyai(&["exec", "web", "true"]).ok();
+        two.kill_daemon();
+        two.up();
+        wait_for("it to run there", PATIENCE, || (two.workload("web")?["state"] == "running").then_some(()));
+        wait_for("that to be known", PATIENCE, || (one.workload("web")?["state"] == "running").then_some(()));
+        assert_eq!(one.moyai(&["exec", "web", "echo", "still"]).ok().stdout, "still\n");
+    }
+}
+
+#[test]
 fn one_leaves_a_container_and_comes_back() {
     let lab = two_hosts();
     let [one, _] = lab.hosts();

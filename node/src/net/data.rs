@@ -8,6 +8,7 @@
 //! Request::Chunks(ids)  →  for each: length (4 bytes, all ones for "not here"), bytes
 //! Request::Logs(…)      →  frames of [`LogFrame`], until the log has ended or the asker goes
 //! Request::Exec(…)      ⇄  the frames of `moyai_runtime::launch::exec`, unread here
+//! Request::Greeting     →  nothing but the stream's end
 //! ```
 //!
 //! **Bounds.** [`MAX_CONNECTIONS`] connections and [`MAX_STREAMS`] requests on each; a request of at most
@@ -74,6 +75,8 @@ pub enum Request {
     Logs(LogRequest),
     /// Something is to be done in a container.
     Exec(ExecRequest),
+    /// Nothing is wanted but an answer: before what must not be asked twice.
+    Greeting,
 }
 
 /// What is to be done in a container.
@@ -353,8 +356,24 @@ impl DataPlane {
         addresses: &[SocketAddr],
         request: ExecRequest,
     ) -> anyhow::Result<(quinn::SendStream, quinn::RecvStream)> {
+        // The connection may be to an earlier life of that node. That is found out before: what is to be done once cannot be
+        // asked a second time when its answer does not come.
+        if self.greet(node, addresses).await.is_err() {
+            self.greet(node, addresses).await?;
+        }
         let (_, send, receive) = self.open(node, addresses, &Request::Exec(request)).await?;
         Ok((send, receive))
+    }
+
+    /// Has an answer of the node, on the connection that the next request takes.
+    async fn greet(&self, node: NodeId, addresses: &[SocketAddr]) -> anyhow::Result<()> {
+        let (connection, mut receive) = self.ask(node, addresses, &Request::Greeting).await?;
+        let answered = tokio::time::timeout(STALL, receive.read_to_end(0)).await;
+        if !matches!(answered, Ok(Ok(_))) {
+            self.forget(&node, &connection).await;
+        }
+        answered.with_context(|| format!("no answer in {} s", STALL.as_secs()))??;
+        Ok(())
     }
 
     async fn ask(
@@ -587,6 +606,7 @@ async fn answer(
                 tokio::time::timeout(WRITE_STALL, written).await??;
             }
         }
+        Request::Greeting => {}
         Request::Exec(_) if role < Role::Submitter => anyhow::bail!("a worker asked for a process"),
         Request::Exec(request) => {
             let execs = Arc::clone(&offer.execs);
