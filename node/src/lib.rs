@@ -10,6 +10,7 @@ mod daemon;
 mod demo;
 mod net;
 mod pieces;
+mod registry;
 
 use std::process::ExitCode;
 

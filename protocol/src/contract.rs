@@ -263,7 +263,9 @@ pub enum Command {
     },
     /// An image was loaded here.
     ImageAdded(ImageHeld),
-    /// Fetch an image from whoever has it.
+    /// A name is nobody's any more, here and on every node.
+    Unname(crate::reference::Reference),
+    /// Fetch an image, or what it was made of, from whoever has it.
     FetchImage {
         /// Its root chunk.
         root: ChunkId,

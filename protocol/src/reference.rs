@@ -116,6 +116,16 @@ fn is_tag(tag: &str) -> bool {
 }
 
 impl Reference {
+    /// Its last part: `3.20` of `alpine:3.20`.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// All before the tag: `docker.io/library/alpine`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// As people write it: without the host and folder that docker implies, tag always shown.
     pub fn familiar(&self) -> String {
         let implied = format!("{DEFAULT_HOST}/{DEFAULT_FOLDER}/");

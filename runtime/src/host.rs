@@ -229,3 +229,28 @@ pub fn terminal_size() -> Option<(u16, u16)> {
 pub fn terminal_columns() -> Option<u16> {
     terminal_size().map(|(_, columns)| columns)
 }
+/// The user whose process has the other end of a TCP connection on this machine, `peer` being its address and `port` this end's:
+/// the kernel's word (/proc/net/tcp), so it cannot be made up. `None` when it is no connection of this machine.
+pub fn socket_owner(peer: std::net::SocketAddr, port: u16) -> Option<u32> {
+    let ip = match peer.ip() {
+        std::net::IpAddr::V4(ip) => format!("{:08X}", u32::from_ne_bytes(ip.octets())),
+        std::net::IpAddr::V6(ip) => ip
+            .octets()
+            .chunks(4)
+            .map(|four| format!("{:08X}", u32::from_ne_bytes([four[0], four[1], four[2], four[3]])))
+            .collect(),
+    };
+    let (local, end) = (format!("{ip}:{:04X}", peer.port()), format!(":{port:04X}"));
+    let file = if peer.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+    let table = std::fs::read_to_string(file).ok()?;
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let same = *fields.get(1)? == local && fields.get(2)?.ends_with(&end);
+        same.then(|| fields.get(7)?.parse().ok()).flatten()
+    })
+}
+
+/// The user that this process runs as.
+pub fn own_user() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}

@@ -426,10 +426,13 @@ pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> io::Result<
     Ok(listens.then(|| unsafe { OwnedFd::from_raw_fd(result as RawFd) }))
 }
 
+/// As exec takes them: an array that ends with null.
+fn pointers(list: &[CString]) -> Vec<*const libc::c_char> {
+    list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
 /// Becomes the program behind a descriptor; returns only why it could not.
 pub(crate) fn exec_fd(program: BorrowedFd<'_>, args: &[CString], env: &[CString]) -> io::Error {
-    let pointers =
-        |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>();
     let (args, env, fd) = (pointers(args), pointers(env), program.as_raw_fd());
     // SAFETY: the path is an empty string; both arrays end with null and point to strings that live until exec has copied
     // them.
@@ -439,8 +442,6 @@ pub(crate) fn exec_fd(program: BorrowedFd<'_>, args: &[CString], env: &[CString]
 
 /// Becomes another program; returns only why it could not.
 pub(crate) fn exec(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
-    let pointers =
-        |list: &[CString]| list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>();
     let (args, env) = (pointers(args), pointers(env));
     // SAFETY: both arrays end with null and point to strings that live until exec has copied them.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };

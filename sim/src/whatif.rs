@@ -186,7 +186,10 @@ fn load(mesh: &mut Simulator, model: &Model) -> BTreeMap<moyai_protocol::id::Wor
         mesh.boot(at);
         for image in model.images.iter().filter(|image| model.machines[at].images.contains(&image.root)) {
             let (reference, id, root, size) = (image.reference.clone(), image.id, image.root, image.size);
-            mesh.command(at, Command::ImageAdded(ImageHeld { reference, id, root, size, named: Hlc::default() }));
+            mesh.command(
+                at,
+                Command::ImageAdded(ImageHeld { reference, id, root, size, named: Hlc::default(), original: None }),
+            );
         }
     }
     mesh.know_one_another();
@@ -216,6 +219,7 @@ fn facts(mesh: &Simulator, model: &Model) -> (Vec<Arc<Fact>>, Names) {
             labels: machine.labels.clone(),
             data: Vec::new(),
             images: Vec::new(),
+            unnamed: Vec::new(),
             fetching: Vec::new(),
             chain: chain.clone(),
             vouch: vouch(key, chain),

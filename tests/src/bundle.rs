@@ -324,7 +324,8 @@ impl Drop for Background {
 /// Listens at a socket, and takes the descriptor that is sent there. As safe Rust has no recvmsg, a perl does it.
 ///
 /// It prints the bytes that came with it in one line. Of a terminal it then types `typed` and prints what is shown, to the end;
-/// of a seccomp filter it answers each question with "operation not permitted" and prints its system call's number.
+/// of a seccomp filter it answers one question with "operation not permitted" and prints its system call's number. Before
+/// Linux 6.11 whoever waits for another is not told that nobody is left to ask.
 pub fn take_descriptor(bundle: &Bundle, name: &str, what: &str, typed: &str) -> Background {
     const SCRIPT: &str = r#"
 use strict; use Socket;
@@ -349,14 +350,12 @@ if ($what eq "terminal") {
     my $text;
     print $text while sysread($file, $text, 4096);
 } else {
-    while (1) {
-        my $question = "\0" x 80;
-        ioctl($file, 0xc0502100, $question) or last;
-        my ($id, undef, undef, $call) = unpack("QLLl", $question);
-        print "call $call\n";
-        my $answer = pack("QqlL", $id, 0, -1, 0);
-        ioctl($file, 0xc0182101, $answer) or last;
-    }
+    my $question = "\0" x 80;
+    ioctl($file, 0xc0502100, $question) or die $!;
+    my ($id, undef, undef, $call) = unpack("QLLl", $question);
+    print "call $call\n";
+    my $answer = pack("QqlL", $id, 0, -1, 0);
+    ioctl($file, 0xc0182101, $answer) or die $!;
 }
 "#;
     let recvmsg = if cfg!(target_arch = "x86_64") { "47" } else { "212" };

@@ -65,6 +65,8 @@ fn the_first_process_can_be_killed_by_a_signal() {
 fn standard_output_and_error_stay_apart() {
     let lab = two_hosts();
     let [one, _] = lab.hosts();
+    // Where its image is not yet, and takes its time, that is said first.
+    run(one, &["alpine", "true"]).ok();
     let output = run(one, &["alpine", "sh", "-c", "echo out; echo err >&2; printf 'no newline'"]).ok();
     assert_eq!((&*output.stdout, &*output.stderr), ("out\nno newline", "err\n"));
     let output = run(one, &["alpine", "sh", "-c", "seq 1 20000"]).ok();

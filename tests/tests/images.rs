@@ -53,7 +53,13 @@ fn every_form_of_archive_is_the_same_image() {
         assert_eq!((&again["id"], &again["reference"]), (&first["id"], &first["reference"]), "{form}");
         assert_eq!((&again["new"], &again["size"]), (&0.into(), &first["size"]), "{form} stored something anew");
     }
-    assert!(stored(&one.data) <= size + (256 << 10), "the store has grown from {size} to {}", stored(&one.data));
+    // But for the compressed layer, which is kept as it came, once.
+    let layer = fs::metadata(images::busybox("alpine.oci.tar")).expect("an archive").len();
+    assert!(
+        stored(&one.data) <= size + layer + (256 << 10),
+        "the store has grown from {size} to {}",
+        stored(&one.data)
+    );
     assert_eq!(one.images().len(), 1);
     let zstd = one.moyai(&["--json", "load", &images::busybox("zstd.oci").to_string_lossy()]).ok().json();
     assert_eq!((&zstd["reference"], &zstd["new"]), (&"zstd:latest".into(), &0.into()), "layers compressed by zstd");

@@ -2,7 +2,8 @@
 //!
 //! - [`types`]: what travels; field names are stable
 //! - [`view`]: how the node's state becomes that
-//! - [`server`]: the daemon's side; [`changes`]: what of it changes what runs
+//! - [`server`]: the daemon's side; [`changes`]: what of it changes what runs;
+//!   [`images`]: what is done with images
 //! - [`client`]: the command line's side
 //!
 //! Who may write to the socket may do anything on this node, as with docker's: it is readable by root only.
@@ -10,6 +11,7 @@
 mod changes;
 pub mod client;
 mod exec;
+pub(crate) mod images;
 pub mod server;
 pub mod types;
-mod view;
+pub(crate) mod view;

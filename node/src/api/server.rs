@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use futures::StreamExt;
-use moyai_protocol::catalog::{Hlc, ImageHeld};
+use moyai_protocol::catalog::{Hlc, ImageHeld, OriginalHeld};
 use moyai_protocol::contract::{Command, Refused, Reply};
 use moyai_protocol::id::{ChunkId, ImageId, MeshId, NodeId, WorkloadId};
 use moyai_protocol::reference::Reference;
@@ -33,6 +33,7 @@ use super::types::{Failure, Invitation, InviteRequest, LoadStep, LogRow, PullSte
 use super::view::{self, Found};
 use crate::daemon::driver::{Handle, Stopping};
 use crate::daemon::home::random;
+use crate::daemon::images::{Fetching, Images};
 use crate::daemon::problem;
 use crate::net::admission::{Gate, InviteError, unix_now};
 use crate::net::data::{DataPlane, ExecSource, LogRequest, LogSource};
@@ -50,6 +51,8 @@ pub struct State {
     pub handle: Handle,
     /// Images.
     pub store: Arc<Store>,
+    /// What is done with them.
+    pub images: Images,
     /// Invitations.
     pub gate: Arc<Gate>,
     /// Other nodes' logs.
@@ -92,7 +95,12 @@ pub fn start(socket: &Path, state: State) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/nodes", get(nodes))
-        .route("/v1/images", get(images))
+        .route("/v1/images", get(images).delete(super::images::remove))
+        .route("/v1/images/save", post(super::images::save))
+        .route("/v1/images/tag", post(super::images::tag))
+        .route("/v1/images/verify", post(super::images::verify))
+        .route("/v1/images/where", get(super::images::places))
+        .route("/v1/images/usage", get(super::images::usage))
         .route("/v1/images/load", post(load))
         .route("/v1/images/pull", post(pull))
         .route("/v1/workloads", get(workloads).post(run))
@@ -560,28 +568,16 @@ async fn pull(AxumState(state): AxumState<State>, Query(query): Query<PullQuery>
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         loop {
             tick.tick().await;
-            let looked = state.handle.ask(move |node, _| {
-                if node.images().iter().any(|image| image.root == root) {
-                    return None;
-                }
-                let download = node.exchange().downloads().find(|(other, _)| **other == root);
-                Some(match download {
-                    Some((_, download)) => Ok(download.progress()),
-                    None if node.exchange().is_waiting(&root) => Ok((0, 0)),
-                    None => Err(node.exchange().failure(&root).unwrap_or("it was given up").to_owned()),
-                })
-            });
-            let step = match looked.await {
-                Ok(None) => {
+            let step = match state.images.look(root).await {
+                Fetching::Done => {
                     let (reference, id) = (pin.reference.familiar(), format!("sha256:{}", pin.id));
                     PullStep::Done { reference, id, size: pin.size }
                 }
-                Ok(Some(Ok((here, all)))) => PullStep::Progress(here, all),
-                Ok(Some(Err(error))) => {
+                Fetching::Progress(here, all) => PullStep::Progress(here, all),
+                Fetching::Failed(error) => {
                     let hint = "`moyai images` shows which nodes have it, `moyai nodes` which are alive".to_owned();
                     PullStep::Failed(Failure { error, hint })
                 }
-                Err(_) => return,
             };
             let last = !matches!(step, PullStep::Progress(..));
             if steps.send(Ok(line(&step))).await.is_err() || last {
@@ -602,6 +598,7 @@ async fn keep_images(state: &State, images: Vec<Imported>, query: &LoadQuery) ->
                 root: ChunkId(image.root),
                 size: image.size,
                 named: Hlc::default(),
+                original: Some(original_held(&image.original)),
             };
             if let Err(error) = state.handle.command(Command::ImageAdded(held)).await {
                 return vec![LoadStep::Failed(Failure {
@@ -618,6 +615,12 @@ async fn keep_images(state: &State, images: Vec<Imported>, query: &LoadQuery) ->
         }
     }
     steps
+}
+
+/// What an image was made of, all of which is here.
+pub(crate) fn original_held(original: &moyai_runtime::store::HeldOriginal) -> OriginalHeld {
+    let (root, digest) = (ChunkId(original.root), ImageId(original.digest));
+    OriginalHeld { root, digest, size: original.size, here: true }
 }
 
 /// The names an image gets: those it has, a bare tag being one of the archive's own name.

@@ -97,6 +97,37 @@ pub struct ImageRow {
     pub nodes: Vec<String>,
 }
 
+/// A node that has an image, or is getting it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlaceRow {
+    /// Its name.
+    pub node: String,
+    /// `whole`, or `fetching`.
+    pub image: String,
+    /// The same of what it was made of: `whole`, `fetching`, or nothing.
+    pub original: String,
+}
+
+/// What an image takes on this node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UsageRow {
+    /// Its names.
+    pub names: Vec<String>,
+    /// Bytes that it needs.
+    pub size: u64,
+    /// Of those, what would be free without it.
+    pub own: u64,
+}
+
+/// What reading all of an image has shown.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Verified {
+    /// What was read: the image, and what it was made of.
+    pub parts: u32,
+    /// What is not what it should be.
+    pub wrong: Vec<String>,
+}
+
 /// This node and its mesh.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {

@@ -1,9 +1,9 @@
 //! How the node's state becomes what the API shows. Pure: each function looks at a node and returns plain data.
 
 use moyai_protocol::auction::{Cause, Journal, Record};
-use moyai_protocol::catalog::{NodeFact, Placement, Workload};
+use moyai_protocol::catalog::{ImageHeld, NodeFact, Placement, Workload};
 use moyai_protocol::custody;
-use moyai_protocol::id::{NodeId, WorkloadId};
+use moyai_protocol::id::{ChunkId, NodeId, WorkloadId};
 use moyai_protocol::membership::State;
 use moyai_protocol::node::Node;
 use moyai_protocol::reference::Reference;
@@ -13,7 +13,9 @@ use moyai_protocol::workload::{ImagePin, PlacementId, Resources};
 
 use moyai_sim::whatif::{Machine, Model};
 
-use super::types::{EpochRow, Failure, ImageRow, NodeRow, Ordered, QuoteRow, RolloutRow, Row, Status, WhyRow};
+use super::types::{
+    EpochRow, Failure, ImageRow, NodeRow, Ordered, PlaceRow, QuoteRow, RolloutRow, Row, Status, WhyRow,
+};
 use crate::daemon::driver::wall_now;
 use moyai_protocol::id::MeshId;
 
@@ -191,19 +193,24 @@ fn node_row(node: &Node, id: &NodeId, state: String, addresses: Vec<String>) -> 
     }
 }
 
+/// What live nodes have, under names that have not been taken back since.
+fn named(node: &Node) -> impl Iterator<Item = (NodeId, &NodeFact, &ImageHeld)> {
+    let taken_back = moyai_protocol::node::taken_back(node.catalog());
+    let live = node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id));
+    live.flat_map(|(id, fact)| fact.images.iter().map(move |image| (id, fact, image)))
+        .filter(move |(.., image)| taken_back.get(&image.reference).is_none_or(|at| image.named > *at))
+}
+
 /// Every image that some live node has.
 pub(super) fn images(node: &Node) -> Vec<ImageRow> {
-    let mut rows: std::collections::BTreeMap<Reference, (moyai_protocol::catalog::ImageHeld, Vec<String>)> =
-        Default::default();
-    for (id, fact) in node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id)) {
-        for image in &fact.images {
-            let entry = rows.entry(image.reference.clone()).or_insert_with(|| (image.clone(), Vec::new()));
-            if (image.named, image.root) > (entry.0.named, entry.0.root) {
-                *entry = (image.clone(), Vec::new());
-            }
-            if image.root == entry.0.root {
-                entry.1.push(name_of(node, &id));
-            }
+    let mut rows: std::collections::BTreeMap<&Reference, (&ImageHeld, Vec<String>)> = Default::default();
+    for (id, _, image) in named(node) {
+        let entry = rows.entry(&image.reference).or_insert_with(|| (image, Vec::new()));
+        if (image.named, image.root) > (entry.0.named, entry.0.root) {
+            *entry = (image, Vec::new());
+        }
+        if image.root == entry.0.root {
+            entry.1.push(name_of(node, &id));
         }
     }
     rows.into_values()
@@ -219,40 +226,37 @@ pub(super) fn images(node: &Node) -> Vec<ImageRow> {
         .collect()
 }
 
-/// The image that a text names: a reference, or the beginning of an id.
+/// The image that a text names, to be run.
 pub(super) fn find_image(node: &Node, text: &str) -> Result<ImagePin, Failure> {
-    let held =
-        || node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id)).flat_map(|(_, fact)| &fact.images);
-    let pin = |image: &moyai_protocol::catalog::ImageHeld| ImagePin {
-        reference: image.reference.clone(),
-        id: image.id,
-        root: image.root,
-        size: image.size,
-    };
+    let held = find_held(node, text)?;
+    if !held.is_image() {
+        return Err(Failure {
+            error: format!("`{text}` is not an image that this kind of machine can run"),
+            hint: "`moyai image save` gives it back as it came".to_owned(),
+        });
+    }
+    Ok(ImagePin { reference: held.reference, id: held.id, root: held.root, size: held.size })
+}
+
+/// What a text names: a reference, or the beginning of an id.
+pub(crate) fn find_held(node: &Node, text: &str) -> Result<ImageHeld, Failure> {
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
     let is_id = hex.len() >= 4 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     let reference = text.parse::<Reference>();
-    if let Ok(reference) = &reference {
-        // A worker may hold an image under a name, and may not decide what the name means.
-        let may_name = |fact: &moyai_protocol::catalog::NodeFact| fact.role() >= Some(Role::Submitter);
-        let reports = node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id));
-        let named = reports
-            .flat_map(|(_, fact)| fact.images.iter().map(move |image| (may_name(fact), image)))
-            .filter(|(_, image)| image.reference == *reference)
-            .max_by_key(|(may_name, image)| (*may_name, image.named, image.root))
-            .map(|(_, image)| image);
-        if let Some(image) = named {
-            return Ok(pin(image));
-        }
+    if let Ok(reference) = &reference
+        && let Some(held) = find_reference(node, reference)
+    {
+        return Ok(held);
     }
     if is_id {
-        let found: std::collections::BTreeSet<_> = held()
+        let found: std::collections::BTreeMap<_, &ImageHeld> = named(node)
+            .map(|(.., image)| image)
             .filter(|image| image.id.to_string().starts_with(&hex.to_lowercase()))
-            .map(|image| image.id)
+            .map(|image| (image.id, image))
             .collect();
-        match found.iter().collect::<Vec<_>>().as_slice() {
+        match found.values().collect::<Vec<_>>().as_slice() {
             [] => {}
-            [id] => return held().find(|image| image.id == **id).map(pin).ok_or_else(|| no_image(node, text)),
+            [held] => return Ok((**held).clone()),
             many => {
                 let error = format!("`{text}` is the beginning of {} images' ids", many.len());
                 return Err(Failure { error, hint: "write more of it; `moyai images` shows them".to_owned() });
@@ -266,6 +270,53 @@ pub(super) fn find_image(node: &Node, text: &str) -> Result<ImagePin, Failure> {
         }),
         _ => Err(no_image(node, text)),
     }
+}
+
+/// What has this name.
+pub(crate) fn find_reference(node: &Node, reference: &Reference) -> Option<ImageHeld> {
+    // A worker may hold an image under a name, and may not decide what the name means.
+    let all = named(node).filter(|(.., image)| image.reference == *reference);
+    let last = all.max_by_key(|(_, fact, image)| (fact.role() >= Some(Role::Submitter), image.named, image.root));
+    last.map(|(.., image)| image.clone())
+}
+
+/// Every name of the mesh, each with what has it.
+pub(crate) fn all_named(node: &Node) -> Vec<ImageHeld> {
+    let references: std::collections::BTreeSet<&Reference> = named(node).map(|(.., image)| &image.reference).collect();
+    references.into_iter().filter_map(|reference| find_reference(node, reference)).collect()
+}
+
+/// Workloads that need an image which has no other name.
+pub(super) fn users_of(node: &Node, root: &ChunkId, reference: &Reference) -> Vec<String> {
+    if named(node).any(|(.., image)| image.root == *root && image.reference != *reference) {
+        return Vec::new();
+    }
+    let users = node.catalog().workloads().filter(|known| known.spec.image.root == *root && known.fact.replicas > 0);
+    users.map(|known| known.spec.name.clone()).collect()
+}
+
+/// Nodes that have an image, or are getting it.
+pub(super) fn places(node: &Node, held: &ImageHeld) -> Vec<PlaceRow> {
+    let original = held.original.as_ref().map(|original| original.root);
+    let mut rows: Vec<PlaceRow> = Vec::new();
+    for (id, fact) in node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id)) {
+        let word =
+            |root: &ChunkId| match (fact.images.iter().any(|image| image.holds(root)), fact.fetching.contains(root)) {
+                (true, _) => "whole".to_owned(),
+                (false, true) => "fetching".to_owned(),
+                (false, false) => String::new(),
+            };
+        let row = PlaceRow {
+            node: name_of(node, &id),
+            image: word(&held.root),
+            original: original.as_ref().map(word).unwrap_or_default(),
+        };
+        if !(row.image.is_empty() && row.original.is_empty()) {
+            rows.push(row);
+        }
+    }
+    rows.sort_by(|a, b| a.node.cmp(&b.node));
+    rows
 }
 
 fn no_image(node: &Node, text: &str) -> Failure {

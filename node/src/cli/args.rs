@@ -66,6 +66,11 @@ pub enum Verb {
     Pull(PullWish),
     /// List the images of the mesh
     Images,
+    /// Save, tag, remove, verify an image; see where it is
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Show what the images on this node take, and what would be free without each
+    Df,
     /// Run a container somewhere in the mesh
     Run(Box<RunWish>),
     /// List what runs
@@ -143,6 +148,9 @@ pub struct NodeWish {
     /// A folder or device of this machine that containers may be given, with all below it; whoever may submit can then read and change it
     #[arg(long, value_name = "DIR")]
     pub offer: Vec<PathBuf>,
+    /// Where docker, podman, skopeo and others push to and pull from the mesh; `off` for nowhere [default: 127.0.0.1:5000]
+    #[arg(long, value_name = "ADDR")]
+    pub registry: Option<String>,
     /// Containers may be given this machine's own network; whoever may submit can then reach all that the machine reaches
     #[arg(long)]
     pub offer_host_network: bool,
@@ -343,6 +351,50 @@ pub struct LoadWish {
 pub struct PullWish {
     /// A name, or the beginning of an id
     pub image: String,
+}
+
+/// `image`.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  moyai image save alpine -o alpine.tar     # bit for bit what was loaded; docker, podman and skopeo read it
+  moyai image tag alpine:3.20 base:1
+  moyai image rm base:1                     # on every node")]
+pub enum ImageVerb {
+    /// Write images to an archive, bit for bit what they were made of
+    Save {
+        /// Where to [default: standard output]
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Names, or beginnings of ids
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Give an image another name
+    Tag {
+        /// A name, or the beginning of an id
+        image: String,
+        /// The new name
+        name: String,
+    },
+    /// Take names back on every node, and give up what nothing needs then
+    Rm {
+        /// Also when something runs it
+        #[arg(long, short)]
+        force: bool,
+        /// Names
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Read all of an image on this node, and compare it with its digests
+    Verify {
+        /// A name, or the beginning of an id
+        image: String,
+    },
+    /// Show which nodes have an image, and what it was made of
+    Where {
+        /// A name, or the beginning of an id
+        image: String,
+    },
 }
 
 /// `run`.

@@ -1,4 +1,4 @@
-//! load, pull, images.
+//! load, pull, images, image, df.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::fs::File;
 
 use super::Context;
-use super::args::{LoadWish, PullWish};
+use super::args::{ImageVerb, LoadWish, PullWish};
 use super::output::{json_lines, parse_size, size, table};
 use crate::api::client::Stream;
-use crate::api::types::{ImageRow, LoadStep, PullStep};
+use crate::api::types::{ImageRow, LoadStep, PlaceRow, PullStep, UsageRow, Verified};
 use crate::daemon::problem;
 
 /// Loads an image archive.
@@ -198,6 +198,98 @@ pub async fn list(context: &Context) -> anyhow::Result<u8> {
         })
         .collect();
     print!("{}", table(&["IMAGE", "ID", "SIZE", "NODES"], &rows));
+    Ok(0)
+}
+
+/// One of the things that are done with an image.
+pub async fn image(context: &Context, verb: ImageVerb) -> anyhow::Result<u8> {
+    let client = context.client();
+    match verb {
+        ImageVerb::Save { output, images } => save(context, output.as_deref(), &images).await?,
+        ImageVerb::Tag { image, name } => {
+            let path = format!("/v1/images/tag?name={}&tag={}", encode(&image), encode(&name));
+            let name: String = client.post(&path, &()).await?;
+            println!("{name}");
+        }
+        ImageVerb::Rm { force, images } => {
+            for image in images {
+                let path = format!("/v1/images?name={}&force={force}", encode(&image));
+                let (name, freed): (String, u64) = client.delete(&path).await?;
+                println!("{name}  {} free again here", size(freed));
+            }
+        }
+        ImageVerb::Verify { image } => {
+            let verified: Verified = client.post(&format!("/v1/images/verify?name={}", encode(&image)), &()).await?;
+            if !verified.wrong.is_empty() {
+                verified.wrong.iter().for_each(|part| println!("{part}"));
+                let hint = format!("`moyai image rm {image}` and load it again; other nodes serve what is whole");
+                return Err(problem(format!("{image} is damaged here: {} parts", verified.wrong.len()), hint));
+            }
+            let what = if verified.parts > 1 { "the image and what it was made of" } else { "the image" };
+            println!("{image}  {what}: every chunk and digest is right");
+        }
+        ImageVerb::Where { image } => {
+            let rows: Vec<PlaceRow> = client.get(&format!("/v1/images/where?name={}", encode(&image))).await?;
+            if context.json {
+                json_lines(&rows)?;
+                return Ok(0);
+            }
+            let rows: Vec<Vec<String>> = rows.into_iter().map(|row| vec![row.node, row.image, row.original]).collect();
+            print!("{}", table(&["NODE", "IMAGE", "ORIGINAL"], &rows));
+        }
+    }
+    Ok(0)
+}
+
+async fn save(context: &Context, output: Option<&Path>, images: &[String]) -> anyhow::Result<()> {
+    use std::io::IsTerminal;
+    if output.is_none() && std::io::stdout().is_terminal() {
+        return Err(problem("an archive is nothing for a terminal", "moyai image save IMAGE -o FILE"));
+    }
+    let names: Vec<String> = images.iter().map(|name| encode(name)).collect();
+    let (_end, nothing) = tokio::sync::mpsc::channel(1);
+    drop(_end);
+    let path = format!("/v1/images/save?name={}", names.join(","));
+    let mut archive = context.client().exchange(&path, nothing).await?;
+    let Some(output) = output else {
+        tokio::io::copy(&mut archive, &mut tokio::io::stdout()).await.context("cannot write the archive")?;
+        return Ok(());
+    };
+    // Under another name until it is whole: nobody takes a part of it for all.
+    let mut part = output.as_os_str().to_owned();
+    part.push(".part");
+    let failed = |error: std::io::Error| problem(format!("cannot write {}: {error}", output.display()), "");
+    let written = async {
+        let mut file = File::create(&part).await?;
+        let len = tokio::io::copy(&mut archive, &mut file).await?;
+        file.sync_all().await?;
+        tokio::fs::rename(&part, output).await?;
+        Ok(len)
+    };
+    match written.await {
+        Ok(len) => {
+            println!("{}  {}", output.display(), size(len));
+            Ok(())
+        }
+        Err(error) => {
+            // It says nothing more than the error does.
+            drop(tokio::fs::remove_file(&part).await);
+            Err(failed(error))
+        }
+    }
+}
+
+/// Shows what the images on this node take.
+pub async fn df(context: &Context) -> anyhow::Result<u8> {
+    let mut rows: Vec<UsageRow> = context.client().get("/v1/images/usage").await?;
+    if context.json {
+        json_lines(&rows)?;
+        return Ok(0);
+    }
+    rows.sort_by(|a, b| b.own.cmp(&a.own).then_with(|| a.names.cmp(&b.names)));
+    let cells =
+        rows.iter().map(|row| vec![row.names.join(", "), size(row.size), size(row.size - row.own), size(row.own)]);
+    print!("{}", table(&["IMAGE", "SIZE", "SHARED", "FREED WITHOUT IT"], &cells.collect::<Vec<_>>()));
     Ok(0)
 }
 

@@ -217,6 +217,7 @@ fn settings(context: &Context, wish: &NodeWish, mesh: moyai_protocol::id::MeshId
         memory,
         offers,
         offer_host_network: wish.offer_host_network,
+        registry: wish.registry.clone(),
     })
 }
 

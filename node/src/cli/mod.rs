@@ -145,6 +145,8 @@ async fn other(context: &Context, verb: Verb) -> anyhow::Result<u8> {
         Verb::Load(wish) => images::load(context, &wish).await,
         Verb::Pull(wish) => images::pull(context, &wish).await,
         Verb::Images => images::list(context).await,
+        Verb::Image(verb) => images::image(context, verb).await,
+        Verb::Df => images::df(context).await,
         Verb::Run(wish) => workloads::run(context, *wish).await,
         Verb::Ps(wish) => workloads::ps(context, &wish).await,
         Verb::Exec(wish) => exec::run(context, &wish).await,

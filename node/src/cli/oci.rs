@@ -237,7 +237,7 @@ pub fn main() -> ExitCode {
         }
     };
     if wish.version {
-        println!("moyai version {}\nspec: {}", env!("CARGO_PKG_VERSION"), moyai_runtime::oci::VERSION);
+        say(&format!("moyai version {}\nspec: {}", env!("CARGO_PKG_VERSION"), moyai_runtime::oci::VERSION));
         return ExitCode::SUCCESS;
     }
     let Some(verb) = wish.verb else {

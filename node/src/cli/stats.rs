@@ -20,6 +20,8 @@ use crate::daemon::problem;
 
 /// Between two pictures.
 const LOOK: Duration = Duration::from_secs(1);
+/// Looks after which figures are shown without those that have not come.
+const PATIENCE: u32 = 5;
 /// The most containers that are looked at; each is a line of its own to its node.
 const MOST: usize = 256;
 
@@ -77,6 +79,7 @@ pub async fn run(context: &Context, wish: &StatsWish) -> anyhow::Result<u8> {
     let mut latest: BTreeMap<usize, (Usage, Option<Usage>)> = BTreeMap::new();
     let mut next = tokio::time::Instant::now() + LOOK + Duration::from_millis(200);
     let terminal = std::io::stdout().is_terminal() && !context.json;
+    let mut rounds = 0;
     loop {
         tokio::select! {
             look = looks.recv() => match look {
@@ -89,6 +92,12 @@ pub async fn run(context: &Context, wish: &StatsWish) -> anyhow::Result<u8> {
             },
             () = tokio::time::sleep_until(next) => {
                 next += LOOK;
+                rounds += 1;
+                // A share of the processors takes two looks, which a slow machine gives late.
+                let ripe = latest.len() == rows.len().min(MOST) && latest.values().all(|(_, before)| before.is_some());
+                if wish.no_stream && !ripe && rounds < PATIENCE {
+                    continue;
+                }
                 let stats: Vec<StatsRow> = latest.iter().map(|(at, (usage, before))| stats_row(&rows[*at], usage, before.as_ref())).collect();
                 show(&stats, context.json, terminal && !wish.no_stream)?;
                 if wish.no_stream {

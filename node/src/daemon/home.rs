@@ -52,6 +52,9 @@ pub struct Settings {
     /// Folders of the machine that containers may be given.
     #[serde(default)]
     pub offers: Vec<PathBuf>,
+    /// Where its registry listens, `address:port`, or `off`; nothing is the usual place.
+    #[serde(default)]
+    pub registry: Option<String>,
     /// Whether containers may be given the machine's own network.
     #[serde(default)]
     pub offer_host_network: bool,

@@ -17,6 +17,7 @@ mod effects;
 mod execs;
 mod health;
 pub mod home;
+pub mod images;
 mod logs;
 mod names;
 mod networks;
@@ -47,6 +48,7 @@ use tracing::info;
 use crate::api::server;
 use crate::net::admission::{Gate, unix_now};
 use crate::net::{control, data};
+use crate::registry;
 use driver::{Driver, Handle};
 use home::{Home, random};
 
@@ -252,7 +254,9 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let (registry, warnings) = Registry::load(&cdi::FOLDERS.map(std::path::Path::new));
     warnings.iter().for_each(|warning| tracing::warn!(warning, "a CDI file is not used"));
     let given = offers(&settings, &runtimes, registry.kinds());
-    let images = store.images()?.into_iter().map(|image| ChunkId(image.root)).collect();
+    let complete = store.images()?.into_iter().map(|image| image.root);
+    let complete = complete.chain(store.originals()?.into_iter().map(|original| original.root));
+    let images = complete.map(ChunkId).collect();
     let config = Config {
         key: key.clone(),
         mesh: settings.mesh,
@@ -294,9 +298,22 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         Driver::new(config, seed, effects, outgoing, book, Arc::clone(&gate), home.clone(), capacity, plane.port());
     let driver = tokio::spawn(driver.run(requests, incoming));
 
+    let images = images::Images::new(handle.clone(), Arc::clone(&store));
+    tokio::spawn(images.clone().collect());
+    let address = settings.registry.as_deref().unwrap_or(registry::USUAL);
+    if address != "off" {
+        let uploads = home.path("uploads");
+        match registry::start(address, handle.clone(), Arc::clone(&store), images.clone(), &uploads).await {
+            Ok(address) => tracing::info!(%address, "a registry for docker and others"),
+            // The usual address may be another's; one that was asked for must be this node's.
+            Err(error) if settings.registry.is_none() => tracing::warn!("no registry here: {error:#}"),
+            Err(error) => return Err(error),
+        }
+    }
     let state = server::State {
         handle: handle.clone(),
         store,
+        images,
         gate,
         plane,
         logs,

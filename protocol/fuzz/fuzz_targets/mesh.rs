@@ -162,6 +162,7 @@ pub fn report(by: usize) -> NodeFact {
         root,
         size: 1 << 20,
         named: Hlc::default(),
+        original: None,
     };
     NodeFact {
         name: format!("n{by}"),
@@ -170,6 +171,7 @@ pub fn report(by: usize) -> NodeFact {
         labels: BTreeMap::from([("number".to_owned(), by.to_string())]),
         data: Vec::new(),
         images: vec![held(image(by as u8))],
+        unnamed: Vec::new(),
         fetching: vec![image(by as u8 + 1)],
         chain: members()[by].chain.clone(),
         vouch: catalog::vouch(&members()[by].key, &members()[by].chain),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
 use moyai_protocol::auction::{Award, Basis, Cause, Journal, Record, Refusal};
-use moyai_protocol::catalog::{self, Body, Fact, Hlc, Key, OrderFact, PlacementFact, Rollout, Said, WorkloadFact};
+use moyai_protocol::catalog::{self, Body, Fact, Hlc, Key, OrderFact, OriginalHeld, PlacementFact, Rollout, Said, WorkloadFact};
 use moyai_protocol::codec;
 use moyai_protocol::id::{ChunkId, Fingerprint, KeyHash, NodeId, WorkloadId};
 use moyai_protocol::lease::{Ballot, Seats};
@@ -340,6 +340,14 @@ fn fact(u: Input<'_, '_>, host: &Host, from: usize) -> Result<Arc<Fact>> {
             let mut report = report(by);
             report.images.truncate(u.int_in_range(0..=1)?);
             report.fetching = vec![image(u)?];
+            if u.ratio(1, 4)? {
+                // Its name is taken back, or said to be made of something.
+                let named = report.images.pop().map(|image| (image.reference, image.named));
+                report.unnamed.extend(named);
+            } else if let Some(held) = report.images.first_mut() {
+                let (root, digest) = (image(u)?, held.id);
+                held.original = Some(OriginalHeld { root, digest, size: 1, here: u.arbitrary()? });
+            }
             report.capacity.cpu_milli = number(u)?;
             (Key::Node(author), Body::Node(report))
         }

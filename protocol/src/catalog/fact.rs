@@ -108,6 +108,8 @@ pub struct NodeFact {
     pub data: Vec<String>,
     /// Images that are complete here, and names given to them here.
     pub images: Vec<ImageHeld>,
+    /// Names that were taken back here, and when: what was given them before is not theirs any more.
+    pub unnamed: Vec<(Reference, Hlc)>,
     /// Images that are on their way here, and can be fetched from here in part.
     pub fetching: Vec<ChunkId>,
     /// Its certificates.
@@ -144,6 +146,41 @@ pub struct ImageHeld {
     pub size: u64,
     /// When the name was given.
     pub named: Hlc,
+    /// What it was made of, where that is known.
+    pub original: Option<OriginalHeld>,
+}
+
+/// What an image was made of, bit for bit: the manifest and blobs that its tools know it by. Also of what is no image of this
+/// mesh's machines, and then [`ImageHeld::root`] is its root and [`ImageHeld::id`] its digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginalHeld {
+    /// The chunk that lists its parts.
+    pub root: ChunkId,
+    /// SHA-256 of its manifest or index.
+    pub digest: ImageId,
+    /// Bytes that it takes beyond the image's files.
+    pub size: u64,
+    /// It is complete here.
+    pub here: bool,
+}
+
+impl ImageHeld {
+    /// Whether all that `root` lists is here.
+    pub fn holds(&self, root: &ChunkId) -> bool {
+        let original = self.original.as_ref().filter(|original| original.root == *root);
+        original.map_or(self.root == *root, |original| original.here)
+    }
+
+    /// Whether it can be run: it may be something else that was given a name.
+    pub fn is_image(&self) -> bool {
+        self.original.as_ref().is_none_or(|original| original.root != self.root)
+    }
+
+    /// Everything of it that is here.
+    pub fn held(&self) -> impl Iterator<Item = ChunkId> {
+        let original = self.original.iter().filter(|original| original.here).map(|original| original.root);
+        Some(self.root).filter(|_| self.is_image()).into_iter().chain(original)
+    }
 }
 
 /// One replica, as the node that runs it sees it.
@@ -415,10 +452,11 @@ impl Fact {
             return Err(FactError::Unauthorised { reason: "certificates that their owner does not show".to_owned() });
         }
         let latest = self.version.time().after(MAX_SKEW);
-        if fact.images.iter().any(|image| image.named.time() > latest) {
+        let named = fact.images.iter().map(|image| image.named).chain(fact.unnamed.iter().map(|(_, at)| *at));
+        if named.into_iter().any(|named| named.time() > latest) {
             return Err(FactError::Malformed { reason: "an image named in the future".to_owned() });
         }
-        if fact.images.len() > MAX_IMAGES || fact.fetching.len() > MAX_IMAGES {
+        if [fact.images.len(), fact.fetching.len(), fact.unnamed.len()].into_iter().any(|count| count > MAX_IMAGES) {
             return Err(FactError::Malformed { reason: format!("more than {MAX_IMAGES} images") });
         }
         Ok(Said::Node(fact))

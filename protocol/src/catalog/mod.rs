@@ -35,8 +35,8 @@ use crate::time::UnixMillis;
 use crate::trust::{Chain, Role};
 
 pub use fact::{
-    Body, Fact, FactError, ImageHeld, Key, MAX_DETAIL, NodeFact, OrderFact, PlacementFact, Rollout, Said, WorkloadFact,
-    form, vouch,
+    Body, Fact, FactError, ImageHeld, Key, MAX_DETAIL, NodeFact, OrderFact, OriginalHeld, PlacementFact, Rollout, Said,
+    WorkloadFact, form, vouch,
 };
 pub use hlc::{Clock, Hlc, MAX_SKEW};
 

@@ -47,6 +47,7 @@ impl Author {
             labels: BTreeMap::new(),
             data: Vec::new(),
             images: Vec::new(),
+            unnamed: Vec::new(),
             fetching: Vec::new(),
             chain,
             vouch,

@@ -77,6 +77,7 @@ impl Author {
                 labels: BTreeMap::new(),
                 data: Vec::new(),
                 images: Vec::new(),
+                unnamed: Vec::new(),
                 fetching: Vec::new(),
                 chain: self.chain(at),
                 vouch: crate::catalog::vouch(&self.keys[at], &self.chain(at)),

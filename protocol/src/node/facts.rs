@@ -2,20 +2,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{FACTS_MESSAGES, Node};
 use crate::catalog::{
     self, Body, Entry, Fact, ImageHeld, Key, NodeFact, NotTaken, Placement, Said, Taken, fact::MAX_IMAGES,
 };
 use crate::codec;
-use crate::contract::{Event, RecordKey};
+use crate::contract::{Event, RecordKey, Refused, Reply};
 use crate::custody::{self, Rival};
 use crate::exchange::Need;
 use crate::id::{ChunkId, KeyHash, NodeId, WorkloadId};
 use crate::message::Message;
 use crate::reconcile::{self, Item};
+use crate::reference::Reference;
 use crate::time::Instant;
 use crate::trust::Role;
+
+/// How long it is said that a name was taken back.
+const UNNAMED: Duration = Duration::from_secs(14 * 24 * 3600);
 
 impl Node {
     /// Says something: stamps, signs, keeps and pushes it.
@@ -62,9 +67,10 @@ impl Node {
             }
         }
         self.clock.set_back(seen);
-        for image in &mut self.images {
-            if image.named.ahead_of(wall) > limit {
-                image.named = self.clock.stamp(wall);
+        let names = self.images.iter_mut().map(|image| &mut image.named);
+        for named in names.chain(self.unnamed.iter_mut().map(|(_, at)| at)) {
+            if named.ahead_of(wall) > limit {
+                *named = self.clock.stamp(wall);
             }
         }
         // The report first: nothing else of this node is believed without it.
@@ -100,7 +106,8 @@ impl Node {
                 }
                 if let Some(Said::Node(report)) = self.said(&fact.key) {
                     let same = matches!(before.as_deref(), Some(Entry { said: Said::Node(before), .. })
-                        if before.images == report.images && before.fetching == report.fetching);
+                        if before.images == report.images && before.fetching == report.fetching
+                            && before.unnamed == report.unnamed);
                     self.images_moved |= !same;
                 }
                 if fact.version.time() <= wall.after(catalog::MAX_SKEW) {
@@ -203,6 +210,7 @@ impl Node {
             labels: self.labels.clone(),
             data: self.data.clone(),
             images,
+            unnamed: self.unnamed.clone(),
             fetching: self.exchange.downloads().map(|(root, _)| *root).collect(),
             chain: self.chain.clone(),
             vouch: self.vouch,
@@ -320,14 +328,19 @@ impl Node {
     // Images.
 
     pub(super) fn has_image(&self, root: &ChunkId) -> bool {
-        self.images.iter().any(|image| image.root == *root)
+        self.images.iter().any(|image| image.holds(root))
     }
 
     /// An image is here, under this name. Of two images with one name, the one named last is meant.
-    pub(super) fn image_here(&mut self, image: ImageHeld, now: Instant) {
+    pub(super) fn image_here(&mut self, mut image: ImageHeld, now: Instant) {
         let root = image.root;
+        if let Some(original) = &mut image.original {
+            // What it was made of may have come under another name.
+            original.here |= self.images.iter().any(|other| other.holds(&original.root));
+        }
         let known = |other: &ImageHeld| other.reference == image.reference && other.root == image.root;
         self.images.retain(|other| !known(other));
+        self.unnamed.retain(|(reference, at)| *reference != image.reference || *at >= image.named);
         self.images.push(image);
         self.worker.image_here(&root, now);
         self.publish_node(now);
@@ -339,7 +352,22 @@ impl Node {
         let mut names: BTreeMap<_, ImageHeld> = BTreeMap::new();
         let known = self.catalog.nodes().flat_map(|(_, fact)| &fact.images).filter(|image| image.root == root);
         for image in known {
-            names.insert(image.reference.clone(), image.clone());
+            let mut image = image.clone();
+            if let Some(original) = &mut image.original {
+                // There it is; what it was made of is here when its own root has come.
+                original.here = original.root == root;
+            }
+            names.insert(image.reference.clone(), image);
+        }
+        let made_of = |image: &mut ImageHeld| match &mut image.original {
+            Some(original) if original.root == root && !original.here => {
+                original.here = true;
+                true
+            }
+            _ => false,
+        };
+        if self.images.iter_mut().filter_map(|image| made_of(image).then_some(())).count() > 0 {
+            self.publish_node(now);
         }
         let pins = self.worker.placements().map(|(_, held)| &held.spec.image).filter(|pin| pin.root == root);
         for pin in pins {
@@ -349,10 +377,39 @@ impl Node {
                 root,
                 size: pin.size,
                 named: catalog::Hlc::default(),
+                original: None,
             });
         }
         for image in names.into_values() {
             self.image_here(image, now);
+        }
+    }
+
+    /// Takes a name back, here and, as they hear of it, on every node.
+    pub(super) fn unname(&mut self, reference: Reference, now: Instant) -> Result<Reply, Refused> {
+        self.refuse_unless_submitter(now)?;
+        let at = self.clock.stamp(self.wall_at(now));
+        self.images.retain(|image| image.reference != reference);
+        self.unnamed.retain(|(other, _)| *other != reference);
+        self.unnamed.push((reference, at));
+        // The oldest have been heard of long since.
+        let surplus = self.unnamed.len().saturating_sub(MAX_IMAGES);
+        self.unnamed.drain(..surplus);
+        self.publish_node(now);
+        Ok(Reply::Done)
+    }
+
+    /// Lets go of names that were taken back after they were given; the word of it is kept for [`UNNAMED`], in which every node
+    /// that is not gone for good hears it.
+    pub(super) fn forget_unnamed(&mut self, now: Instant) {
+        let wall = self.wall_at(now);
+        let (before, old) =
+            (self.images.len() + self.unnamed.len(), |at: &catalog::Hlc| at.time().after(UNNAMED) < wall);
+        self.unnamed.retain(|(_, at)| !old(at));
+        let taken_back = taken_back(&self.catalog);
+        self.images.retain(|image| taken_back.get(&image.reference).is_none_or(|at| image.named > *at));
+        if self.images.len() + self.unnamed.len() != before {
+            self.publish_node(now);
         }
     }
 
@@ -361,7 +418,7 @@ impl Node {
     pub(super) fn spread_images(&mut self, now: Instant) {
         let mut holders: BTreeMap<ChunkId, Vec<NodeId>> = BTreeMap::new();
         for (node, fact) in self.catalog.nodes().filter(|(node, _)| self.membership.is_live(node)) {
-            for root in fact.images.iter().map(|image| image.root).chain(fact.fetching.iter().copied()) {
+            for root in fact.images.iter().flat_map(ImageHeld::held).chain(fact.fetching.iter().copied()) {
                 let nodes = holders.entry(root).or_default();
                 // Who else has it is of no interest once there are enough.
                 if nodes.len() < self.image_copies && !nodes.contains(&node) {
@@ -392,7 +449,7 @@ impl Node {
     /// any worker claims to have.
     fn is_vouched_for(&self, root: &ChunkId) -> bool {
         let names = |(_, fact): (NodeId, &NodeFact)| {
-            fact.role() >= Some(Role::Submitter) && fact.images.iter().any(|image| image.root == *root)
+            fact.role() >= Some(Role::Submitter) && fact.images.iter().any(|image| image.holds(root))
         };
         self.catalog.nodes().any(names) || self.catalog.workloads().any(|known| known.spec.image.root == *root)
     }
@@ -411,11 +468,22 @@ impl Node {
         let reports = self.catalog.nodes().filter(|(node, _)| *node != self.me && self.membership.is_live(node));
         reports
             .filter_map(|(node, fact)| {
-                let complete = fact.images.iter().any(|image| image.root == *root);
+                let complete = fact.images.iter().any(|image| image.holds(root));
                 (complete || fact.fetching.contains(root)).then_some((node, complete))
             })
             .collect()
     }
+}
+
+/// Names that were taken back, by whom names are given, and when last.
+pub fn taken_back(catalog: &catalog::Catalog) -> BTreeMap<&Reference, catalog::Hlc> {
+    let may_name = catalog.nodes().filter(|(_, fact)| fact.role() >= Some(Role::Submitter));
+    let mut last: BTreeMap<&Reference, catalog::Hlc> = BTreeMap::new();
+    for (reference, at) in may_name.flat_map(|(_, fact)| &fact.unnamed) {
+        let known = last.entry(reference).or_default();
+        *known = (*known).max(*at);
+    }
+    last
 }
 
 /// What comes first of many facts: reports, without which nothing else that a node says is believed; then workloads, without

@@ -14,6 +14,7 @@ mod settle;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use facts::taken_back;
 pub use renewal::{ADMIN_LIFE, CERTIFICATE_LIFE, certificate_life};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -36,6 +37,7 @@ use crate::membership::{self, Change, Membership, State, jitter};
 use crate::memo::Memo;
 use crate::message::Message;
 use crate::reconcile;
+use crate::reference::Reference;
 use crate::time::{Instant, UnixMillis};
 use crate::trust::{Chain, Role, node_of};
 use crate::worker::Worker;
@@ -142,6 +144,8 @@ pub struct Node {
     data: Vec<String>,
     image_copies: usize,
     images: Vec<ImageHeld>,
+    /// Names that were taken back here.
+    unnamed: Vec<(Reference, catalog::Hlc)>,
     /// Its word for `chain`.
     vouch: Signature,
     memo: Option<Arc<Memo>>,
@@ -197,6 +201,7 @@ impl Node {
             data: Vec::new(),
             image_copies: config.image_copies,
             images: Vec::new(),
+            unnamed: Vec::new(),
             memo: config.memo.clone(),
             rng: Rng::with_seed(seed),
             wall: (now, config.wall),
@@ -283,6 +288,7 @@ impl Node {
             }
             if std::mem::take(&mut self.images_moved) || now >= self.next_spread {
                 self.next_spread = now + jitter(SPREAD, &mut self.rng);
+                self.forget_unnamed(now);
                 self.spread_images(now);
             }
         }
@@ -359,6 +365,16 @@ impl Node {
         &self.chain
     }
 
+    /// Roots of images and of what they were made of, that something here still needs: a name, a workload, a download.
+    pub fn wanted_images(&self) -> BTreeSet<ChunkId> {
+        let named = self.images.iter().flat_map(|image| {
+            [Some(image.root), image.original.as_ref().map(|original| original.root)].into_iter().flatten()
+        });
+        let used = self.worker.placements().map(|(_, held)| held.spec.image.root);
+        let coming = self.exchange.downloads().map(|(root, _)| *root);
+        named.chain(used).chain(coming).collect()
+    }
+
     /// Images that are complete here.
     pub fn images(&self) -> &[ImageHeld] {
         &self.images
@@ -415,7 +431,14 @@ impl Node {
             }
         }
         if let Some(own) = self.catalog.node(&self.me) {
-            self.images = own.images.iter().filter(|image| images.contains(&image.root)).cloned().collect();
+            self.images = own.images.clone();
+            self.unnamed = own.unnamed.clone();
+            for image in &mut self.images {
+                if let Some(original) = &mut image.original {
+                    original.here &= images.contains(&original.root);
+                }
+            }
+            self.images.retain(|image| images.contains(&image.root) && image.holds(&image.root));
         }
         self.worker.hold_starts(self.custody_from);
         self.worker.set_draining(self.catalog.is_draining(&self.me));
@@ -567,6 +590,7 @@ impl Node {
                 self.image_here(image, now);
                 Ok(Reply::Done)
             }
+            Command::Unname(reference) => self.unname(reference, now),
             Command::FetchImage { root } => {
                 if !self.has_image(&root) {
                     self.exchange.want(root, exchange::Need::Use, now);

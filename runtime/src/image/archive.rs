@@ -10,7 +10,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -19,8 +19,11 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::config::{ARCHITECTURE, parse_digest};
-use super::{Chunk, ConfigError, ImageConfig, Layer, Root, Tree, VERSION, layer};
-use crate::store::{Store, StoreError, Writer};
+use super::{
+    Blob, Chunk, ConfigError, Content, ImageConfig, Layer, MAX_BLOBS, Original, Root, Source, Tree, VERSION, layer,
+    media,
+};
+use crate::store::{HeldOriginal, Sink, Store, StoreError, Writer};
 
 const BUFFER: usize = 256 * 1024;
 const QUEUE: usize = 8;
@@ -136,6 +139,8 @@ pub struct Imported {
     pub size: u64,
     /// Chunks it has, and how many of them the store did not have.
     pub chunks: (u64, u64),
+    /// What it was made of.
+    pub original: HeldOriginal,
 }
 
 /// Why an archive was not imported. Nothing was stored.
@@ -245,14 +250,38 @@ impl ImportError {
     }
 
     pub(crate) fn damaged(name: &str, error: &io::Error) -> Self {
+        if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
+            // What is read is also written down, on the way.
+            return StoreError::DiskFull { path: "the store".into() }.into();
+        }
         ImportError::Damaged { name: name.to_owned(), reason: error.to_string() }
     }
 }
 
 enum Member {
-    Layer { digest: [u8; 32], diff_id: [u8; 32], tree: Tree },
-    Document { digest: [u8; 32], bytes: Vec<u8> },
+    Layer(Box<LayerMember>),
+    /// Anything, as it is; only what is pushed may have such.
+    Other {
+        digest: [u8; 32],
+        size: u64,
+        source: Source,
+    },
+    Document {
+        digest: [u8; 32],
+        bytes: Vec<u8>,
+    },
     Link(String),
+}
+
+/// A layer as an archive has it.
+struct LayerMember {
+    digest: [u8; 32],
+    diff_id: [u8; 32],
+    size: u64,
+    tree: Tree,
+    source: Source,
+    /// The end of its media type.
+    compression: &'static str,
 }
 
 /// Imports every image of an archive. `archive` may be compressed with gzip or zstd.
@@ -283,7 +312,7 @@ pub fn import(
             }
             tar::EntryType::Regular => {
                 let size = entry.size();
-                let member = read_member(entry, size, &name, &mut writer, &budget)?;
+                let member = read_member(entry, size, &name, &mut writer, &budget, false)?;
                 members.insert(name, member);
             }
             _ => {}
@@ -302,13 +331,82 @@ pub fn import(
     for image in &images {
         imported.push(keep(image, &members, &mut writer)?);
     }
-    writer.commit(imported.iter().map(|image| image.root).collect())?;
+    writer.commit()?;
     Ok(imported)
+}
+
+/// What was pushed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// The image that this machine can run, if it is or has one: its id, root and size.
+    pub image: Option<([u8; 32], Chunk, u64)>,
+    /// All of it.
+    pub original: HeldOriginal,
+}
+
+/// Opens a blob by its digest: how long it is, and its bytes.
+pub type OpenBlob<'a> = &'a dyn Fn(&[u8; 32]) -> Option<(u64, Box<dyn Read + Send>)>;
+
+/// Imports a manifest or an index that was pushed, with all that it names.
+pub fn import_pushed(
+    manifest: &[u8],
+    media_type: &str,
+    open: OpenBlob<'_>,
+    store: &Store,
+    limits: Limits,
+) -> Result<Pushed, ImportError> {
+    let progress = Progress::default();
+    let mut writer = store.writer(limits.bytes, &progress);
+    let budget = Budget(AtomicU64::new(MAX_METADATA));
+    let mut members = BTreeMap::new();
+    let digest: [u8; 32] = Sha256::digest(manifest).into();
+    let top = Descriptor::new(&digest, media_type);
+    members.insert(blob_name(&top)?, Member::Document { digest, bytes: manifest.to_vec() });
+    let mut todo: Vec<(Descriptor, usize)> =
+        descriptors(manifest, media_type).into_iter().map(|(one, _)| (one, 1)).collect();
+    while let Some((descriptor, depth)) = todo.pop() {
+        let name = blob_name(&descriptor)?;
+        if members.contains_key(&name) {
+            continue;
+        }
+        if members.len() >= MAX_MEMBERS || depth > MAX_NESTING + 1 {
+            return Err(ImportError::TooMany { name: "the manifest".to_owned(), limit: MAX_MEMBERS });
+        }
+        let opened = parse_digest(&descriptor.digest).and_then(|digest| open(&digest));
+        let (size, mut bytes) = opened.ok_or_else(|| ImportError::Missing { name: descriptor.digest.clone() })?;
+        let mut entry = bytes.by_ref().take(size);
+        let member = read_member(&mut entry, size, &name, &mut writer, &budget, true)?;
+        if let Member::Document { bytes, .. } = &member {
+            todo.extend(descriptors(bytes, &descriptor.media_type).into_iter().map(|(one, _)| (one, depth + 1)));
+        }
+        members.insert(name, member);
+    }
+    let members = Members(members);
+    let image = match members.oci_image(&top, 0) {
+        // For another kind of machine, or not an image at all: it is kept, and cannot be run here.
+        Ok(image) if members.document(&image.config).is_ok_and(is_for_here) => {
+            Some(keep_image(&image, &members, &mut writer)?)
+        }
+        _ => None,
+    };
+    let manifest = Some((blob_name(&top)?, media_type.to_owned()));
+    let all = Described { names: Vec::new(), manifest, config: String::new(), layers: Vec::new() };
+    let original = original(&all, &members, &mut writer)?;
+    let original = writer.add_original(&original)?;
+    writer.commit()?;
+    Ok(Pushed { image: image.map(|(id, root, size, _)| (id, root, size)), original })
+}
+
+/// Whether a config is that of an image for this machine.
+fn is_for_here(config: &[u8]) -> bool {
+    ImageConfig::parse(config).is_ok_and(|parsed| parsed.diff_ids().is_ok_and(|ids| !ids.is_empty()))
 }
 
 /// An image as its archive describes it: a config, and layers in order.
 struct Described {
     names: Vec<String>,
+    /// Its manifest or index, with its media type; a docker-archive has none.
+    manifest: Option<(String, String)>,
     config: String,
     layers: Vec<String>,
 }
@@ -324,16 +422,24 @@ struct DockerManifest {
     layers: Vec<String>,
 }
 
+/// A part of an image, as its manifest names it (OCI image-spec, descriptor.md).
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Descriptor {
-    digest: String,
+pub(crate) struct Descriptor {
+    pub(crate) digest: String,
     #[serde(default)]
-    media_type: String,
+    pub(crate) media_type: String,
     #[serde(default)]
     annotations: Option<BTreeMap<String, String>>,
     #[serde(default)]
     platform: Option<Platform>,
+}
+
+impl Descriptor {
+    fn new(digest: &[u8; 32], media_type: &str) -> Descriptor {
+        let digest = format!("sha256:{}", hex(digest));
+        Descriptor { digest, media_type: media_type.to_owned(), annotations: None, platform: None }
+    }
 }
 
 #[derive(Deserialize)]
@@ -364,6 +470,7 @@ impl Members {
             .map(|manifest| Described {
                 // A name without a tag is a name; in an OCI layout it is a tag.
                 names: manifest.repo_tags.unwrap_or_default().into_iter().map(with_tag).collect(),
+                manifest: None,
                 config: manifest.config,
                 layers: manifest.layers,
             })
@@ -378,6 +485,7 @@ impl Members {
             let name =
                 annotation("io.containerd.image.name").or_else(|| annotation("org.opencontainers.image.ref.name"));
             let mut image = self.oci_image(descriptor, 0)?;
+            image.manifest = Some((blob_name(descriptor)?, descriptor.media_type.clone()));
             match images.iter_mut().find(|known| known.config == image.config) {
                 Some(known) => known.names.extend(name),
                 None => {
@@ -394,7 +502,7 @@ impl Members {
         if depth > MAX_NESTING {
             return Err(ImportError::Document { name, reason: "indexes nested too deep".to_owned() });
         }
-        if descriptor.media_type.contains("image.index") || descriptor.media_type.contains("manifest.list") {
+        if media::is_index(&descriptor.media_type) {
             let index: Index = self.json(&name)?;
             let fits = |platform: &Platform| platform.os == "linux" && platform.architecture == ARCHITECTURE;
             let here = index.manifests.iter().find(|one| one.platform.as_ref().is_some_and(fits));
@@ -407,7 +515,7 @@ impl Members {
         }
         let manifest: Manifest = self.json(&name)?;
         let layers = manifest.layers.iter().map(blob_name).collect::<Result<_, _>>()?;
-        Ok(Described { names: Vec::new(), config: blob_name(&manifest.config)?, layers })
+        Ok(Described { names: Vec::new(), manifest: None, config: blob_name(&manifest.config)?, layers })
     }
 
     fn json<'a, T: Deserialize<'a>>(&'a self, name: &str) -> Result<T, ImportError> {
@@ -426,11 +534,11 @@ impl Members {
         }
     }
 
-    fn layer(&self, name: &str) -> Result<(&[u8; 32], &Tree), ImportError> {
+    fn layer(&self, name: &str) -> Result<&LayerMember, ImportError> {
         match self.find(name)? {
-            Member::Layer { digest, diff_id, tree } => {
-                check_name(name, digest)?;
-                Ok((diff_id, tree))
+            Member::Layer(layer) => {
+                check_name(name, &layer.digest)?;
+                Ok(layer)
             }
             _ => Err(ImportError::Document { name: name.to_owned(), reason: "this is no layer archive".to_owned() }),
         }
@@ -478,6 +586,16 @@ fn check_name(name: &str, digest: &[u8; 32]) -> Result<(), ImportError> {
 
 /// Checks an image's parts against its config and writes its root.
 fn keep(image: &Described, members: &Members, writer: &mut Writer<'_>) -> Result<Imported, ImportError> {
+    let (id, root, size, chunks) = keep_image(image, members, writer)?;
+    let original = original(image, members, writer)?;
+    let original = writer.add_original(&original)?;
+    Ok(Imported { names: image.names.clone(), id, root, size, chunks, original })
+}
+
+/// An image's id, root chunk, size, and chunks: all, new.
+type Kept = ([u8; 32], Chunk, u64, (u64, u64));
+
+fn keep_image(image: &Described, members: &Members, writer: &mut Writer<'_>) -> Result<Kept, ImportError> {
     let config = members.document(&image.config)?;
     let parsed = ImageConfig::parse(config)?;
     let diff_ids = parsed.diff_ids()?;
@@ -487,18 +605,104 @@ fn keep(image: &Described, members: &Members, writer: &mut Writer<'_>) -> Result
     }
     let mut layers = Vec::new();
     for (at, (name, expected)) in image.layers.iter().zip(&diff_ids).enumerate() {
-        let (diff_id, tree) = members.layer(name)?;
-        if diff_id != expected {
+        let layer = members.layer(name)?;
+        if layer.diff_id != *expected {
             let name = format!("layer {} of {} ({name})", at + 1, image.layers.len());
-            return Err(ImportError::Digest { name, expected: hex(expected), actual: hex(diff_id) });
+            return Err(ImportError::Digest { name, expected: hex(expected), actual: hex(&layer.diff_id) });
         }
-        layers.push(Layer { diff_id: *diff_id, tree: writer.add_bytes(&tree.encode())? });
+        layers.push(Layer { diff_id: layer.diff_id, tree: writer.add_bytes(&layer.tree.encode())? });
     }
-    let trees = image.layers.iter().map(|name| Ok(members.layer(name)?.1)).collect::<Result<Vec<_>, ImportError>>()?;
+    let trees =
+        image.layers.iter().map(|name| Ok(&members.layer(name)?.tree)).collect::<Result<Vec<_>, ImportError>>()?;
     let id: [u8; 32] = Sha256::digest(config).into();
     let root = Root { version: VERSION, config: writer.add_bytes(config)?, layers };
     let (root, size, chunks) = writer.add_image(&root, &trees, id)?;
-    Ok(Imported { names: image.names.clone(), id, root, size, chunks })
+    Ok((id, root, size, chunks))
+}
+
+/// What an image was made of: everything below its manifest that the archive has. One that came without gets the manifest
+/// that a push would give it.
+fn original(image: &Described, members: &Members, writer: &mut Writer<'_>) -> Result<Original, ImportError> {
+    let mut blobs: Vec<Blob> = Vec::new();
+    let mut todo: Vec<(String, String, usize)> = Vec::new();
+    match &image.manifest {
+        Some((name, media_type)) => todo.push((name.clone(), media_type.clone(), 0)),
+        None => {
+            let bytes = manifest_of(image, members)?;
+            let source = Source::Verbatim(writer.add_bytes(&bytes)?);
+            let (digest, size) = (Sha256::digest(&bytes).into(), bytes.len() as u64);
+            blobs.push(Blob { digest, size, media_type: media::MANIFEST.to_owned(), source });
+            todo.extend([&image.config].into_iter().chain(&image.layers).map(|name| (name.clone(), String::new(), 0)));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    while let Some((name, media_type, depth)) = todo.pop() {
+        if !seen.insert(name.clone()) {
+            continue;
+        }
+        let too_deep = || ImportError::Document { name: name.clone(), reason: "indexes nested too deep".to_owned() };
+        match members.find(&name) {
+            Ok(Member::Layer(layer)) => {
+                check_name(&name, &layer.digest)?;
+                let (digest, size, source) = (layer.digest, layer.size, layer.source.clone());
+                blobs.push(Blob { digest, size, media_type: String::new(), source });
+            }
+            Ok(Member::Other { digest, size, source }) => {
+                check_name(&name, digest)?;
+                let (digest, size, source) = (*digest, *size, source.clone());
+                blobs.push(Blob { digest, size, media_type: String::new(), source });
+            }
+            Ok(_) => {
+                let bytes = members.document(&name)?;
+                for (descriptor, lists) in descriptors(bytes, &media_type) {
+                    if lists && depth > MAX_NESTING {
+                        return Err(too_deep());
+                    }
+                    let media_type = if lists { descriptor.media_type.clone() } else { String::new() };
+                    todo.push((blob_name(&descriptor)?, media_type, depth + 1));
+                }
+                let source = Source::Verbatim(writer.add_bytes(bytes)?);
+                let (digest, size) = (Sha256::digest(bytes).into(), bytes.len() as u64);
+                blobs.push(Blob { digest, size, media_type, source });
+            }
+            // Of other platforms an archive need not have everything (`skopeo copy` of one of them).
+            Err(_) => {}
+        }
+        if blobs.len() > MAX_BLOBS {
+            return Err(ImportError::TooMany { name: "the archive".to_owned(), limit: MAX_BLOBS });
+        }
+    }
+    Ok(Original { blobs })
+}
+
+/// What a manifest or an index names, and whether that is again such a list.
+pub(crate) fn descriptors(bytes: &[u8], media_type: &str) -> Vec<(Descriptor, bool)> {
+    if media::is_index(media_type) {
+        let index: Option<Index> = serde_json::from_slice(bytes).ok();
+        return index.into_iter().flat_map(|index| index.manifests).map(|one| (one, true)).collect();
+    }
+    if media::is_manifest(media_type) {
+        let manifest: Option<Manifest> = serde_json::from_slice(bytes).ok();
+        let parts = manifest.into_iter().flat_map(|manifest| [manifest.config].into_iter().chain(manifest.layers));
+        return parts.map(|one| (one, false)).collect();
+    }
+    Vec::new()
+}
+
+/// An OCI manifest for an image that came without one.
+fn manifest_of(image: &Described, members: &Members) -> Result<Vec<u8>, ImportError> {
+    let named = |media_type: String, digest: &[u8; 32], size: u64| serde_json::json!({"mediaType": media_type, "digest": format!("sha256:{}", hex(digest)), "size": size});
+    let config = members.document(&image.config)?;
+    let layers = image.layers.iter().map(|name| {
+        let layer = members.layer(name)?;
+        Ok(named(format!("{}{}", media::LAYER, layer.compression), &layer.digest, layer.size))
+    });
+    let layers = layers.collect::<Result<Vec<_>, ImportError>>()?;
+    let config = named(media::CONFIG.to_owned(), &Sha256::digest(config).into(), config.len() as u64);
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": media::MANIFEST, "config": config, "layers": layers,
+    });
+    Ok(serde_json::to_vec(&manifest).expect("plain data"))
 }
 
 fn read_member(
@@ -507,6 +711,7 @@ fn read_member(
     name: &str,
     writer: &mut Writer<'_>,
     budget: &Budget,
+    anything: bool,
 ) -> Result<Member, ImportError> {
     let mut head = Vec::new();
     entry.take(512).read_to_end(&mut head).map_err(|error| ImportError::damaged(name, &error))?;
@@ -515,6 +720,14 @@ fn read_member(
     }
     if is_gzip(&head) || is_zstd(&head) || is_tar(&head) {
         return read_layer(head, entry, size, name, writer, budget);
+    }
+    if size > MAX_DOCUMENT as u64 && anything {
+        let mut raw = Hashing { inner: io::Cursor::new(head).chain(entry), hash: Sha256::new(), read: 0, copy: None };
+        raw.copy = Some(writer.sink()?);
+        io::copy(&mut raw, &mut io::sink()).map_err(|error| ImportError::damaged(name, &error))?;
+        let copy = raw.copy.expect("it was given one");
+        let (digest, source) = (raw.hash.finalize().into(), Source::Verbatim(writer.keep(copy)?));
+        return Ok(Member::Other { digest, size: raw.read, source });
     }
     if size > MAX_DOCUMENT as u64 {
         let reason = format!("{size} bytes that are neither a layer nor a document");
@@ -537,18 +750,31 @@ fn read_layer(
     writer: &mut Writer<'_>,
     budget: &Budget,
 ) -> Result<Member, ImportError> {
-    thread::scope(|scope| {
+    // Uncompressed, the blob's digest and the layer's are one and the same.
+    let compression = if is_gzip(&head) {
+        "+gzip"
+    } else if is_zstd(&head) {
+        "+zstd"
+    } else {
+        ""
+    };
+    let compressed = !compression.is_empty();
+    let sink = writer.sink()?;
+    let (copy, notes) = if compressed { (Some(sink), None) } else { (None, Some(sink)) };
+    let mut raw = Hashing { inner: io::Cursor::new(head).chain(entry), hash: Sha256::new(), read: 0, copy };
+    let lent = &mut *writer;
+    let (tree, recipe, diff_id) = thread::scope(|scope| {
         let (sender, receiver) = sync_channel(QUEUE);
         let parser = scope.spawn(move || {
-            let mut input = Pieces { receiver, piece: Vec::new(), at: 0, total: 0 };
-            let tree = layer::read(&mut input, name, writer, budget)?;
+            let input = Pieces { receiver, piece: Vec::new(), at: 0, total: 0 };
+            let damaged = |error: io::Error| ImportError::damaged(name, &error);
+            let input = layer::Noting::new(input, notes).map_err(damaged)?;
+            let tree = layer::read(&input, name, lent, budget)?;
             // The digest covers what follows the last entry, too.
-            io::copy(&mut input, &mut io::sink()).map_err(|error| ImportError::damaged(name, &error))?;
-            Ok(tree)
+            io::copy(&mut &input, &mut io::sink()).map_err(damaged)?;
+            let recipe = input.finish(lent)?.map(|recipe| lent.add_bytes(&recipe.encode())).transpose()?;
+            Ok((tree, recipe))
         });
-        // Uncompressed, the blob's digest and the layer's are one and the same.
-        let compressed = is_gzip(&head) || is_zstd(&head);
-        let mut raw = Hashing { inner: io::Cursor::new(head).chain(entry), hash: Sha256::new(), read: 0 };
         let hashed = pump(&mut raw, &sender, compressed).and_then(|diff_id| {
             // What follows the compressed stream belongs to the blob's digest too.
             io::copy(&mut raw, &mut io::sink())?;
@@ -559,15 +785,21 @@ fn read_layer(
             drop(sender.send(Err(io::Error::new(error.kind(), error.to_string()))));
         }
         drop(sender);
-        let tree: Result<Tree, ImportError> = parser.join().expect("the parser does not panic");
-        let tree = tree?;
-        let diff_id = hashed.map_err(|error| ImportError::damaged(name, &error))?;
-        if raw.read != size {
-            return Err(ImportError::cut_short(name));
-        }
-        let digest = raw.hash.finalize().into();
-        Ok(Member::Layer { digest, diff_id: diff_id.unwrap_or(digest), tree })
-    })
+        let parsed: Result<(Tree, Option<Content>), ImportError> = parser.join().expect("the parser does not panic");
+        let (tree, recipe) = parsed?;
+        Ok::<_, ImportError>((tree, recipe, hashed.map_err(|error| ImportError::damaged(name, &error))?))
+    })?;
+    if raw.read != size {
+        return Err(ImportError::cut_short(name));
+    }
+    let digest = raw.hash.finalize().into();
+    let source = match (raw.copy, recipe) {
+        (Some(copy), _) => Source::Verbatim(writer.keep(copy)?),
+        (None, Some(recipe)) => Source::Recipe(recipe),
+        (None, None) => unreachable!("what is not copied is noted"),
+    };
+    let diff_id = diff_id.unwrap_or(digest);
+    Ok(Member::Layer(Box::new(LayerMember { digest, diff_id, size, tree, source, compression })))
 }
 
 /// Decompresses and hands over; with `again` it also returns the digest of what it handed over.
@@ -593,6 +825,8 @@ struct Hashing<R> {
     inner: R,
     hash: Sha256,
     read: u64,
+    /// Where it is kept as it is, if it is.
+    copy: Option<Sink>,
 }
 
 impl<R: Read> Read for Hashing<R> {
@@ -600,6 +834,9 @@ impl<R: Read> Read for Hashing<R> {
         let len = self.inner.read(buffer)?;
         self.hash.update(&buffer[..len]);
         self.read += len as u64;
+        if let Some(copy) = &mut self.copy {
+            copy.write_all(&buffer[..len])?;
+        }
         Ok(len)
     }
 }

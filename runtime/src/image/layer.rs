@@ -2,13 +2,17 @@
 //!
 //! Nothing is written at the paths that the archive names: they only become entries, checked here and again where a
 //! tree is unpacked, so a hostile path has nothing to act on. Whiteouts are those of the OCI image-spec, layer.md.
+//!
+//! What lies between the files' contents is noted on the way where it is wanted ([`Notes`]): with it, and with them, the same
+//! archive can be made again.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 use super::archive::{Budget, ImportError, each_file};
-use super::{Entry, Kind, Tree};
-use crate::store::Writer;
+use super::{Content, Entry, Kind, Recipe, Tree};
+use crate::store::{Sink, StoreError, Writer};
 
 /// The most entries a layer may have.
 const MAX_ENTRIES: usize = 2_000_000;
@@ -23,9 +27,77 @@ const MAX_XATTRS: usize = 64 * 1024;
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const WHITEOUT: &[u8] = b".wh.";
 
+/// What a recipe takes in memory for each file, besides its chunks.
+const PART: usize = 48;
+
+/// An archive, and what a recipe of it needs, if one is wanted.
+pub(super) struct Noting<R> {
+    inner: RefCell<R>,
+    notes: Option<RefCell<Notes>>,
+}
+
+/// What has been read of an archive that is no file's content.
+struct Notes {
+    literals: zstd::stream::write::Encoder<'static, Sink>,
+    /// Of the literals, since the last file.
+    since: u64,
+    parts: Vec<(u64, Content)>,
+    /// What is read now is a file's content.
+    in_file: bool,
+}
+
+impl<R: Read> Noting<R> {
+    /// Notes what is read of `inner`, into `sink` if there is one.
+    pub(super) fn new(inner: R, sink: Option<Sink>) -> io::Result<Noting<R>> {
+        let notes = |sink| {
+            let literals = zstd::stream::write::Encoder::new(sink, 0)?;
+            Ok::<_, io::Error>(RefCell::new(Notes { literals, since: 0, parts: Vec::new(), in_file: false }))
+        };
+        Ok(Noting { inner: RefCell::new(inner), notes: sink.map(notes).transpose()? })
+    }
+
+    /// How the archive is made again.
+    pub(super) fn finish(self, writer: &mut Writer<'_>) -> Result<Option<Recipe>, StoreError> {
+        let Some(notes) = self.notes else { return Ok(None) };
+        let Notes { literals, parts, .. } = notes.into_inner();
+        let sink = literals.finish().map_err(|error| StoreError::Damaged(format!("a compressed stream: {error}")))?;
+        Ok(Some(Recipe { literals: writer.keep(sink)?, parts }))
+    }
+
+    /// Whether what is read from now on is a file's content.
+    fn in_file(&self, now: bool) {
+        if let Some(notes) = &self.notes {
+            notes.borrow_mut().in_file = now;
+        }
+    }
+
+    /// This has been read as a file's content.
+    fn file(&self, content: &Content) {
+        if let Some(notes) = self.notes.as_ref().filter(|_| !content.chunks.is_empty()) {
+            let mut notes = notes.borrow_mut();
+            let before = std::mem::take(&mut notes.since);
+            notes.parts.push((before, content.clone()));
+        }
+    }
+}
+
+impl<R: Read> Read for &Noting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.borrow_mut().read(buffer)?;
+        if let Some(notes) = &self.notes {
+            let mut notes = notes.borrow_mut();
+            if !notes.in_file {
+                notes.literals.write_all(&buffer[..len])?;
+                notes.since += len as u64;
+            }
+        }
+        Ok(len)
+    }
+}
+
 /// Reads a layer. `name` is what errors call it.
 pub(super) fn read(
-    archive: impl Read,
+    archive: &Noting<impl Read>,
     name: &str,
     writer: &mut Writer<'_>,
     budget: &Budget,
@@ -50,13 +122,13 @@ pub(super) fn read(
                 return Err(ImportError::Escape { name: name.to_owned(), path: text(&raw) });
             }
             whiteouts.push(join(parent, hidden));
-        } else if let Some(entry) = entry(file, path, name, writer)? {
+        } else if let Some(entry) = entry(file, path, (name, archive), writer)? {
             let link = match &entry.kind {
                 Kind::Symlink(target) | Kind::Hardlink(target) => target.len(),
                 _ => 0,
             };
             let attributes: usize = entry.xattrs.iter().map(|(key, value)| key.len() + value.len() + ATTRIBUTE).sum();
-            budget.spend(link + attributes, name)?;
+            budget.spend(link + attributes + PART, name)?;
             insert(&mut entries, entry);
         }
         Ok(())
@@ -67,7 +139,7 @@ pub(super) fn read(
 fn entry(
     file: &mut tar::Entry<'_, impl Read>,
     path: Vec<u8>,
-    name: &str,
+    (name, archive): (&str, &Noting<impl Read>),
     writer: &mut Writer<'_>,
 ) -> Result<Option<Entry>, ImportError> {
     let damaged = |error: io::Error| ImportError::damaged(name, &error);
@@ -108,7 +180,14 @@ fn entry(
         tar::EntryType::Directory => Kind::Directory { opaque: false },
         tar::EntryType::Regular | tar::EntryType::Continuous | tar::EntryType::GNUSparse => {
             let size = file.size();
+            // A sparse file's content is not what the archive has of it: that is noted as it comes.
+            let plain = kind != tar::EntryType::GNUSparse;
+            archive.in_file(plain);
             let content = writer.add(file, size, name)?;
+            archive.in_file(false);
+            if plain {
+                archive.file(&content);
+            }
             Kind::File(content)
         }
         tar::EntryType::Symlink => {

@@ -2,7 +2,8 @@
 //!
 //! An image here is a [`Root`]: its OCI config, verbatim, and a [`Tree`] for each layer. A tree lists every entry of
 //! the layer with its metadata; a regular file names its content by the chunks it consists of. Root and trees are
-//! contents themselves, cut and named in the same way, so an image is fetched by following hashes from one chunk.
+//! contents themselves, cut and named in the same way, so an image is fetched by following hashes from one chunk. What
+//! it was made of, bit for bit, is kept beside it as an [`Original`].
 //!
 //! Encodings are postcard (a specified, stable format) and versioned by [`VERSION`]: they are hashed, so a change is a
 //! new version, never an edit.
@@ -11,6 +12,8 @@ mod archive;
 mod chunker;
 mod config;
 mod layer;
+pub mod media;
+mod original;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -20,10 +23,11 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use archive::Metered;
-pub use archive::{ImportError, Imported, Limits, Progress, import};
+pub use archive::{ImportError, Imported, Limits, OpenBlob, Progress, Pushed, import, import_pushed};
 pub(crate) use chunker::content_of;
 pub use chunker::{Chunker, MAX_CHUNK, WHOLE};
-pub use config::{ConfigError, HealthCheck, ImageConfig, Process};
+pub use config::{ARCHITECTURE, ConfigError, HealthCheck, ImageConfig, Process};
+pub use original::{Blob, BlobReader, MAX_BLOBS, ORIGINAL, Original, OriginalRoot, Recipe, Source};
 pub use unpack::{UnpackError, unpack};
 
 /// The version of the encodings in this module.

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, Process, Spec,
+    Capability, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, Process, Spec,
 };
 
 use super::mounts;
@@ -74,6 +74,8 @@ pub struct Config {
     pub root: PathBuf,
     /// Its system call filter, compiled.
     pub filter: Option<Filter>,
+    /// What it asks for in vain, in words.
+    pub left_out: Vec<String>,
 }
 
 impl Config {
@@ -90,25 +92,17 @@ impl Config {
     pub(crate) fn load_started(bundle: &Path) -> Result<Config, ConfigError> {
         let path = bundle.join("config.json");
         let text = read(&path)?;
-        let spec: Spec = serde_json::from_slice(&text).map_err(|error| ConfigError::Malformed {
-            path,
-            field: "the top".to_owned(),
-            reason: error.to_string(),
-        })?;
+        let (spec, _) = parse_spec(&text).map_err(|(field, reason)| ConfigError::Malformed { path, field, reason })?;
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let filter = profile.map(Filter::compile).transpose()?;
-        Ok(Config { spec, bundle: bundle.to_owned(), root: PathBuf::new(), filter })
+        Ok(Config { spec, bundle: bundle.to_owned(), root: PathBuf::new(), filter, left_out: Vec::new() })
     }
 
     /// The same of a text that was read from `path`.
     pub fn parse(text: &[u8], path: &Path, bundle: PathBuf) -> Result<Config, ConfigError> {
-        let mut reader = serde_json::Deserializer::from_slice(text);
-        let spec: Spec = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-            let field = match error.path().to_string() {
-                top if top == "." => "the top".to_owned(),
-                field => field,
-            };
-            ConfigError::Malformed { path: path.to_owned(), field, reason: error.inner().to_string() }
+        let (spec, left_out) = parse_spec(text).map_err(|(field, reason)| {
+            let field = if field == "." { "the top".to_owned() } else { field };
+            ConfigError::Malformed { path: path.to_owned(), field, reason }
         })?;
         check(&spec)?;
         let root = spec.root().as_ref().map(|root| bundle.join(root.path())).unwrap_or_default();
@@ -119,7 +113,35 @@ impl Config {
         }
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let filter = profile.map(Filter::compile).transpose()?;
-        Ok(Config { spec, bundle, root, filter })
+        Ok(Config { spec, bundle, root, filter, left_out })
+    }
+}
+
+/// A spec without what it may name and nobody knows, which is returned as warnings; or the field that is wrong, and why.
+fn parse_spec(text: &[u8]) -> Result<(Spec, Vec<String>), (String, String)> {
+    let wrong =
+        |error: serde_path_to_error::Error<serde_json::Error>| (error.path().to_string(), error.inner().to_string());
+    let first = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(text)).map_err(wrong);
+    match first {
+        Ok(spec) => Ok((spec, Vec::new())),
+        Err((field, reason)) if field.starts_with("process.capabilities.") => {
+            // A capability that this release does not know is a warning (runtime-spec config.md, "Linux Process").
+            let mut value: serde_json::Value = serde_json::from_slice(text).map_err(|_| (field, reason))?;
+            let mut left_out = Vec::new();
+            let sets = value.pointer_mut("/process/capabilities").and_then(serde_json::Value::as_object_mut);
+            for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(|set| set.as_array_mut()) {
+                set.retain(|name| {
+                    let known = serde_json::from_value::<Capability>(name.clone()).is_ok() || !name.is_string();
+                    if !known {
+                        let text = format!("process.capabilities: {name} left out: no such capability is known");
+                        left_out.extend(Some(text).filter(|text| !left_out.contains(text)));
+                    }
+                    known
+                });
+            }
+            serde_path_to_error::deserialize(value).map(|spec| (spec, left_out)).map_err(wrong)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -386,8 +408,9 @@ fn check_linux(linux: &Linux, isolated: &dyn Fn(LinuxNamespaceType) -> bool) -> 
         return Err(field("linux.netDevices", "not supported by this runtime"));
     }
     match linux.mount_label() {
-        Some(label) if !label.is_empty() => {
-            Err(field("linux.mountLabel", "not supported: this runtime does not know SELinux"))
+        // Without SELinux a label means nothing, and nothing is lost with it.
+        Some(label) if !label.is_empty() && Path::new("/sys/fs/selinux/enforce").exists() => {
+            Err(field("linux.mountLabel", "not supported: this runtime does not label mounts for SELinux"))
         }
         _ => Ok(()),
     }

@@ -172,6 +172,15 @@ pub(super) fn enter_workdir(path: &Path) -> Result<bool, Failure> {
     }
 }
 
+/// A folder outside of the container's root has no path that begins there (CVE-2024-21626).
+fn check_workdir(path: &Path) -> Result<(), Failure> {
+    let cwd = std::env::current_dir().map_err(|error| no_workdir(path, &error))?;
+    if cwd.starts_with("/") {
+        return Ok(());
+    }
+    Err(no_workdir(path, &io::Error::other("it is outside of the container")))
+}
+
 fn no_workdir(path: &Path, error: &io::Error) -> Failure {
     workload(126, format!("cannot enter the working folder {}: {error}", path.display()))
 }
@@ -234,6 +243,10 @@ impl Program {
         let umask = process.user().umask().unwrap_or(0o022);
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
         let entered = enter_workdir(process.cwd())?;
+        if entered {
+            // Before the filter, which may refuse the call that this takes.
+            check_workdir(process.cwd())?;
+        }
         own_stdio(process);
         let no_new_privileges = process.no_new_privileges().unwrap_or(false);
         // Not to be looked into, nor its program found, by what runs in the container already.
@@ -249,12 +262,7 @@ impl Program {
         }
         if !entered {
             std::env::set_current_dir(process.cwd()).map_err(|error| no_workdir(process.cwd(), &error))?;
-        }
-        // A folder outside of the container's root has no path that begins there (CVE-2024-21626).
-        let cwd = std::env::current_dir().map_err(|error| no_workdir(process.cwd(), &error))?;
-        if !cwd.starts_with("/") {
-            let outside = io::Error::other("it is outside of the container");
-            return Err(no_workdir(process.cwd(), &outside));
+            check_workdir(process.cwd())?;
         }
         sys::reset_signals();
         if no_new_privileges {

@@ -197,7 +197,7 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
         Made::Known(pid, pidfd) => (Some((pid, pidfd)), None),
         Made::Ushered(usher) => (None, Some(usher)),
     };
-    let mut warnings = Vec::new();
+    let mut warnings = job.config.left_out.clone();
     let born = |pidfd: &OwnedFd| job.born.map_or(Ok(()), |born| born(pidfd.as_fd()));
     let mut begun = known.as_ref().map_or(Ok(()), |(_, pidfd)| born(pidfd));
     let result = loop {

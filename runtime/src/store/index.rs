@@ -1,10 +1,11 @@
 //! The store's index: redb, one table for each question.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::{Held, StoreError};
+use super::{Held, HeldOriginal, StoreError};
 use crate::image::{Chunk, ContentId};
 
 /// Chunk → content, offset, length.
@@ -15,6 +16,11 @@ const CONTENTS: TableDefinition<&[u8; 32], ()> = TableDefinition::new("contents"
 const LAYERS: TableDefinition<&[u8; 32], ()> = TableDefinition::new("layers");
 /// Complete images: root chunk → id, size.
 const IMAGES: TableDefinition<&[u8; 32], ([u8; 32], u64)> = TableDefinition::new("images");
+
+/// Originals that are complete: root chunk → manifest's digest, bytes beyond the images' own.
+const ORIGINALS: TableDefinition<&[u8; 32], ([u8; 32], u64)> = TableDefinition::new("originals");
+/// Blob → the original that it is part of.
+const BLOBS: TableDefinition<&[u8; 32], [u8; 32]> = TableDefinition::new("blobs");
 
 /// The index's own memory; what is read often is small.
 const CACHE: usize = 4 << 20;
@@ -37,6 +43,19 @@ pub(super) struct Changes {
     pub(super) chunks: Vec<(Chunk, Location)>,
     pub(super) contents: Vec<ContentId>,
     pub(super) images: Vec<Held>,
+    /// Each with its blobs.
+    pub(super) originals: Vec<(HeldOriginal, Vec<[u8; 32]>)>,
+}
+
+/// What one commit takes away.
+pub(super) struct Removal {
+    pub(super) roots: Vec<Chunk>,
+    pub(super) contents: Vec<ContentId>,
+    pub(super) layers: Vec<ContentId>,
+    /// Chunks that lay in those contents, and where else they lie.
+    pub(super) chunks: BTreeMap<Chunk, Option<Location>>,
+    /// Blobs of those originals, and which other has them.
+    pub(super) blobs: BTreeMap<[u8; 32], Option<Chunk>>,
 }
 
 fn failed(error: impl Into<redb::Error>) -> StoreError {
@@ -54,6 +73,8 @@ impl Index {
         write.open_table(CONTENTS).map_err(failed)?;
         write.open_table(LAYERS).map_err(failed)?;
         write.open_table(IMAGES).map_err(failed)?;
+        write.open_table(ORIGINALS).map_err(failed)?;
+        write.open_table(BLOBS).map_err(failed)?;
         write.commit().map_err(failed)?;
         Ok(Index { db })
     }
@@ -99,6 +120,28 @@ impl Index {
         Ok(images)
     }
 
+    pub(super) fn originals(&self) -> Result<Vec<HeldOriginal>, StoreError> {
+        let table = self.db.begin_read().map_err(failed)?.open_table(ORIGINALS).map_err(failed)?;
+        let mut originals = Vec::new();
+        for entry in table.iter().map_err(failed)? {
+            let (root, value) = entry.map_err(failed)?;
+            let (digest, size) = value.value();
+            originals.push(HeldOriginal { root: *root.value(), digest, size });
+        }
+        Ok(originals)
+    }
+
+    pub(super) fn original(&self, root: &Chunk) -> Result<bool, StoreError> {
+        let table = self.db.begin_read().map_err(failed)?.open_table(ORIGINALS).map_err(failed)?;
+        Ok(table.get(root).map_err(failed)?.is_some())
+    }
+
+    /// The original that has a blob.
+    pub(super) fn blob(&self, digest: &[u8; 32]) -> Result<Option<Chunk>, StoreError> {
+        let table = self.db.begin_read().map_err(failed)?.open_table(BLOBS).map_err(failed)?;
+        Ok(table.get(digest).map_err(failed)?.map(|entry| entry.value()))
+    }
+
     pub(super) fn add_layer(&self, id: &ContentId) -> Result<(), StoreError> {
         let write = self.db.begin_write().map_err(failed)?;
         write.open_table(LAYERS).map_err(failed)?.insert(id, ()).map_err(failed)?;
@@ -112,6 +155,42 @@ impl Index {
             let mut table = write.open_table(CHUNKS).map_err(failed)?;
             for chunk in chunks {
                 table.remove(chunk).map_err(failed)?;
+            }
+        }
+        write.commit().map_err(failed)
+    }
+
+    /// Takes all of it away or nothing.
+    pub(super) fn remove(&self, removal: &Removal) -> Result<(), StoreError> {
+        let write = self.db.begin_write().map_err(failed)?;
+        {
+            let mut images = write.open_table(IMAGES).map_err(failed)?;
+            let mut originals = write.open_table(ORIGINALS).map_err(failed)?;
+            for root in &removal.roots {
+                images.remove(root).map_err(failed)?;
+                originals.remove(root).map_err(failed)?;
+            }
+            let mut table = write.open_table(CONTENTS).map_err(failed)?;
+            for content in &removal.contents {
+                table.remove(content).map_err(failed)?;
+            }
+            let mut table = write.open_table(LAYERS).map_err(failed)?;
+            for layer in &removal.layers {
+                table.remove(layer).map_err(failed)?;
+            }
+            let mut table = write.open_table(CHUNKS).map_err(failed)?;
+            for (chunk, elsewhere) in &removal.chunks {
+                match elsewhere {
+                    Some(at) => drop(table.insert(chunk, (at.content, at.offset, at.len)).map_err(failed)?),
+                    None => drop(table.remove(chunk).map_err(failed)?),
+                }
+            }
+            let mut table = write.open_table(BLOBS).map_err(failed)?;
+            for (blob, elsewhere) in &removal.blobs {
+                match elsewhere {
+                    Some(root) => drop(table.insert(blob, *root).map_err(failed)?),
+                    None => drop(table.remove(blob).map_err(failed)?),
+                }
             }
         }
         write.commit().map_err(failed)
@@ -138,6 +217,14 @@ impl Index {
             let mut table = write.open_table(IMAGES).map_err(failed)?;
             for image in &changes.images {
                 table.insert(&image.root, (image.id, image.size)).map_err(failed)?;
+            }
+            let mut table = write.open_table(ORIGINALS).map_err(failed)?;
+            let mut blobs_table = write.open_table(BLOBS).map_err(failed)?;
+            for (original, blobs) in &changes.originals {
+                table.insert(&original.root, (original.digest, original.size)).map_err(failed)?;
+                for blob in blobs {
+                    blobs_table.insert(blob, original.root).map_err(failed)?;
+                }
             }
         }
         write.commit().map_err(failed)

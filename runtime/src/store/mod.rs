@@ -3,7 +3,7 @@
 //! ```text
 //! objects/ab/abcd…     one file for each distinct content, under its id; sparse while its chunks still come
 //! layers/0123456789…/  a layer, unpacked, ready to be a lower layer of overlayfs; its files are links to objects
-//! index.redb           where each chunk lies, which contents, layers and images are complete
+//! index.redb           where each chunk lies, which contents, layers, images and originals are complete
 //! tmp/                 what is being written; emptied at start
 //! ```
 //!
@@ -18,6 +18,8 @@
 //! **Checked before use.** A chunk is hashed before it is written and again before it is served: a disk that lies, or
 //! a stranger's write, ends as "not here", never as wrong bytes at a peer.
 
+mod blobs;
+mod collect;
 mod index;
 mod receive;
 #[cfg(test)]
@@ -30,10 +32,13 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
+pub use collect::{Removed, Usage};
 pub use receive::Missing;
+pub(crate) use write::Sink;
 pub use write::Writer;
 
 use crate::image::{Chunk, Content, ContentId, ImageConfig, MAX_ROOT, Root, Tree, UnpackError};
@@ -108,6 +113,17 @@ pub struct Held {
     pub size: u64,
 }
 
+/// An original that is complete, as the store knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldOriginal {
+    /// Its root chunk.
+    pub root: Chunk,
+    /// SHA-256 of its manifest or index.
+    pub digest: [u8; 32],
+    /// Bytes that it takes beyond the files of its images.
+    pub size: u64,
+}
+
 /// What is needed to run an image.
 #[derive(Clone, Debug)]
 pub struct Runnable {
@@ -127,6 +143,10 @@ pub struct Store {
     awaited: Mutex<BTreeMap<Chunk, Location>>,
     last_commit: Mutex<Instant>,
     unpacking: Mutex<()>,
+    /// Held for reading by whoever adds to it step by step, for writing by a removal.
+    changing: RwLock<()>,
+    /// Imports that run.
+    importing: AtomicUsize,
 }
 
 impl Store {
@@ -152,6 +172,8 @@ impl Store {
             awaited: Mutex::new(BTreeMap::new()),
             last_commit: Mutex::new(Instant::now()),
             unpacking: Mutex::new(()),
+            changing: RwLock::new(()),
+            importing: AtomicUsize::new(0),
         })
     }
 
@@ -201,8 +223,12 @@ impl Store {
     }
 
     fn object(&self, id: &ContentId) -> PathBuf {
-        let name = hex(id);
-        self.dir.join("objects").join(&name[..2]).join(name)
+        object_in(&self.dir, id)
+    }
+
+    /// No removal goes on while this is held.
+    fn changing(&self) -> RwLockReadGuard<'_, ()> {
+        self.changing.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A short name, so that the kernel's page for mount options holds many layers.
@@ -275,9 +301,14 @@ impl Store {
     }
 }
 
+fn object_in(dir: &Path, id: &ContentId) -> PathBuf {
+    let name = hex(id);
+    dir.join("objects").join(&name[..2]).join(name)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while holding it left plain data behind, whole at each step.
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn hex(bytes: &[u8; 32]) -> String {

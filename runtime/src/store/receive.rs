@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use super::index::{Changes, Location};
-use super::{Held, Store, StoreError, lock};
-use crate::image::{Chunk, Content, ContentId, MAX_CHUNK, MAX_ROOT, Root, Tree};
+use super::{Held, HeldOriginal, Store, StoreError, lock};
+use crate::image::{Chunk, Content, ContentId, MAX_CHUNK, MAX_ROOT, ORIGINAL, Recipe, Root, Source, Tree};
 
 /// How much of a download a crash may cost.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
@@ -35,7 +35,8 @@ impl Store {
     /// Says what an image still needs, stage by stage: its root, the lists it names, the contents those name. When
     /// nothing is missing, makes it complete.
     pub fn survey(&self, root: &Chunk) -> Result<Missing, StoreError> {
-        if self.index.image(root)?.is_some() {
+        let _not_removed = self.changing();
+        if self.index.image(root)?.is_some() || self.index.original(root)? {
             return Ok(Missing { complete: true, contents: true, pieces: Vec::new(), present: Vec::new() });
         }
         // A root's length is not known beforehand; it is bounded when it comes.
@@ -43,6 +44,9 @@ impl Store {
         self.recheck(&mut stage)?;
         if !stage.present[0] {
             return Ok(stage);
+        }
+        if self.chunk(root)?.is_some_and(|bytes| bytes.first() == Some(&ORIGINAL)) {
+            return self.survey_original(root);
         }
         let parsed = self.root(root)?;
         let lists: Vec<&Content> =
@@ -74,8 +78,59 @@ impl Store {
         self.contents_stage(true, &contents)
     }
 
+    /// The same for an original: its list, the recipes that names, the contents.
+    fn survey_original(&self, root: &Chunk) -> Result<Missing, StoreError> {
+        let list = self.original_root(root)?.list;
+        let too_large = || StoreError::Damaged("an original whose lists are larger than any honest one's".to_owned());
+        if list.size() > MAX_TREE {
+            return Err(too_large());
+        }
+        let mut stage = self.contents_stage(false, &[&list])?;
+        self.recheck(&mut stage)?;
+        if stage.present.iter().any(|here| !here) {
+            return Ok(stage);
+        }
+        let original = self.original_at(root)?;
+        let sources = || original.blobs.iter().map(|blob| &blob.source);
+        let recipes: Vec<&Content> = sources()
+            .filter_map(|source| if let Source::Recipe(recipe) = source { Some(recipe) } else { None })
+            .collect();
+        if recipes.iter().fold(0u64, |sum, recipe| sum.saturating_add(recipe.size())) > MAX_TREE {
+            return Err(too_large());
+        }
+        let mut stage = self.contents_stage(false, &recipes)?;
+        self.recheck(&mut stage)?;
+        if stage.present.iter().any(|here| !here) {
+            return Ok(stage);
+        }
+        let recipes = recipes.into_iter().map(|recipe| self.recipe(recipe)).collect::<Result<Vec<Recipe>, _>>()?;
+        let verbatim =
+            sources().filter_map(|source| if let Source::Verbatim(content) = source { Some(content) } else { None });
+        let contents: Vec<&Content> = verbatim.chain(recipes.iter().flat_map(Recipe::contents)).collect();
+        if contents.iter().fold(0u64, |sum, content| sum.saturating_add(content.size())) > MAX_FILES {
+            return Err(StoreError::Damaged(format!("an original of more than {MAX_FILES} bytes")));
+        }
+        let stage = self.contents_stage(true, &contents)?;
+        if stage.present.iter().any(|here| !here) {
+            return Ok(stage);
+        }
+        let (done, lost) = self.assemble_all(contents.iter().copied())?;
+        if !lost.is_empty() {
+            self.index.forget(&lost)?;
+            return self.contents_stage(true, &contents);
+        }
+        self.sync()?;
+        let (digest, size) = (original.manifest().digest, original.own_size() + list.size());
+        let held = HeldOriginal { root: *root, digest, size };
+        let blobs = original.blobs.iter().map(|blob| blob.digest).collect();
+        let changes = Changes { contents: done, originals: vec![(held, blobs)], ..Changes::default() };
+        self.index.add(&changes, true)?;
+        Ok(Missing { complete: true, ..stage })
+    }
+
     /// Checks a chunk and keeps it. Seen by others at once; on disk within [`COMMIT_EVERY`].
     pub fn put_chunks(&self, chunks: Vec<(Chunk, Vec<u8>)>) -> Result<(), StoreError> {
+        let _not_removed = self.changing();
         let mut changes = Changes::default();
         for (chunk, bytes) in chunks {
             if blake3::hash(&bytes) != chunk || bytes.len() > MAX_ROOT {
@@ -169,28 +224,35 @@ impl Store {
         pieces: &[(Chunk, u32)],
     ) -> Result<Vec<Chunk>, StoreError> {
         let config = self.content(&parsed.config)?;
-        let mut changes = Changes::default();
         let lists = [&parsed.config].into_iter().chain(parsed.layers.iter().map(|layer| &layer.tree));
-        let mut done: BTreeSet<ContentId> = BTreeSet::new();
-        let mut lost = Vec::new();
-        for content in trees.iter().flat_map(Tree::contents) {
-            let id = content.id();
-            if done.insert(id) && !(self.index.content(&id)? && self.object(&id).exists()) {
-                self.assemble(content, &id, &mut lost)?;
-                changes.contents.push(id);
-            }
-        }
+        let (contents, lost) = self.assemble_all(trees.iter().flat_map(Tree::contents))?;
         if !lost.is_empty() {
             return Ok(lost);
         }
         self.sync()?;
-        self.index.add(&changes, true)?;
+        self.index.add(&Changes { contents, ..Changes::default() }, true)?;
         self.unpack_layers(parsed, trees)?;
         let listed: u64 = lists.map(Content::size).sum();
         let size = pieces.iter().map(|(_, len)| u64::from(*len)).sum::<u64>() + listed + parsed.encode().len() as u64;
         let held = Held { id: Sha256::digest(&config).into(), root: *root, size };
         self.index.add(&Changes { images: vec![held], ..Changes::default() }, true)?;
         Ok(Vec::new())
+    }
+
+    /// Brings contents together that are not yet; those, and chunks that are not what they were when they came.
+    fn assemble_all<'a>(
+        &self,
+        contents: impl Iterator<Item = &'a Content>,
+    ) -> Result<(Vec<ContentId>, Vec<Chunk>), StoreError> {
+        let (mut met, mut done, mut lost) = (BTreeSet::new(), Vec::new(), Vec::new());
+        for content in contents {
+            let id = content.id();
+            if met.insert(id) && !(self.index.content(&id)? && self.object(&id).exists()) {
+                self.assemble(content, &id, &mut lost)?;
+                done.push(id);
+            }
+        }
+        Ok((done, lost))
     }
 
     fn assemble(&self, content: &Content, id: &ContentId, lost: &mut Vec<Chunk>) -> Result<(), StoreError> {

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::index::{Changes, Location};
-use super::{Held, Store, StoreError};
-use crate::image::{Chunk, Chunker, Content, ContentId, ImportError, Progress, Root, Tree, content_of};
+use super::{Held, HeldOriginal, Store, StoreError};
+use crate::image::{
+    Chunk, Chunker, Content, ContentId, ImportError, ORIGINAL, Original, OriginalRoot, Progress, Root, Tree, content_of,
+};
 
 /// A file up to this long is read whole before it is known whether it must be written at all.
 const IN_MEMORY: u64 = 8 << 20;
@@ -22,15 +24,53 @@ pub struct Writer<'a> {
     bytes: u64,
     changes: Changes,
     met: BTreeSet<Chunk>,
-    new_chunks: u64,
+    /// Those of them that the store did not have.
+    new: BTreeSet<Chunk>,
     written: Vec<(PathBuf, Option<Content>)>,
     trees: Vec<(Root, Vec<Tree>)>,
+    images: Vec<Held>,
+    originals: Vec<(HeldOriginal, Vec<[u8; 32]>)>,
     buffer: Vec<u8>,
+}
+
+/// A content on its way to the disk.
+pub(crate) struct Sink {
+    path: PathBuf,
+    out: File,
+    chunker: Chunker,
+}
+
+impl Sink {
+    /// Adds bytes.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let Sink { path, out, chunker } = self;
+        chunker.push(bytes, &mut |_: &Chunk, bytes: &[u8]| {
+            out.write_all(bytes).map_err(|error| StoreError::io("write", path, error))
+        })
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.push(bytes).map_err(|error| match error {
+            StoreError::Io { source, .. } => source,
+            StoreError::DiskFull { .. } => io::Error::from_raw_os_error(libc::ENOSPC),
+            other => io::Error::other(other),
+        })?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Store {
     /// Begins an import of at most `limit` bytes of files.
     pub fn writer<'a>(&'a self, limit: u64, progress: &'a Progress) -> Writer<'a> {
+        // A removal that goes on would not know what this is about to need.
+        let _none_goes_on = self.changing();
+        self.importing.fetch_add(1, Ordering::AcqRel);
         Writer {
             store: self,
             progress,
@@ -38,9 +78,11 @@ impl Store {
             bytes: 0,
             changes: Changes::default(),
             met: BTreeSet::new(),
-            new_chunks: 0,
+            new: BTreeSet::new(),
             written: Vec::new(),
             trees: Vec::new(),
+            images: Vec::new(),
+            originals: Vec::new(),
             buffer: Vec::new(),
         }
     }
@@ -83,12 +125,7 @@ impl Writer<'_> {
     }
 
     fn add_large(&mut self, file: &mut impl Read, size: u64, name: &str) -> Result<Content, ImportError> {
-        let temporary = self.temporary();
-        let mut out = File::create(&temporary).map_err(|error| StoreError::io("make", &temporary, error))?;
-        self.written.push((temporary.clone(), None));
-        let mut chunker = Chunker::default();
-        let mut emit =
-            |_: &Chunk, bytes: &[u8]| out.write_all(bytes).map_err(|error| StoreError::io("write", &temporary, error));
+        let mut sink = self.sink()?;
         let mut buffer = vec![0; BUFFER];
         let mut left = size;
         while left > 0 {
@@ -98,16 +135,32 @@ impl Writer<'_> {
                 let reason = "it ends inside a file".to_owned();
                 return Err(ImportError::Damaged { name: name.to_owned(), reason });
             }
-            chunker.push(&buffer[..len], &mut emit)?;
+            sink.push(&buffer[..len])?;
             self.progress.bytes.fetch_add(len as u64, Ordering::Relaxed);
             left -= len as u64;
         }
-        let content = chunker.finish(&mut emit)?;
+        Ok(self.keep(sink)?)
+    }
+
+    /// Begins a content of unknown length.
+    pub(crate) fn sink(&mut self) -> Result<Sink, StoreError> {
+        let path = self.temporary();
+        let out = File::create(&path).map_err(|error| StoreError::io("make", &path, error))?;
+        self.written.push((path.clone(), None));
+        Ok(Sink { path, out, chunker: Chunker::default() })
+    }
+
+    /// Adds the content that was written to it.
+    pub(crate) fn keep(&mut self, sink: Sink) -> Result<Content, StoreError> {
+        let Sink { path, mut out, chunker } = sink;
+        let content = chunker.finish(&mut |_: &Chunk, bytes: &[u8]| {
+            out.write_all(bytes).map_err(|error| StoreError::io("write", &path, error))
+        })?;
         let id = content.id();
         if self.is_known(&id)? {
-            fs::remove_file(&temporary).map_err(|error| StoreError::io("remove", &temporary, error))?;
+            fs::remove_file(&path).map_err(|error| StoreError::io("remove", &path, error))?;
         } else {
-            self.place(temporary, &id, &content)?;
+            self.place(path, &id, &content)?;
         }
         self.note(&content, id)?;
         Ok(content)
@@ -120,31 +173,45 @@ impl Writer<'_> {
         trees: &[&Tree],
         id: [u8; 32],
     ) -> Result<(Chunk, u64, (u64, u64)), StoreError> {
-        let encoded = root.encode();
-        // The root is one chunk, however long: it is what everything else is found by.
-        let chunk = *blake3::hash(&encoded).as_bytes();
-        let content = Content { chunks: vec![(chunk, encoded.len() as u32)] };
-        if !self.is_known(&chunk)? {
-            let temporary = self.temporary();
-            fs::write(&temporary, &encoded).map_err(|error| StoreError::io("write", &temporary, error))?;
-            self.place(temporary, &chunk, &content)?;
-        }
-        self.note(&content, chunk)?;
+        let content = self.add_root(&root.encode())?;
+        let chunk = content.id();
         let mut distinct: BTreeSet<(Chunk, u32)> = content.chunks.into_iter().collect();
         distinct.extend(root.config.chunks.iter().copied());
         distinct.extend(root.layers.iter().flat_map(|layer| layer.tree.chunks.iter().copied()));
         distinct
             .extend(trees.iter().flat_map(|tree| tree.contents()).flat_map(|content| content.chunks.iter().copied()));
         let size = distinct.iter().map(|(_, len)| u64::from(*len)).sum();
-        self.changes.images.push(Held { id, root: chunk, size });
+        self.images.push(Held { id, root: chunk, size });
         self.trees.push((root.clone(), trees.iter().map(|tree| (*tree).clone()).collect()));
-        Ok((chunk, size, (distinct.len() as u64, self.new_chunks)))
+        let new = distinct.iter().filter(|(chunk, _)| self.new.contains(chunk)).count();
+        Ok((chunk, size, (distinct.len() as u64, new as u64)))
+    }
+
+    /// Adds an original whose contents have all been added.
+    pub(crate) fn add_original(&mut self, original: &Original) -> Result<HeldOriginal, StoreError> {
+        let list = self.add_bytes(&original.encode())?;
+        let size = list.size() + original.own_size();
+        let root = self.add_root(&OriginalRoot { version: ORIGINAL, list }.encode())?.id();
+        let held = HeldOriginal { root, digest: original.manifest().digest, size };
+        self.originals.push((held.clone(), original.blobs.iter().map(|blob| blob.digest).collect()));
+        Ok(held)
+    }
+
+    /// Adds the root of something. It is one chunk, however long: it is what everything else is found by.
+    fn add_root(&mut self, encoded: &[u8]) -> Result<Content, StoreError> {
+        let chunk = *blake3::hash(encoded).as_bytes();
+        let content = Content { chunks: vec![(chunk, encoded.len() as u32)] };
+        if !self.is_known(&chunk)? {
+            let temporary = self.temporary();
+            fs::write(&temporary, encoded).map_err(|error| StoreError::io("write", &temporary, error))?;
+            self.place(temporary, &chunk, &content)?;
+        }
+        self.note(&content, chunk)?;
+        Ok(content)
     }
 
     /// Makes everything known at once, or, when it fails, nothing.
-    pub(crate) fn commit(mut self, roots: Vec<Chunk>) -> Result<(), StoreError> {
-        self.changes.images.retain(|image| roots.contains(&image.root));
-        let images = std::mem::take(&mut self.changes.images);
+    pub(crate) fn commit(mut self) -> Result<(), StoreError> {
         self.store.sync()?;
         self.store.index.add(&self.changes, true)?;
         // From here on the contents are the store's; an image without its layers is not yet an image.
@@ -152,7 +219,8 @@ impl Writer<'_> {
         for (root, trees) in &self.trees {
             self.store.unpack_layers(root, trees)?;
         }
-        self.store.index.add(&Changes { images, ..Changes::default() }, true)
+        let (images, originals) = (std::mem::take(&mut self.images), std::mem::take(&mut self.originals));
+        self.store.index.add(&Changes { images, originals, ..Changes::default() }, true)
     }
 
     fn note(&mut self, content: &Content, id: ContentId) -> Result<(), StoreError> {
@@ -161,7 +229,7 @@ impl Writer<'_> {
             if self.met.insert(*chunk) {
                 self.progress.chunks.fetch_add(1, Ordering::Relaxed);
                 if self.store.index.chunk(chunk)?.is_none() {
-                    self.new_chunks += 1;
+                    self.new.insert(*chunk);
                     self.progress.new_chunks.fetch_add(1, Ordering::Relaxed);
                     self.changes.chunks.push((*chunk, Location { content: id, offset, len: *len }));
                 }
@@ -207,5 +275,6 @@ impl Drop for Writer<'_> {
                 drop(fs::remove_file(path));
             }
         }
+        self.store.importing.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -1,0 +1,136 @@
+//! Images beyond their chunks: having one here, giving up what nothing needs any more.
+//!
+//! What is here and nothing names, runs or fetches any more is removed, two rounds of [`ROUND`] after it was seen so: an image
+//! that has just been loaded gets its name a moment later. A removal that a user asks for does not wait.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use moyai_protocol::catalog::ImageHeld;
+use moyai_protocol::contract::Command;
+use moyai_protocol::id::ChunkId;
+use moyai_runtime::image::Original;
+use moyai_runtime::store::{Removed, Store, StoreError};
+use tracing::{info, warn};
+
+use super::driver::Handle;
+
+/// Between two looks at what is needed.
+const ROUND: Duration = Duration::from_secs(60);
+/// Between two looks at how far a download is.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How far something is on its way here.
+pub enum Fetching {
+    /// Bytes of this stage that are here, and all of them.
+    Progress(u64, u64),
+    /// All of it is here.
+    Done,
+    /// It cannot be had.
+    Failed(String),
+}
+
+/// The images of this node.
+#[derive(Clone)]
+pub struct Images {
+    handle: Handle,
+    store: Arc<Store>,
+}
+
+impl Images {
+    /// Those in this store.
+    pub fn new(handle: Handle, store: Arc<Store>) -> Images {
+        Images { handle, store }
+    }
+
+    /// How far something is whose fetching was commanded.
+    pub async fn look(&self, root: ChunkId) -> Fetching {
+        let looked = self.handle.ask(move |node, _| {
+            if node.images().iter().any(|image| image.holds(&root)) {
+                return Fetching::Done;
+            }
+            match node.exchange().downloads().find(|(other, _)| **other == root) {
+                Some((_, download)) => {
+                    let (here, all) = download.progress();
+                    Fetching::Progress(here, all)
+                }
+                None if node.exchange().is_waiting(&root) => Fetching::Progress(0, 0),
+                None => Fetching::Failed(node.exchange().failure(&root).unwrap_or("it was given up").to_owned()),
+            }
+        });
+        looked.await.unwrap_or_else(|_| Fetching::Failed("the daemon ends".to_owned()))
+    }
+
+    /// Has it here, from other nodes if need be.
+    pub async fn fetch(&self, root: ChunkId) -> Result<(), String> {
+        match self.handle.command(Command::FetchImage { root }).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(refused)) => return Err(refused.to_string()),
+            Err(_) => return Err("the daemon ends".to_owned()),
+        }
+        loop {
+            match self.look(root).await {
+                Fetching::Done => return Ok(()),
+                Fetching::Failed(reason) => return Err(reason),
+                Fetching::Progress(..) => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// What an image was made of, which is here when this returns.
+    pub async fn original(&self, image: &ImageHeld) -> Result<Original, String> {
+        let held = image.original.as_ref().ok_or("it is not known what it was made of")?;
+        self.fetch(held.root).await?;
+        let (store, root) = (Arc::clone(&self.store), held.root.0);
+        let read = tokio::task::spawn_blocking(move || store.original(&root)).await;
+        let original = read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        original.ok_or_else(|| "what it was made of has just been removed".to_owned())
+    }
+
+    /// Removes what of `candidates` nothing here needs any more; how many bytes are free again.
+    pub async fn release(&self, candidates: BTreeSet<ChunkId>) -> Result<u64, StoreError> {
+        let asked = self.handle.ask(|node, _| {
+            let coming: Vec<[u8; 32]> = node.exchange().downloads().map(|(root, _)| root.0).collect();
+            (node.wanted_images(), coming)
+        });
+        // When the daemon ends, the next one does it.
+        let Ok((wanted, coming)) = asked.await else { return Ok(0) };
+        let doomed: Vec<[u8; 32]> = candidates.difference(&wanted).map(|root| root.0).collect();
+        if doomed.is_empty() {
+            return Ok(0);
+        }
+        let store = Arc::clone(&self.store);
+        let removed = tokio::task::spawn_blocking(move || store.remove(&doomed, &coming)).await;
+        match removed {
+            Ok(Ok(Removed::Freed(bytes))) => Ok(bytes),
+            Ok(Ok(Removed::Busy)) | Err(_) => Ok(0),
+            Ok(Err(error)) => Err(error),
+        }
+    }
+
+    /// Gives up, round after round, what nothing needs.
+    pub async fn collect(self) {
+        let mut unneeded = BTreeSet::new();
+        let mut round = tokio::time::interval(ROUND);
+        loop {
+            round.tick().await;
+            let store = Arc::clone(&self.store);
+            let complete = tokio::task::spawn_blocking(move || {
+                let images = store.images()?.into_iter().map(|image| ChunkId(image.root));
+                let originals = store.originals()?.into_iter().map(|original| ChunkId(original.root));
+                Ok::<BTreeSet<ChunkId>, StoreError>(images.chain(originals).collect())
+            });
+            let Ok(wanted) = self.handle.ask(|node, _| node.wanted_images()).await else { return };
+            let Ok(Ok(complete)) = complete.await else { continue };
+            let now: BTreeSet<ChunkId> = complete.difference(&wanted).copied().collect();
+            let for_long = now.intersection(&unneeded).copied().collect();
+            match self.release(for_long).await {
+                Ok(0) => {}
+                Ok(bytes) => info!(bytes, "removed images that nothing needs any more"),
+                Err(error) => warn!(%error, "cannot remove images that nothing needs any more"),
+            }
+            unneeded = now;
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What takes room, and giving it back.
+//!
+//! An image and an original *reach* their lists, and the contents and layers that those name. What is removed with them is what
+//! nothing else reaches: no other complete image or original, and none that is on its way here (`keep`).
+//!
+//! **Races.** A removal waits until nobody takes up chunks or completes an image, and those wait for it; it does not begin
+//! while an import runs, which does not yet say what it will reach. Whoever asks for it keeps what containers use.
+//!
+//! **If it dies.** The index forgets first, in one transaction; files that then stay are in nobody's way, and overwritten when
+//! they come again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use super::index::{Location, Removal};
+use super::{Store, StoreError, hex, lock};
+use crate::image::{Chunk, Content, ContentId, Source, Tree};
+
+/// What an image or an original needs.
+#[derive(Default)]
+struct Reached {
+    contents: BTreeMap<ContentId, Content>,
+    layers: BTreeSet<ContentId>,
+    blobs: BTreeMap<[u8; 32], Chunk>,
+}
+
+/// How much room something takes.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes that it needs.
+    pub size: u64,
+    /// Of those, what nothing else needs.
+    pub own: u64,
+}
+
+/// What a removal has come to.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// So many bytes are free again.
+    Freed(u64),
+    /// An import runs: nothing was removed, for now.
+    Busy,
+}
+
+impl Store {
+    /// How much room each of these takes: some images and originals that belong together. What is not complete takes none.
+    pub fn usage(&self, groups: &[Vec<Chunk>]) -> Result<Vec<Usage>, StoreError> {
+        let complete = self.roots()?;
+        let mut users: BTreeMap<ContentId, (u32, u64)> = BTreeMap::new();
+        let mut all: Vec<Vec<ContentId>> = Vec::new();
+        for group in groups {
+            let mut reached = Reached::default();
+            for root in group.iter().filter(|root| complete.contains(root)) {
+                self.reach(root, &mut reached)?;
+            }
+            for (id, content) in &reached.contents {
+                users.entry(*id).or_insert((0, content.size())).0 += 1;
+            }
+            all.push(reached.contents.into_keys().collect());
+        }
+        let usage = |ids: Vec<ContentId>| {
+            let known = ids.iter().filter_map(|id| users.get(id));
+            known.fold(Usage::default(), |sum, (count, size)| Usage {
+                size: sum.size + size,
+                own: sum.own + if *count == 1 { *size } else { 0 },
+            })
+        };
+        Ok(all.into_iter().map(usage).collect())
+    }
+
+    /// Reads everything that an image or an original needs, and returns what is not what it should be.
+    pub fn verify(&self, root: &Chunk) -> Result<Vec<String>, StoreError> {
+        let mut reached = Reached::default();
+        self.reach(root, &mut reached)?;
+        let mut wrong = Vec::new();
+        for (id, content) in &reached.contents {
+            for (chunk, _) in &content.chunks {
+                if self.chunk(chunk)?.is_none() {
+                    wrong.push(format!("chunk {} of content {}", hex(chunk), hex(id)));
+                }
+            }
+        }
+        for digest in reached.blobs.keys() {
+            let Some((blob, mut reader)) = self.blob(digest)? else { continue };
+            let mut hash = sha2::Sha256::default();
+            let read = std::io::copy(&mut reader, &mut hash);
+            if read.ok() != Some(blob.size) || *sha2::Digest::finalize(hash) != *digest {
+                wrong.push(format!("blob sha256:{}", hex(digest)));
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Removes images and originals, and what nothing else reaches. `keep` are those on their way here.
+    pub fn remove(&self, roots: &[Chunk], keep: &[Chunk]) -> Result<Removed, StoreError> {
+        let _nobody_else = self.changing.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.importing.load(std::sync::atomic::Ordering::Acquire) > 0 {
+            return Ok(Removed::Busy);
+        }
+        let complete = self.roots()?;
+        let (mut kept, mut doomed) = (Reached::default(), Reached::default());
+        for root in complete.iter().filter(|root| !roots.contains(root)) {
+            self.reach(root, &mut kept)?;
+        }
+        for root in keep.iter().filter(|root| !complete.contains(root)) {
+            // As far as its lists are here: what they name is not, or is reached already.
+            drop(self.reach(root, &mut kept));
+        }
+        let awaited: BTreeSet<ContentId> = lock(&self.awaited).values().map(|location| location.content).collect();
+        for root in roots.iter().filter(|root| complete.contains(root)) {
+            self.reach(root, &mut doomed)?;
+        }
+        doomed.contents.retain(|id, _| !kept.contents.contains_key(id) && !awaited.contains(id));
+        doomed.layers.retain(|layer| !kept.layers.contains(layer));
+        let removal = self.removal(roots, &kept, &doomed)?;
+        self.index.remove(&removal)?;
+        for layer in &doomed.layers {
+            let dir = self.layer_dir(layer);
+            drop(fs::remove_dir_all(&dir));
+        }
+        let mut freed = 0;
+        for (id, content) in &doomed.contents {
+            if fs::remove_file(self.object(id)).is_ok() {
+                freed += content.size();
+            }
+        }
+        Ok(Removed::Freed(freed))
+    }
+
+    /// What of the index goes, and what must be looked for elsewhere from now on.
+    fn removal(&self, roots: &[Chunk], kept: &Reached, doomed: &Reached) -> Result<Removal, StoreError> {
+        let mut chunks: BTreeMap<Chunk, Option<Location>> = BTreeMap::new();
+        for (id, content) in &doomed.contents {
+            for (chunk, _) in &content.chunks {
+                if self.index.chunk(chunk)?.is_some_and(|location| location.content == *id) {
+                    chunks.insert(*chunk, None);
+                }
+            }
+        }
+        for (id, content) in &kept.contents {
+            let mut offset = 0;
+            for (chunk, len) in &content.chunks {
+                if let Some(place @ None) = chunks.get_mut(chunk) {
+                    *place = Some(Location { content: *id, offset, len: *len });
+                }
+                offset += u64::from(*len);
+            }
+        }
+        let blobs = doomed.blobs.keys().map(|digest| (*digest, kept.blobs.get(digest).copied())).collect();
+        let (contents, layers) = (doomed.contents.keys().copied().collect(), doomed.layers.iter().copied().collect());
+        Ok(Removal { roots: roots.to_vec(), contents, layers, chunks, blobs })
+    }
+
+    fn roots(&self) -> Result<Vec<Chunk>, StoreError> {
+        let images = self.index.images()?.into_iter().map(|image| image.root);
+        Ok(images.chain(self.index.originals()?.into_iter().map(|original| original.root)).collect())
+    }
+
+    fn reach(&self, root: &Chunk, reached: &mut Reached) -> Result<(), StoreError> {
+        let mut add = |content: &Content| {
+            reached.contents.entry(content.id()).or_insert_with(|| content.clone());
+        };
+        let bytes = self.chunk(root)?.ok_or_else(|| StoreError::Damaged("a root is gone".to_owned()))?;
+        add(&Content { chunks: vec![(*root, bytes.len() as u32)] });
+        if bytes.first() == Some(&crate::image::ORIGINAL) {
+            add(&self.original_root(root)?.list);
+            for blob in self.original_at(root)?.blobs {
+                match &blob.source {
+                    Source::Verbatim(content) => add(content),
+                    Source::Recipe(recipe) => {
+                        add(recipe);
+                        self.recipe(recipe)?.contents().for_each(&mut add);
+                    }
+                }
+                reached.blobs.insert(blob.digest, *root);
+            }
+            return Ok(());
+        }
+        let image = self.root(root)?;
+        add(&image.config);
+        for layer in &image.layers {
+            add(&layer.tree);
+            Tree::contents(&self.tree(&layer.tree)?).for_each(&mut add);
+            reached.layers.insert(layer.tree.id());
+        }
+        Ok(())
+    }
+}
