@@ -757,6 +757,7 @@ fn held() -> ImageHeld {
         root: image(),
         size: IMAGE,
         named: Hlc::default(),
+        here: true,
         original: None,
     }
 }

@@ -188,7 +188,15 @@ fn load(mesh: &mut Simulator, model: &Model) -> BTreeMap<moyai_protocol::id::Wor
             let (reference, id, root, size) = (image.reference.clone(), image.id, image.root, image.size);
             mesh.command(
                 at,
-                Command::ImageAdded(ImageHeld { reference, id, root, size, named: Hlc::default(), original: None }),
+                Command::ImageAdded(ImageHeld {
+                    reference,
+                    id,
+                    root,
+                    size,
+                    named: Hlc::default(),
+                    here: true,
+                    original: None,
+                }),
             );
         }
     }

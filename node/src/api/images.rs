@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::{Query, State as AxumState};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use moyai_protocol::catalog::ImageHeld;
+use moyai_protocol::catalog::{ImageHeld, OriginalHeld};
 use moyai_protocol::contract::Command;
 use moyai_protocol::id::ChunkId;
 use moyai_protocol::reference::Reference;
@@ -233,7 +233,9 @@ pub(super) async fn tag(AxumState(state): AxumState<State>, Query(query): Query<
         failed(format!("{} cannot be had here: {reason}", query.name), "`moyai image where` shows who has it")
     })?;
     let familiar = reference.familiar();
-    let named = ImageHeld { reference, ..held };
+    // What of it is here the node knows by its other names.
+    let original = held.original.clone().map(|original| OriginalHeld { here: false, ..original });
+    let named = ImageHeld { reference, here: false, original, ..held };
     state.handle.command(Command::ImageAdded(named)).await?.map_err(|refusal| refused(&refusal))?;
     Ok(Json(familiar))
 }

@@ -598,6 +598,7 @@ async fn keep_images(state: &State, images: Vec<Imported>, query: &LoadQuery) ->
                 root: ChunkId(image.root),
                 size: image.size,
                 named: Hlc::default(),
+                here: true,
                 original: Some(original_held(&image.original)),
             };
             if let Err(error) = state.handle.command(Command::ImageAdded(held)).await {

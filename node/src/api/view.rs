@@ -209,7 +209,7 @@ pub(super) fn images(node: &Node) -> Vec<ImageRow> {
         if (image.named, image.root) > (entry.0.named, entry.0.root) {
             *entry = (image, Vec::new());
         }
-        if image.root == entry.0.root {
+        if image.root == entry.0.root && image.holds(&image.root) {
             entry.1.push(name_of(node, &id));
         }
     }
@@ -595,7 +595,7 @@ pub(super) fn model(node: &Node) -> Model {
         name: name_of(node, id),
         capacity: fact.capacity,
         labels: fact.labels.clone(),
-        images: fact.images.iter().map(|image| image.root).collect(),
+        images: fact.images.iter().filter(|image| image.here).map(|image| image.root).collect(),
         draining: node.catalog().is_draining(id),
     };
     let mut images: std::collections::BTreeMap<_, ImagePin> = Default::default();

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::driver::Handle;
 
 /// Between two looks at what is needed.
-const ROUND: Duration = Duration::from_secs(60);
+const ROUND: Duration = Duration::from_secs(20);
 /// Between two looks at how far a download is.
 const LOOK: Duration = Duration::from_millis(50);
 

@@ -602,7 +602,8 @@ impl Registry {
             Some((id, root, size)) => (ImageId(id), ChunkId(root), size),
             None => (original.digest, original.root, original.size),
         };
-        let held = ImageHeld { reference, id, root, size, named: Hlc::default(), original: Some(original) };
+        let here = pushed.image.is_some();
+        let held = ImageHeld { reference, id, root, size, named: Hlc::default(), here, original: Some(original) };
         let named = stopping(self.handle.command(Command::ImageAdded(held)).await)?;
         named.map(drop).map_err(|refused| Refusal(StatusCode::FORBIDDEN, "DENIED", refused.to_string()))
     }

@@ -162,6 +162,7 @@ pub fn report(by: usize) -> NodeFact {
         root,
         size: 1 << 20,
         named: Hlc::default(),
+        here: true,
         original: None,
     };
     NodeFact {

@@ -133,7 +133,7 @@ impl NodeFact {
     }
 }
 
-/// An image on a node.
+/// An image on a node, or what it was made of, or both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageHeld {
     /// What it is called; of two images with one name, the one loaded last has it.
@@ -146,6 +146,8 @@ pub struct ImageHeld {
     pub size: u64,
     /// When the name was given.
     pub named: Hlc,
+    /// It is complete here, ready to be run.
+    pub here: bool,
     /// What it was made of, where that is known.
     pub original: Option<OriginalHeld>,
 }
@@ -168,7 +170,7 @@ impl ImageHeld {
     /// Whether all that `root` lists is here.
     pub fn holds(&self, root: &ChunkId) -> bool {
         let original = self.original.as_ref().filter(|original| original.root == *root);
-        original.map_or(self.root == *root, |original| original.here)
+        original.map_or(self.here && self.root == *root, |original| original.here)
     }
 
     /// Whether it can be run: it may be something else that was given a name.
@@ -179,7 +181,7 @@ impl ImageHeld {
     /// Everything of it that is here.
     pub fn held(&self) -> impl Iterator<Item = ChunkId> {
         let original = self.original.iter().filter(|original| original.here).map(|original| original.root);
-        Some(self.root).filter(|_| self.is_image()).into_iter().chain(original)
+        Some(self.root).filter(|_| self.is_image() && self.here).into_iter().chain(original)
     }
 }
 

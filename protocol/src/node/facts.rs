@@ -105,10 +105,17 @@ impl Node {
                     self.gossip.came(&entry.hash());
                 }
                 if let Some(Said::Node(report)) = self.said(&fact.key) {
-                    let same = matches!(before.as_deref(), Some(Entry { said: Said::Node(before), .. })
-                        if before.images == report.images && before.fetching == report.fetching
-                            && before.unnamed == report.unnamed);
-                    self.images_moved |= !same;
+                    let before = match before.as_deref() {
+                        Some(Entry { said: Said::Node(before), .. }) => Some(before),
+                        _ => None,
+                    };
+                    let moved = before
+                        .is_none_or(|before| before.images != report.images || before.fetching != report.fetching);
+                    let unnamed = before.map_or(&[][..], |before| &before.unnamed) != report.unnamed;
+                    self.images_moved |= moved;
+                    if unnamed {
+                        self.forget_unnamed(now);
+                    }
                 }
                 if fact.version.time() <= wall.after(catalog::MAX_SKEW) {
                     self.clock.observe(fact.version);
@@ -331,52 +338,47 @@ impl Node {
         self.images.iter().any(|image| image.holds(root))
     }
 
-    /// An image is here, under this name. Of two images with one name, the one named last is meant.
+    /// An image is here, or what it was made of, under this name. Of two images with one name, the one named last is meant.
     pub(super) fn image_here(&mut self, mut image: ImageHeld, now: Instant) {
-        let root = image.root;
+        // The one may have come before the other, or under another name.
+        image.here |= self.has_image(&image.root);
         if let Some(original) = &mut image.original {
-            // What it was made of may have come under another name.
             original.here |= self.images.iter().any(|other| other.holds(&original.root));
         }
         let known = |other: &ImageHeld| other.reference == image.reference && other.root == image.root;
         self.images.retain(|other| !known(other));
         self.unnamed.retain(|(reference, at)| *reference != image.reference || *at >= image.named);
+        let root = Some(image.root).filter(|_| image.here);
         self.images.push(image);
-        self.worker.image_here(&root, now);
+        if let Some(root) = root {
+            self.worker.image_here(&root, now);
+        }
         self.publish_node(now);
-        self.tell(Event::ImageComplete { root });
+        root.into_iter().for_each(|root| self.tell(Event::ImageComplete { root }));
     }
 
-    /// An image has come completely: take it up under every name that the mesh has for it.
+    /// An image has come completely, or what one was made of: take it up under every name that the mesh has for it.
     pub(super) fn image_complete(&mut self, root: ChunkId, now: Instant) {
         let mut names: BTreeMap<_, ImageHeld> = BTreeMap::new();
-        let known = self.catalog.nodes().flat_map(|(_, fact)| &fact.images).filter(|image| image.root == root);
-        for image in known {
+        let made_of = |image: &ImageHeld| image.original.as_ref().is_some_and(|original| original.root == root);
+        let known = self.catalog.nodes().flat_map(|(_, fact)| &fact.images);
+        for image in known.filter(|image| image.root == root || made_of(image)) {
             let mut image = image.clone();
+            image.here = image.root == root;
             if let Some(original) = &mut image.original {
-                // There it is; what it was made of is here when its own root has come.
                 original.here = original.root == root;
             }
-            names.insert(image.reference.clone(), image);
-        }
-        let made_of = |image: &mut ImageHeld| match &mut image.original {
-            Some(original) if original.root == root && !original.here => {
-                original.here = true;
-                true
-            }
-            _ => false,
-        };
-        if self.images.iter_mut().filter_map(|image| made_of(image).then_some(())).count() > 0 {
-            self.publish_node(now);
+            names.insert((image.reference.clone(), image.root), image);
         }
         let pins = self.worker.placements().map(|(_, held)| &held.spec.image).filter(|pin| pin.root == root);
         for pin in pins {
-            names.entry(pin.reference.clone()).or_insert_with(|| ImageHeld {
+            names.entry((pin.reference.clone(), root)).or_insert_with(|| ImageHeld {
                 reference: pin.reference.clone(),
                 id: pin.id,
                 root,
                 size: pin.size,
                 named: catalog::Hlc::default(),
+                here: true,
                 original: None,
             });
         }

@@ -370,7 +370,8 @@ impl Node {
         let named = self.images.iter().flat_map(|image| {
             [Some(image.root), image.original.as_ref().map(|original| original.root)].into_iter().flatten()
         });
-        let used = self.worker.placements().map(|(_, held)| held.spec.image.root);
+        let active = self.worker.placements().filter(|(_, held)| held.fact.state.is_active());
+        let used = active.map(|(_, held)| held.spec.image.root);
         let coming = self.exchange.downloads().map(|(root, _)| *root);
         named.chain(used).chain(coming).collect()
     }
@@ -434,11 +435,12 @@ impl Node {
             self.images = own.images.clone();
             self.unnamed = own.unnamed.clone();
             for image in &mut self.images {
+                image.here &= images.contains(&image.root);
                 if let Some(original) = &mut image.original {
                     original.here &= images.contains(&original.root);
                 }
             }
-            self.images.retain(|image| images.contains(&image.root) && image.holds(&image.root));
+            self.images.retain(|image| image.held().next().is_some());
         }
         self.worker.hold_starts(self.custody_from);
         self.worker.set_draining(self.catalog.is_draining(&self.me));

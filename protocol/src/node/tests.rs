@@ -203,6 +203,7 @@ impl Mesh {
             root: pin.root,
             size: pin.size,
             named: catalog::Hlc::default(),
+            here: true,
             original: None,
         };
         self.command(at, Command::ImageAdded(image));
