@@ -27,6 +27,7 @@ pub use archive::{ImportError, Imported, Limits, OpenBlob, Progress, Pushed, imp
 pub(crate) use chunker::content_of;
 pub use chunker::{Chunker, MAX_CHUNK, WHOLE};
 pub use config::{ARCHITECTURE, ConfigError, HealthCheck, ImageConfig, Process};
+pub(crate) use original::Open;
 pub use original::{Blob, BlobReader, MAX_BLOBS, ORIGINAL, Original, OriginalRoot, Recipe, Source};
 pub use unpack::{UnpackError, unpack};
 

@@ -127,9 +127,10 @@ impl Recipe {
     }
 }
 
-type Part = Box<dyn Read + Send>;
+/// A content's bytes.
+pub(crate) type Part = Box<dyn Read + Send>;
 /// Opens a content.
-type Open = Box<dyn Fn(&Content) -> io::Result<Part> + Send>;
+pub(crate) type Open = Box<dyn Fn(&Content) -> io::Result<Part> + Send>;
 
 /// A blob's bytes, made as they are read. Whoever reads compares them with the digest: they are what the store and a peer say.
 pub struct BlobReader {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 
 use super::{HeldOriginal, Store, StoreError, hex};
-use crate::image::{Blob, BlobReader, Chunk, Content, Original, OriginalRoot, Recipe, Source};
+use crate::image::{Blob, BlobReader, Chunk, Content, Open, Original, OriginalRoot, Recipe, Source};
 
 impl Store {
     /// Every complete original.
@@ -59,7 +59,7 @@ impl Store {
     }
 
     /// Opens contents that lie whole in their files.
-    fn opener(&self) -> Box<dyn Fn(&Content) -> io::Result<Box<dyn io::Read + Send>> + Send> {
+    fn opener(&self) -> Open {
         let dir = self.dir.clone();
         Box::new(move |content| {
             if content.chunks.is_empty() {
