@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use moyai_tests::bundle::Background;
 use moyai_tests::{Host, Lab, Output, PATIENCE, images, wait_for};
 use serde_json::{Value, json};
 
@@ -453,4 +454,131 @@ fn only_this_machine_s_root_pushes() {
     ask(one, "POST", "/v2/good/blobs/uploads/", &[]).is(202);
     ask(one, "PUT", "/v2/good/tags/list", &[]).refuses(405, "UNSUPPORTED");
     ask(one, "GET", "/nothing", &[]).refuses(404, "UNSUPPORTED");
+}
+
+/// Docker's registry on lab-1, with the image `alp:1` in it. `more` is for its configuration.
+fn outside(lab: &Lab, address: &str, more: &str) -> Background {
+    let one = &lab.hosts::<2>()[0];
+    let (folder, config) = (lab.folder().join("outside"), lab.folder().join("outside.yml"));
+    fs::write(
+        &config,
+        format!(
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp:\n  addr: {address}\n{more}",
+            folder.display()
+        ),
+    )
+    .expect("write");
+    let mut command = one.command("docker-registry", &["serve", &config.to_string_lossy()]);
+    let registry = Background(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("docker-registry"));
+    wait_for("the registry to listen", PATIENCE, || {
+        let answer =
+            one.run("curl", &["-sk", "-o", "/dev/null", "-w", "%{http_code}", &format!("http://{address}/v2/")]);
+        (answer.text() != "000").then_some(())
+    });
+    registry
+}
+
+#[test]
+fn what_the_mesh_has_not_comes_from_outside() {
+    let lab = Lab::mesh(2);
+    let [one, two] = lab.hosts();
+    let _registry = outside(&lab, "127.0.0.1:5001", "");
+    let layout = images::busybox("alpine.oci");
+    let from = format!("oci:{}", layout.display());
+    skopeo(one, &["copy", "--dest-tls-verify=false", &from, "docker://127.0.0.1:5001/alp:1"]);
+    one.moyai(&["run", "127.0.0.1:5001/alp:1", "true"]).fails(125).says("moyai pull 127.0.0.1:5001/alp:1");
+    // What an earlier pull has left is gone on with, if it is right.
+    let layer = fs::read_dir(layout.join("blobs/sha256"))
+        .expect("blobs")
+        .flatten()
+        .max_by_key(|blob| blob.metadata().map_or(0, |meta| meta.len()));
+    let layer = layer.expect("a blob");
+    let part = one.data.join("outside").join(layer.file_name()).with_extension("part");
+    let bytes = fs::read(layer.path()).expect("read");
+    fs::write(&part, &bytes[..bytes.len() / 2]).expect("write");
+    let pulled = one.moyai(&["--json", "pull", "127.0.0.1:5001/alp:1"]).ok().json();
+    assert!(!part.exists() && fs::read_dir(one.data.join("outside")).expect("a folder").next().is_none());
+    let config: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).expect("an index")).expect("JSON");
+    let digest = config["manifests"][0]["digest"].as_str().expect("a digest").to_owned();
+    wait_for("its name to be known", PATIENCE, || (two.images().len() == 1).then_some(()));
+    assert_eq!(two.images()[0]["id"], pulled["id"]);
+    two.moyai(&["run", "--rm", "--on", "node=lab-2", "127.0.0.1:5001/alp:1", "true"]).ok();
+    let saved = lab.folder().join("saved.tar");
+    one.moyai(&["image", "save", "127.0.0.1:5001/alp:1", "-o", &saved.to_string_lossy()]).ok();
+    let output = Command::new("tar").args(["-tf", &saved.to_string_lossy()]).output().expect("tar");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains(&digest.replace("sha256:", "blobs/sha256/")),
+        "bit for bit"
+    );
+    // Damaged leftovers cost a second try, not the pull.
+    one.moyai(&["image", "rm", "127.0.0.1:5001/alp:1"]).ok();
+    wait_for("it to be gone", PATIENCE, || {
+        let objects = fs::read_dir(one.data.join("store/objects")).expect("objects").flatten();
+        let left = objects.filter(|entry| fs::read_dir(entry.path()).is_ok_and(|mut files| files.next().is_some()));
+        (left.count() == 0).then_some(())
+    });
+    fs::write(&part, "garbage").expect("write");
+    one.moyai(&["pull", "127.0.0.1:5001/alp:1"]).ok();
+    one.moyai(&["pull", "127.0.0.1:5001/none:1"]).fails(1).says("has no none:1");
+    one.moyai(&["pull", "127.0.0.1:5009/alp:1"]).fails(1).says("cannot be reached");
+}
+
+#[test]
+fn a_registry_outside_is_shown_who_asks() {
+    let lab = Lab::mesh(2);
+    let [one, _] = lab.hosts();
+    // It wants a token, which is had at another place.
+    let tokens = lab.folder().join("tokens");
+    fs::create_dir(&tokens).expect("make a folder");
+    let mut server = one.command("busybox", &["httpd", "-f", "-p", "127.0.0.1:5002", "-h", &tokens.to_string_lossy()]);
+    let _tokens = Background(server.spawn().expect("busybox"));
+    let silly = "auth: {silly: {realm: 'http://127.0.0.1:5002/token.json', service: lab}}\n";
+    let _registry = outside(&lab, "127.0.0.1:5001", silly);
+    one.moyai(&["pull", "127.0.0.1:5001/alp:1"]).fails(1).says("docker login 127.0.0.1:5001");
+    fs::write(tokens.join("token.json"), r#"{"token": "let me in"}"#).expect("write");
+    let from = format!("oci:{}", images::busybox("alpine.oci").display());
+    skopeo(
+        one,
+        &["copy", "--dest-tls-verify=false", "--dest-registry-token", "any", &from, "docker://127.0.0.1:5001/alp:1"],
+    );
+    one.moyai(&["pull", "127.0.0.1:5001/alp:1"]).ok();
+}
+
+#[test]
+fn a_registry_outside_must_show_a_good_certificate() {
+    let lab = Lab::new(2);
+    let [one, two] = lab.hosts();
+    let (key, certificate) = (lab.folder().join("key.pem"), lab.folder().join("certificate.pem"));
+    let (key, certificate) = (key.to_string_lossy(), certificate.to_string_lossy());
+    let make = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=lab",
+        "-addext",
+        "subjectAltName=IP:10.77.0.1",
+        "-keyout",
+        &key,
+        "-out",
+        &certificate,
+    ];
+    one.run("openssl", &make).ok();
+    let _registry = outside(&lab, "10.77.0.1:5003", &format!("  tls: {{certificate: {certificate}, key: {key}}}\n"));
+    let from = format!("oci:{}", images::busybox("alpine.oci").display());
+    skopeo(one, &["copy", "--dest-tls-verify=false", &from, "docker://10.77.0.1:5003/alp:1"]);
+    two.moyai(&["init"]).ok();
+    two.moyai(&["pull", "10.77.0.1:5003/alp:1"]).fails(1).says("certificate");
+    two.moyai(&["down"]).ok();
+    let data = two.data.to_string_lossy();
+    let trusting = format!("SSL_CERT_FILE={certificate}");
+    two.run("env", &[&trusting, &moyai_tests::lab::binary().to_string_lossy(), "--data", &data, "up"]).ok();
+    two.moyai(&["pull", "10.77.0.1:5003/alp:1"]).ok();
+    two.moyai(&["run", "--rm", "10.77.0.1:5003/alp:1", "true"]).ok();
 }

@@ -81,9 +81,10 @@ impl Client {
         into_stream(response).await
     }
 
-    /// POST without a body, answered by many lines.
-    pub async fn post_stream(&self, path: &str) -> anyhow::Result<Stream> {
-        let response = self.send(Method::POST, path, empty()).await?;
+    /// POST with a JSON body, answered by many lines.
+    pub async fn post_stream_of(&self, path: &str, body: &impl Serialize) -> anyhow::Result<Stream> {
+        let body = Full::new(Bytes::from(serde_json::to_vec(body)?)).map_err(|never| match never {}).boxed();
+        let response = self.send(Method::POST, path, body).await?;
         into_stream(response).await
     }
 

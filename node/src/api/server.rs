@@ -38,6 +38,7 @@ use crate::daemon::problem;
 use crate::net::admission::{Gate, InviteError, unix_now};
 use crate::net::data::{DataPlane, ExecSource, LogRequest, LogSource};
 use crate::pieces::Pieces;
+use crate::registry::outside::Outside;
 
 /// The least memory a container can be started with: its own first pages and the kernel's bookkeeping.
 const LEAST_MEMORY: u64 = 6 << 20;
@@ -53,6 +54,8 @@ pub struct State {
     pub store: Arc<Store>,
     /// What is done with them.
     pub images: Images,
+    /// Registries outside of the mesh.
+    pub outside: Outside,
     /// Invitations.
     pub gate: Arc<Gate>,
     /// Other nodes' logs.
@@ -482,7 +485,7 @@ async fn copy_log(
     }
 }
 
-fn line(value: &impl Serialize) -> Bytes {
+pub(super) fn line(value: &impl Serialize) -> Bytes {
     let mut text = serde_json::to_vec(value).unwrap_or_default();
     text.push(b'\n');
     text.into()
@@ -556,11 +559,26 @@ async fn load(
 #[derive(Deserialize)]
 struct PullQuery {
     name: String,
+    /// From its registry even if the mesh has something of that name.
+    #[serde(default)]
+    fresh: bool,
 }
 
-async fn pull(AxumState(state): AxumState<State>, Query(query): Query<PullQuery>) -> Result<Response, Failed> {
+async fn pull(
+    AxumState(state): AxumState<State>,
+    Query(query): Query<PullQuery>,
+    body: Bytes,
+) -> Result<Response, Failed> {
     let name = query.name.clone();
-    let pin = state.handle.ask(move |node, _| view::find_image(node, &name)).await??;
+    let found = state.handle.ask(move |node, _| view::find_image(node, &name)).await?;
+    let pin = match found {
+        Ok(pin) if !query.fresh => pin,
+        // What names nothing here may name something outside.
+        found => match query.name.parse() {
+            Ok(reference) => return super::images::pull_from_outside(state, reference, &body),
+            Err(_) => found?,
+        },
+    };
     let root = pin.root;
     state.handle.command(Command::FetchImage { root }).await?.map_err(|refusal| refused(&refusal))?;
     let (steps, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(16);
@@ -637,7 +655,7 @@ fn references(image: &Imported, query: &LoadQuery) -> Vec<Reference> {
     if found.is_empty() { query.name.parse().or_else(|_| "unnamed".parse()).into_iter().collect() } else { found }
 }
 
-fn import_failure(error: &image::ImportError, store: &Path) -> Failure {
+pub(super) fn import_failure(error: &image::ImportError, store: &Path) -> Failure {
     use image::ImportError as E;
     let hint = match error {
         E::Read(_) | E::Damaged { .. } | E::Digest { .. } | E::Missing { .. } | E::Document { .. } => {

@@ -324,9 +324,11 @@ fn no_image(node: &Node, text: &str) -> Failure {
     let near = near.map(|name| (distance(&name, text), name)).filter(|(far, name)| *far <= 2.max(name.len() / 4)).min();
     let hint = match near {
         Some((_, name)) => {
-            format!("did you mean `{name}`? `moyai images` lists what the mesh has; `moyai load` adds one")
+            format!(
+                "did you mean `{name}`? `moyai images` lists what the mesh has; `moyai pull` fetches from a registry"
+            )
         }
-        None => "`moyai images` lists what the mesh has; `moyai load FILE` adds one".to_owned(),
+        None => format!("`moyai pull {text}` fetches it from its registry; `moyai load FILE` adds one from a file"),
     };
     Failure { error: format!("no image `{text}` in this mesh"), hint }
 }

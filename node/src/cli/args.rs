@@ -62,7 +62,7 @@ pub enum Verb {
     Events(EventsWish),
     /// Load an image from an archive (docker save, OCI layout; .gz and .zst too)
     Load(LoadWish),
-    /// Fetch an image from the nodes that have it to this one
+    /// Fetch an image to this node: from those that have it, or else from its registry
     Pull(PullWish),
     /// List the images of the mesh
     Images,
@@ -346,9 +346,13 @@ pub struct LoadWish {
 
 /// `pull`.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Example:
-  moyai pull alpine            # so that a later run here starts at once")]
+#[command(after_help = "Examples:
+  moyai pull alpine                     # so that a later run here starts at once
+  moyai pull registry.example/app:2     # what the mesh has not comes from its registry; `docker login` is minded")]
 pub struct PullWish {
+    /// From its registry even if the mesh has something of that name
+    #[arg(long)]
+    pub fresh: bool,
     /// A name, or the beginning of an id
     pub image: String,
 }

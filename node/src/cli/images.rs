@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
+use moyai_protocol::reference::Reference;
 use tokio::fs::File;
 
 use super::Context;
@@ -12,6 +13,7 @@ use super::output::{json_lines, parse_size, size, table};
 use crate::api::client::Stream;
 use crate::api::types::{ImageRow, LoadStep, PlaceRow, PullStep, UsageRow, Verified};
 use crate::daemon::problem;
+use crate::registry::outside::Credentials;
 
 /// Loads an image archive.
 pub async fn load(context: &Context, wish: &LoadWish) -> anyhow::Result<u8> {
@@ -155,10 +157,11 @@ pub(super) fn encode(text: &str) -> String {
         .collect()
 }
 
-/// Fetches an image to this node.
+/// Fetches an image to this node, from others or from outside.
 pub async fn pull(context: &Context, wish: &PullWish) -> anyhow::Result<u8> {
     let bar = bar(0, &wish.image);
-    let mut stream = context.client().post_stream(&format!("/v1/images/pull?name={}", encode(&wish.image))).await?;
+    let path = format!("/v1/images/pull?name={}&fresh={}", encode(&wish.image), wish.fresh);
+    let mut stream = context.client().post_stream_of(&path, &credentials(&wish.image)).await?;
     while let Some(step) = stream.next::<PullStep>().await? {
         match step {
             PullStep::Progress(here, all) => {
@@ -181,6 +184,28 @@ pub async fn pull(context: &Context, wish: &PullWish) -> anyhow::Result<u8> {
         }
     }
     Err(problem("the daemon broke off", "its log is daemon.log in its data folder"))
+}
+
+/// What docker's or podman's login has left for the registry of an image.
+fn credentials(image: &str) -> Option<Credentials> {
+    let reference: Reference = image.parse().ok()?;
+    let host = reference.name().split('/').next()?;
+    // Docker's own, as it has been written since its first version.
+    let keys = if host == "docker.io" { vec!["https://index.docker.io/v1/", "docker.io"] } else { vec![host] };
+    let of = |name: &str, file: &str| Some(Path::new(&std::env::var_os(name)?).join(file));
+    let files = [
+        std::env::var_os("REGISTRY_AUTH_FILE").map(Into::into),
+        of("DOCKER_CONFIG", "config.json"),
+        of("XDG_RUNTIME_DIR", "containers/auth.json"),
+        of("HOME", ".docker/config.json"),
+    ];
+    files.into_iter().flatten().find_map(|file| {
+        let config: serde_json::Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+        let auth = keys.iter().find_map(|key| config["auths"][key]["auth"].as_str())?;
+        let pair = String::from_utf8(data_encoding::BASE64.decode(auth.as_bytes()).ok()?).ok()?;
+        let (user, password) = pair.split_once(':')?;
+        Some(Credentials { user: user.to_owned(), password: password.to_owned() })
+    })
 }
 
 /// Lists the images.

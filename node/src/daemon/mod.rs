@@ -314,6 +314,7 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         handle: handle.clone(),
         store,
         images,
+        outside: registry::outside::Outside::new(&home.path("outside"))?,
         gate,
         plane,
         logs,

@@ -13,6 +13,7 @@
 //! **If a side dies.** A client that vanishes leaves an upload that it may resume for an hour; a daemon that dies forgets what
 //! was staged, and clients begin again: nothing has a name before all of it is in the store.
 
+pub mod outside;
 mod uploads;
 
 use std::io::Read;
@@ -32,7 +33,7 @@ use moyai_protocol::catalog::{Hlc, ImageHeld};
 use moyai_protocol::contract::Command;
 use moyai_protocol::id::{ChunkId, ImageId};
 use moyai_protocol::reference::Reference;
-use moyai_runtime::image::{self, ImportError, Limits, media};
+use moyai_runtime::image::{self, ImportError, Limits, Pushed, media};
 use moyai_runtime::store::Store;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -573,12 +574,7 @@ impl Registry {
     async fn keep(&self, bytes: Bytes, media_type: String, reference: Reference) -> Result<(), Refusal> {
         let (store, uploads) = (Arc::clone(&self.store), Arc::clone(&self.uploads));
         let imported = tokio::task::spawn_blocking(move || {
-            let open = |digest: &[u8; 32]| {
-                uploads.read(digest).or_else(|| {
-                    let (blob, reader) = store.blob(digest).ok().flatten()?;
-                    Some((blob.size, Box::new(Checked::new(&blob, reader)) as Box<dyn Read + Send>))
-                })
-            };
+            let open = |digest: &[u8; 32]| uploads.read(digest).or_else(|| read_held(&store, digest));
             let pushed = image::import_pushed(&bytes, &media_type, &open, &store, Limits::default());
             if let Ok(pushed) = &pushed
                 && let Ok(Some(original)) = store.original(&pushed.original.root)
@@ -597,13 +593,7 @@ impl Registry {
             ImportError::Store(_) => internal(&error),
             _ => Refusal(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", error.to_string()),
         })?;
-        let original = original_held(&pushed.original);
-        let (id, root, size) = match pushed.image {
-            Some((id, root, size)) => (ImageId(id), ChunkId(root), size),
-            None => (original.digest, original.root, original.size),
-        };
-        let here = pushed.image.is_some();
-        let held = ImageHeld { reference, id, root, size, named: Hlc::default(), here, original: Some(original) };
+        let held = held_as(reference, &pushed);
         let named = stopping(self.handle.command(Command::ImageAdded(held)).await)?;
         named.map(drop).map_err(|refused| Refusal(StatusCode::FORBIDDEN, "DENIED", refused.to_string()))
     }
@@ -649,6 +639,23 @@ impl Registry {
             None => Err(unknown_blob(text)),
         }
     }
+}
+
+/// A blob of an original that is here, as an import reads it.
+pub(crate) fn read_held(store: &Store, digest: &[u8; 32]) -> Option<(u64, Box<dyn Read + Send>)> {
+    let (blob, reader) = store.blob(digest).ok().flatten()?;
+    Some((blob.size, Box::new(Checked::new(&blob, reader))))
+}
+
+/// What was pushed, or pulled from outside, under its name.
+pub(crate) fn held_as(reference: Reference, pushed: &Pushed) -> ImageHeld {
+    let original = original_held(&pushed.original);
+    let (id, root, size) = match pushed.image {
+        Some((id, root, size)) => (ImageId(id), ChunkId(root), size),
+        None => (original.digest, original.root, original.size),
+    };
+    let here = pushed.image.is_some();
+    ImageHeld { reference, id, root, size, named: Hlc::default(), here, original: Some(original) }
 }
 
 /// Where the bytes of a request begin in the upload, if it says so: `<first>-<last>`.

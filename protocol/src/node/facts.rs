@@ -417,8 +417,11 @@ impl Node {
 
     /// Keeps each image on enough nodes: one that exists only where it was loaded would die with that node, and with
     /// it every chance to run its workloads elsewhere. The first nodes by rendezvous hash fetch it.
+    ///
+    /// What an image was made of goes where the image is, and after it: most of it is the same chunks.
     pub(super) fn spread_images(&mut self, now: Instant) {
         let mut holders: BTreeMap<ChunkId, Vec<NodeId>> = BTreeMap::new();
+        let mut made_into: BTreeMap<ChunkId, ChunkId> = BTreeMap::new();
         for (node, fact) in self.catalog.nodes().filter(|(node, _)| self.membership.is_live(node)) {
             for root in fact.images.iter().flat_map(ImageHeld::held).chain(fact.fetching.iter().copied()) {
                 let nodes = holders.entry(root).or_default();
@@ -427,16 +430,27 @@ impl Node {
                     nodes.push(node);
                 }
             }
+            let images = fact.images.iter().filter(|image| image.is_image());
+            made_into.extend(images.filter_map(|image| Some((image.original.as_ref()?.root, image.root))));
         }
         holders.retain(|root, _| self.is_vouched_for(root));
         for (root, nodes) in holders {
             // What could not be had is fetched again when something needs it, not for its own sake.
             let hopeless = self.exchange.failure(&root).is_some();
-            if nodes.len() >= self.image_copies || self.has_image(&root) || hopeless {
+            let image = made_into.get(&root);
+            let too_soon = image.is_some_and(|image| !self.has_image(image));
+            if nodes.len() >= self.image_copies || self.has_image(&root) || hopeless || too_soon {
                 continue;
             }
-            let key = WorkloadId(root.0[..16].try_into().expect("half an id"));
-            let mut others: Vec<NodeId> = self.membership.live().filter(|node| !nodes.contains(node)).collect();
+            let key = image.unwrap_or(&root);
+            let key = WorkloadId(key.0[..16].try_into().expect("half an id"));
+            let mut others: Vec<NodeId> = match image {
+                Some(image) => {
+                    self.providers(image).into_iter().filter_map(|(node, whole)| whole.then_some(node)).collect()
+                }
+                None => self.membership.live().collect(),
+            };
+            others.retain(|node| !nodes.contains(node));
             others.push(self.me);
             others.sort_by_key(|node| std::cmp::Reverse(custody::rank(&key, node)));
             others.truncate(self.image_copies - nodes.len());

@@ -11,6 +11,9 @@ pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// Every kind of manifest and of list that is known.
+pub const ALL: [&str; 4] = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_LIST];
+
 /// Whether it is a list of manifests.
 pub fn is_index(media_type: &str) -> bool {
     [INDEX, DOCKER_LIST].contains(&media_type)
