@@ -265,6 +265,8 @@ pub enum Command {
     ImageAdded(ImageHeld),
     /// A name is nobody's any more, here and on every node.
     Unname(crate::reference::Reference),
+    /// Images, or what they were made of, are here no more.
+    ImagesRemoved(Vec<ChunkId>),
     /// Fetch an image, or what it was made of, from whoever has it.
     FetchImage {
         /// Its root chunk.
@@ -458,6 +460,9 @@ pub enum Refused {
     /// The specification cannot be taken.
     #[error("{0}")]
     Spec(String),
+    /// This node has as many names of images as it can tell of.
+    #[error("this node has {0} names of images, and can tell of no more")]
+    Names(usize),
     /// The catalog is at its bound.
     #[error("the mesh keeps {limit} facts at the most, and has them")]
     Full {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -229,25 +229,42 @@ pub fn terminal_size() -> Option<(u16, u16)> {
 pub fn terminal_columns() -> Option<u16> {
     terminal_size().map(|(_, columns)| columns)
 }
-/// The user whose process has the other end of a TCP connection on this machine, `peer` being its address and `port` this end's:
-/// the kernel's word (/proc/net/tcp), so it cannot be made up. `None` when it is no connection of this machine.
-pub fn socket_owner(peer: std::net::SocketAddr, port: u16) -> Option<u32> {
-    let ip = match peer.ip() {
-        std::net::IpAddr::V4(ip) => format!("{:08X}", u32::from_ne_bytes(ip.octets())),
-        std::net::IpAddr::V6(ip) => ip
-            .octets()
-            .chunks(4)
-            .map(|four| format!("{:08X}", u32::from_ne_bytes([four[0], four[1], four[2], four[3]])))
-            .collect(),
+
+/// The user whose process has the other end of a TCP connection on this machine, `peer` being its address and `local` this end's:
+/// the kernel's word (/proc/net/tcp and tcp6, where such a socket may be either), so it cannot be made up. `None` when it is no
+/// connection of this machine, or not one alone.
+pub fn socket_owner(peer: SocketAddr, local: SocketAddr) -> Option<u32> {
+    const ESTABLISHED: &str = "01";
+    let word = |bytes: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(bytes));
+    let v4 = |address: SocketAddr| match address.ip().to_canonical() {
+        IpAddr::V4(ip) => Some(format!("{}:{:04X}", word(ip.octets()), address.port())),
+        IpAddr::V6(_) => None,
     };
-    let (local, end) = (format!("{ip}:{:04X}", peer.port()), format!(":{port:04X}"));
-    let file = if peer.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
-    let table = std::fs::read_to_string(file).ok()?;
-    table.lines().skip(1).find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let same = *fields.get(1)? == local && fields.get(2)?.ends_with(&end);
-        same.then(|| fields.get(7)?.parse().ok()).flatten()
-    })
+    let v6 = |address: SocketAddr| {
+        let ip = match address.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        let words = ip.octets().chunks(4).map(|four| word([four[0], four[1], four[2], four[3]])).collect::<String>();
+        Some(format!("{words}:{:04X}", address.port()))
+    };
+    let mut owners = Vec::new();
+    for (file, ends) in [("tcp", v4(peer).zip(v4(local))), ("tcp6", v6(peer).zip(v6(local)))] {
+        let Some((peer, local)) = ends else { continue };
+        // Without IPv6 there is no second table.
+        let table = std::fs::read_to_string(Path::new("/proc/net").join(file)).unwrap_or_default();
+        for line in table.lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // What has ended is listed too, as root's.
+            if fields.get(1..4) == Some(&[&*peer, &*local, ESTABLISHED]) {
+                owners.push(fields.get(7)?.parse().ok()?);
+            }
+        }
+    }
+    match owners.as_slice() {
+        [owner] => Some(*owner),
+        _ => None,
+    }
 }
 
 /// The user that this process runs as.

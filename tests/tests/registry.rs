@@ -550,26 +550,31 @@ fn a_registry_outside_must_show_a_good_certificate() {
     let [one, two] = lab.hosts();
     let (key, certificate) = (lab.folder().join("key.pem"), lab.folder().join("certificate.pem"));
     let (key, certificate) = (key.to_string_lossy(), certificate.to_string_lossy());
-    let make = [
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "1",
+    let authority = lab.folder().join("authority.pem").to_string_lossy().into_owned();
+    let authority_key = lab.folder().join("authority-key.pem").to_string_lossy().into_owned();
+    let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"];
+    one.run(
+        "openssl",
+        &[&new[..], &["-subj", "/CN=authority", "-keyout", &authority_key, "-out", &authority]].concat(),
+    )
+    .ok();
+    let signed = [
+        "-CA",
+        &authority,
+        "-CAkey",
+        &authority_key,
         "-subj",
         "/CN=lab",
         "-addext",
         "subjectAltName=IP:10.77.0.1",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
         "-keyout",
         &key,
         "-out",
         &certificate,
     ];
-    one.run("openssl", &make).ok();
+    one.run("openssl", &[&new[..], &signed].concat()).ok();
     let _registry = outside(&lab, "10.77.0.1:5003", &format!("  tls: {{certificate: {certificate}, key: {key}}}\n"));
     let from = format!("oci:{}", images::busybox("alpine.oci").display());
     skopeo(one, &["copy", "--dest-tls-verify=false", &from, "docker://10.77.0.1:5003/alp:1"]);
@@ -577,7 +582,7 @@ fn a_registry_outside_must_show_a_good_certificate() {
     two.moyai(&["pull", "10.77.0.1:5003/alp:1"]).fails(1).says("certificate");
     two.moyai(&["down"]).ok();
     let data = two.data.to_string_lossy();
-    let trusting = format!("SSL_CERT_FILE={certificate}");
+    let trusting = format!("SSL_CERT_FILE={authority}");
     two.run("env", &[&trusting, &moyai_tests::lab::binary().to_string_lossy(), "--data", &data, "up"]).ok();
     two.moyai(&["pull", "10.77.0.1:5003/alp:1"]).ok();
     two.moyai(&["run", "--rm", "10.77.0.1:5003/alp:1", "true"]).ok();

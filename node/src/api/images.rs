@@ -284,6 +284,8 @@ async fn bring_in(
         Failure { error: format!("{}: {error}", reference.familiar()), hint }
     })?;
     let (store, outside) = (Arc::clone(&state.store), state.outside.clone());
+    // Until it has its name, nothing else says that it is needed.
+    let _kept = store.hold();
     let imported = tokio::task::spawn_blocking(move || {
         let open = |digest: &[u8; 32]| outside.read(digest).or_else(|| read_held(&store, digest));
         let imported = import_pushed(&pulled.manifest, &pulled.media_type, &open, &store, Limits::default());
@@ -327,8 +329,8 @@ pub(super) async fn remove(
     Query(query): Query<RemoveQuery>,
 ) -> Answer<(String, u64)> {
     let held = find(&state, &query.name).await?;
-    let (root, reference) = (held.root, held.reference.clone());
-    let users = state.handle.ask(move |node, _| view::users_of(node, &root, &reference)).await?;
+    let reference = held.reference.clone();
+    let users = state.handle.ask(move |node, _| view::users_of(node, &reference)).await?;
     if let (Some(user), false) = (users.first(), query.force) {
         return Err(failed(
             format!("{} is used by {user}", query.name),

@@ -171,6 +171,7 @@ pub(super) fn refused(refused: &Refused) -> Failed {
         Refused::NoNode(_) => "`moyai nodes` lists them",
         Refused::NotAllowed(_) => "`moyai nodes` shows who is an admin; `moyai revoke` also takes the mesh's root key",
         Refused::Nothing(_) => "`moyai update NAME --image IMAGE` changes what it runs",
+        Refused::Names(_) => "take some back: `moyai image rm NAME`; `moyai images` lists them",
         Refused::Full { .. } => "remove workloads that have ended: `moyai rm NAME`",
     };
     failed(refused.to_string(), hint)
@@ -520,6 +521,8 @@ async fn load(
     });
     tokio::spawn(async move {
         let progress = Arc::new(Progress::default());
+        // Until they have their names, nothing else says that they are needed.
+        let _kept = state.store.hold();
         let limits = query.limit.map_or_else(Limits::default, |bytes| Limits { bytes });
         let mut import = {
             let (store, progress) = (Arc::clone(&state.store), Arc::clone(&progress));

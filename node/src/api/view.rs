@@ -1,7 +1,7 @@
 //! How the node's state becomes what the API shows. Pure: each function looks at a node and returns plain data.
 
 use moyai_protocol::auction::{Cause, Journal, Record};
-use moyai_protocol::catalog::{ImageHeld, NodeFact, Placement, Workload};
+use moyai_protocol::catalog::{Hlc, ImageHeld, NodeFact, Placement, Workload};
 use moyai_protocol::custody;
 use moyai_protocol::id::{ChunkId, NodeId, WorkloadId};
 use moyai_protocol::membership::State;
@@ -282,16 +282,27 @@ pub(crate) fn find_reference(node: &Node, reference: &Reference) -> Option<Image
 
 /// Every name of the mesh, each with what has it.
 pub(crate) fn all_named(node: &Node) -> Vec<ImageHeld> {
-    let references: std::collections::BTreeSet<&Reference> = named(node).map(|(.., image)| &image.reference).collect();
-    references.into_iter().filter_map(|reference| find_reference(node, reference)).collect()
+    type Rank = (bool, Hlc, ChunkId);
+    let mut best: std::collections::BTreeMap<&Reference, (Rank, &ImageHeld)> = Default::default();
+    for (_, fact, image) in named(node) {
+        let rank = (fact.role() >= Some(Role::Submitter), image.named, image.root);
+        let entry = best.entry(&image.reference).or_insert((rank, image));
+        if rank > entry.0 {
+            *entry = (rank, image);
+        }
+    }
+    best.into_values().map(|(_, image)| image.clone()).collect()
 }
 
-/// Workloads that need an image which has no other name.
-pub(super) fn users_of(node: &Node, root: &ChunkId, reference: &Reference) -> Vec<String> {
-    if named(node).any(|(.., image)| image.root == *root && image.reference != *reference) {
-        return Vec::new();
-    }
-    let users = node.catalog().workloads().filter(|known| known.spec.image.root == *root && known.fact.replicas > 0);
+/// Workloads that need an image which has no other name than this one, now or before it was given anew.
+pub(crate) fn users_of(node: &Node, reference: &Reference) -> Vec<String> {
+    let roots = |own: bool| {
+        let all = named(node).filter(move |(.., image)| (image.reference == *reference) == own);
+        all.map(|(.., image)| image.root).collect::<std::collections::BTreeSet<_>>()
+    };
+    let (own, others) = (roots(true), roots(false));
+    let lost = |root: &ChunkId| own.contains(root) && !others.contains(root);
+    let users = node.catalog().workloads().filter(|known| known.fact.replicas > 0 && lost(&known.spec.image.root));
     users.map(|known| known.spec.name.clone()).collect()
 }
 

@@ -91,19 +91,23 @@ impl Images {
     /// Removes what of `candidates` nothing here needs any more; how many bytes are free again.
     pub async fn release(&self, candidates: BTreeSet<ChunkId>) -> Result<u64, StoreError> {
         let asked = self.handle.ask(|node, _| {
-            let coming: Vec<[u8; 32]> = node.exchange().downloads().map(|(root, _)| root.0).collect();
+            let coming: Vec<[u8; 32]> = node.exchange().wanted().map(|root| root.0).collect();
             (node.wanted_images(), coming)
         });
         // When the daemon ends, the next one does it.
-        let Ok((wanted, coming)) = asked.await else { return Ok(0) };
+        let Ok((Some(wanted), coming)) = asked.await else { return Ok(0) };
         let doomed: Vec<[u8; 32]> = candidates.difference(&wanted).map(|root| root.0).collect();
         if doomed.is_empty() {
             return Ok(0);
         }
-        let store = Arc::clone(&self.store);
+        let (store, roots) = (Arc::clone(&self.store), doomed.iter().map(|root| ChunkId(*root)).collect());
         let removed = tokio::task::spawn_blocking(move || store.remove(&doomed, &coming)).await;
         match removed {
-            Ok(Ok(Removed::Freed(bytes))) => Ok(bytes),
+            Ok(Ok(Removed::Freed(bytes))) => {
+                // One of them may have been named again meanwhile: it is fetched again then.
+                let _ended = self.handle.command(Command::ImagesRemoved(roots)).await;
+                Ok(bytes)
+            }
             Ok(Ok(Removed::Busy)) | Err(_) => Ok(0),
             Ok(Err(error)) => Err(error),
         }
@@ -122,6 +126,10 @@ impl Images {
                 Ok::<BTreeSet<ChunkId>, StoreError>(images.chain(originals).collect())
             });
             let Ok(wanted) = self.handle.ask(|node, _| node.wanted_images()).await else { return };
+            let Some(wanted) = wanted else {
+                warn!("the names of this node's images were lost: nothing is removed until it starts again");
+                return;
+            };
             let Ok(Ok(complete)) = complete.await else { continue };
             let now: BTreeSet<ChunkId> = complete.difference(&wanted).copied().collect();
             let for_long = now.intersection(&unneeded).copied().collect();

@@ -25,9 +25,11 @@ use std::time::Duration;
 use anyhow::Context;
 use axum::Router;
 use axum::body::{Body, to_bytes};
+use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Request, State as AxumState};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::serve::IncomingStream;
 use bytes::Bytes;
 use moyai_protocol::catalog::{Hlc, ImageHeld};
 use moyai_protocol::contract::Command;
@@ -38,7 +40,7 @@ use moyai_runtime::store::Store;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api::images::{Checked, digest_text, parse_digest};
@@ -59,6 +61,12 @@ const PAGE: usize = 1000;
 const SMALL: u64 = 4 << 20;
 const PIECE: usize = 256 * 1024;
 const QUEUE: usize = 8;
+/// Blobs that are given out at one time; each takes a thread.
+const MAX_READERS: usize = 16;
+/// How long a reader may take nothing.
+const STALL: Duration = Duration::from_secs(30);
+/// How long what refers to something is waited for.
+const SOON: Duration = Duration::from_secs(5);
 const EXPIRY: Duration = Duration::from_secs(60);
 
 /// What requests need.
@@ -68,7 +76,7 @@ pub struct Registry {
     store: Arc<Store>,
     images: Images,
     uploads: Arc<Uploads>,
-    local: SocketAddr,
+    readers: Arc<Semaphore>,
 }
 
 /// An answer that is an error, as the specification shapes it.
@@ -126,7 +134,8 @@ pub async fn start(
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let local = listener.local_addr()?;
     let uploads = Arc::new(Uploads::new(dir).with_context(|| format!("cannot make {}", dir.display()))?);
-    let registry = Registry { handle, store, images, uploads: Arc::clone(&uploads), local };
+    let readers = Arc::new(Semaphore::new(MAX_READERS));
+    let registry = Registry { handle, store, images, uploads: Arc::clone(&uploads), readers };
     tokio::spawn(async move {
         let mut round = tokio::time::interval(EXPIRY);
         loop {
@@ -135,13 +144,27 @@ pub async fn start(
         }
     });
     let router = Router::new().fallback(answer).with_state(registry);
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let service = router.into_make_service_with_connect_info::<Ends>();
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, service).await {
             tracing::error!(%error, "the registry ended");
         }
     });
     Ok(local)
+}
+
+/// Both ends of a connection.
+#[derive(Copy, Clone)]
+struct Ends {
+    peer: SocketAddr,
+    /// `None` when it has ended already.
+    local: Option<SocketAddr>,
+}
+
+impl Connected<IncomingStream<'_, TcpListener>> for Ends {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Ends {
+        Ends { peer: *stream.remote_addr(), local: stream.io().local_addr().ok() }
+    }
 }
 
 /// What a path asks for.
@@ -187,10 +210,12 @@ fn target(path: &str) -> Option<Target<'_>> {
 
 async fn answer(
     AxumState(registry): AxumState<Registry>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    ConnectInfo(ends): ConnectInfo<Ends>,
     request: Request,
 ) -> Response {
-    let mut response = registry.route(peer, request).await.unwrap_or_else(IntoResponse::into_response);
+    // Goes on to its end when the client vanishes, so that what came of an upload is kept.
+    let routed = tokio::spawn(async move { registry.route(ends, request).await }).await;
+    let mut response = routed.map_err(internal).flatten().unwrap_or_else(IntoResponse::into_response);
     let version =
         (HeaderName::from_static("docker-distribution-api-version"), HeaderValue::from_static("registry/2.0"));
     response.headers_mut().insert(version.0, version.1);
@@ -228,14 +253,15 @@ fn digest_of(text: &str) -> Result<[u8; 32], Refusal> {
 }
 
 impl Registry {
-    async fn route(&self, peer: SocketAddr, request: Request) -> Answer {
+    async fn route(&self, ends: Ends, request: Request) -> Answer {
         let (parts, body) = request.into_parts();
         let (path, query) = (parts.uri.path().to_owned(), parts.uri.query().unwrap_or_default().to_owned());
         let not_found = || Refusal(StatusCode::NOT_FOUND, "UNSUPPORTED", format!("there is nothing at {path}"));
         let target = target(&path).ok_or_else(not_found)?;
         let reads = parts.method == Method::GET || parts.method == Method::HEAD;
         if !reads {
-            self.may_write(peer)?;
+            let owner = tokio::task::spawn_blocking(move || may_write(ends)).await;
+            owner.map_err(internal)??;
         }
         let headers = &parts.headers;
         let head = parts.method == Method::HEAD;
@@ -248,7 +274,7 @@ impl Registry {
             (Target::Manifest(name, at), &Method::PUT) => self.put_manifest(name, at, headers, body).await,
             (Target::Manifest(name, at), &Method::DELETE) => self.delete_manifest(name, at).await,
             (Target::Blob(name, digest), _) if reads => self.blob(name, digest, headers, head).await,
-            (Target::Blob(_, digest), &Method::DELETE) => self.delete_blob(digest),
+            (Target::Blob(_, digest), &Method::DELETE) => self.delete_blob(digest).await,
             (Target::Uploads(name), &Method::POST) => self.begin(name, &query, body).await,
             (Target::Upload(name, id), &Method::PATCH) => self.add(name, id, headers, body).await,
             (Target::Upload(name, id), &Method::PUT) => self.finish(name, id, &query, headers, body).await,
@@ -261,25 +287,6 @@ impl Registry {
                 StatusCode::METHOD_NOT_ALLOWED,
                 "UNSUPPORTED",
                 format!("{} is not done to {path}", parts.method),
-            )),
-        }
-    }
-
-    fn may_write(&self, peer: SocketAddr) -> Result<(), Refusal> {
-        let owner = moyai_runtime::host::socket_owner(peer, self.local.port());
-        let own = moyai_runtime::host::own_user();
-        match owner.filter(|_| peer.ip().is_loopback()) {
-            Some(user) if user == 0 || user == own => Ok(()),
-            Some(user) => Err(Refusal(
-                StatusCode::FORBIDDEN,
-                "DENIED",
-                format!("only root may push to the mesh from this machine, and this is user {user}"),
-            )),
-            None => Err(Refusal(
-                StatusCode::FORBIDDEN,
-                "DENIED",
-                "pushing is for this machine's root, over its loopback address: push to a node's own 127.0.0.1"
-                    .to_owned(),
             )),
         }
     }
@@ -330,7 +337,8 @@ impl Registry {
         for held in self.repository(name).await? {
             let Some(made_of) = held.original.as_ref().filter(|original| original.size <= SMALL) else { continue };
             // What cannot be had now is not there now.
-            let Ok(original) = self.images.original(&held).await else { continue };
+            let original = tokio::time::timeout(SOON, self.images.original(&held)).await;
+            let Ok(Ok(original)) = original else { continue };
             let top = original.manifest();
             let Some((_, bytes)) = self.read_manifest(&top.digest).await? else { continue };
             let Ok(manifest) = serde_json::from_slice::<Value>(&bytes) else { continue };
@@ -423,7 +431,9 @@ impl Registry {
             Ok(uploads.read(&digest))
         });
         let (size, reader) = found.await.map_err(internal)?.map_err(internal)?.ok_or_else(|| unknown_blob(text))?;
-        let range = headers.get(header::RANGE).and_then(|range| range.to_str().ok()).map(|range| part(range, size));
+        let range = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
+        // Of several at once, all is given (RFC 9110, 14.2 lets a server).
+        let range = range.filter(|range| !range.contains(',')).map(|range| part(range, size));
         let response = Response::builder()
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::ACCEPT_RANGES, "bytes")
@@ -444,7 +454,12 @@ impl Registry {
                 .header(header::CONTENT_RANGE, format!("bytes {from}-{}/{size}", from + len - 1)),
             None => response,
         };
-        let body = if head { Body::empty() } else { stream(reader, from, len) };
+        let body = if head {
+            Body::empty()
+        } else {
+            let readers = Arc::clone(&self.readers).acquire_owned().await.map_err(internal)?;
+            stream(reader, from, len, readers)
+        };
         response.body(body).map_err(internal)
     }
 
@@ -573,6 +588,8 @@ impl Registry {
     /// Makes what a manifest names an original and, if it is one, an image; and gives it its name.
     async fn keep(&self, bytes: Bytes, media_type: String, reference: Reference) -> Result<(), Refusal> {
         let (store, uploads) = (Arc::clone(&self.store), Arc::clone(&self.uploads));
+        // Until it has its name, nothing else says that it is needed.
+        let _kept = store.hold();
         let imported = tokio::task::spawn_blocking(move || {
             let open = |digest: &[u8; 32]| uploads.read(digest).or_else(|| read_held(&store, digest));
             let pushed = image::import_pushed(&bytes, &media_type, &open, &store, Limits::default());
@@ -614,6 +631,14 @@ impl Registry {
         if doomed.is_empty() && !staged {
             return Err(unknown_manifest(at));
         }
+        for reference in &doomed {
+            let asked = reference.clone();
+            let users = stopping(self.handle.ask(move |node, _| view::users_of(node, &asked)).await)?;
+            if let Some(user) = users.first() {
+                let reason = format!("{} is used by {user}: `moyai rm {user}` first", reference.familiar());
+                return Err(Refusal(StatusCode::FORBIDDEN, "DENIED", reason));
+            }
+        }
         if let Some(digest) = digest {
             self.uploads.forget(&digest);
         }
@@ -624,19 +649,21 @@ impl Registry {
         Ok(StatusCode::ACCEPTED.into_response())
     }
 
-    fn delete_blob(&self, text: &str) -> Answer {
+    async fn delete_blob(&self, text: &str) -> Answer {
         let digest = digest_of(text)?;
         if self.uploads.blob(&digest).is_some() {
             self.uploads.forget(&digest);
             return Ok(StatusCode::ACCEPTED.into_response());
         }
-        match self.store.blob(&digest).map_err(internal)? {
-            Some(_) => Err(Refusal(
+        let store = Arc::clone(&self.store);
+        let known = tokio::task::spawn_blocking(move || store.blob(&digest).map(|found| found.is_some())).await;
+        match known.map_err(internal)?.map_err(internal)? {
+            true => Err(Refusal(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "UNSUPPORTED",
                 "a blob goes with the last image that has it: delete its manifests".to_owned(),
             )),
-            None => Err(unknown_blob(text)),
+            false => Err(unknown_blob(text)),
         }
     }
 }
@@ -658,6 +685,24 @@ pub(crate) fn held_as(reference: Reference, pushed: &Pushed) -> ImageHeld {
     ImageHeld { reference, id, root, size, named: Hlc::default(), here, original: Some(original) }
 }
 
+/// Whether the other end of a connection is root's on this machine, or the daemon's user's.
+fn may_write(ends: Ends) -> Result<(), Refusal> {
+    let owner = ends.local.and_then(|local| moyai_runtime::host::socket_owner(ends.peer, local));
+    let own = moyai_runtime::host::own_user();
+    match owner.filter(|_| ends.peer.ip().to_canonical().is_loopback()) {
+        Some(user) if user == 0 || user == own => Ok(()),
+        Some(user) => {
+            let reason = format!("only root may push to the mesh from this machine, and this is user {user}");
+            Err(Refusal(StatusCode::FORBIDDEN, "DENIED", reason))
+        }
+        None => {
+            let reason =
+                "pushing is for this machine's root, over its loopback address: push to a node's own 127.0.0.1";
+            Err(Refusal(StatusCode::FORBIDDEN, "DENIED", reason.to_owned()))
+        }
+    }
+}
+
 /// Where the bytes of a request begin in the upload, if it says so: `<first>-<last>`.
 fn begins_at(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
@@ -676,12 +721,18 @@ fn part(range: &str, size: u64) -> Option<(u64, u64)> {
 }
 
 /// Sends `len` bytes of what is read, from `from` on.
-fn stream(mut reader: Box<dyn Read + Send>, from: u64, len: u64) -> Body {
+fn stream(mut reader: Box<dyn Read + Send>, from: u64, len: u64, place: OwnedSemaphorePermit) -> Body {
     let (pieces, receiver) = mpsc::channel::<std::io::Result<Bytes>>(QUEUE);
+    let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
-        let skipped = std::io::copy(&mut reader.by_ref().take(from), &mut std::io::sink());
-        let mut left = if skipped.is_ok() { len } else { 0 };
-        let mut error = skipped.err();
+        let _place = place;
+        let (mut skip, mut error) = (from, None);
+        while skip > 0 && error.is_none() && !pieces.is_closed() {
+            let step = skip.min(PIECE as u64);
+            error = std::io::copy(&mut reader.by_ref().take(step), &mut std::io::sink()).err();
+            skip -= step;
+        }
+        let mut left = len;
         while left > 0 && error.is_none() {
             let mut piece = vec![0; PIECE.min(usize::try_from(left).unwrap_or(PIECE))];
             match reader.read(&mut piece) {
@@ -689,7 +740,9 @@ fn stream(mut reader: Box<dyn Read + Send>, from: u64, len: u64) -> Body {
                 Ok(read) => {
                     piece.truncate(read);
                     left -= read as u64;
-                    if pieces.blocking_send(Ok(piece.into())).is_err() {
+                    // Whoever takes nothing for that long has gone, or keeps others waiting.
+                    let sent = runtime.block_on(tokio::time::timeout(STALL, pieces.send(Ok(piece.into()))));
+                    if !matches!(sent, Ok(Ok(()))) {
                         return;
                     }
                 }
@@ -698,7 +751,7 @@ fn stream(mut reader: Box<dyn Read + Send>, from: u64, len: u64) -> Body {
         }
         if let Some(error) = error {
             // Whoever reads sees the answer break off.
-            drop(pieces.blocking_send(Err(error)));
+            drop(pieces.try_send(Err(error)));
         }
     });
     Body::from_stream(ReceiverStream::new(receiver))

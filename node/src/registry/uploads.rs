@@ -6,7 +6,8 @@
 //! ```
 //!
 //! **Who writes.** A request takes its upload out of the table while it adds to it, so that there is one at a time; one whose
-//! sender vanishes goes back with what came. **Bounds.** [`MAX_UPLOADS`] uploads of at most [`MAX_BLOB`] bytes; what nobody has
+//! sender vanishes goes back with what came. **Bounds.** [`MAX_UPLOADS`] uploads of at most [`MAX_BLOB`] bytes, [`MAX_BYTES`] with what
+//! is staged; what nobody has
 //! touched for [`IDLE`] is deleted, and all of it when the daemon starts.
 
 use std::collections::HashMap;
@@ -24,6 +25,8 @@ use tokio::io::AsyncWriteExt;
 const MAX_UPLOADS: usize = 256;
 const MAX_STAGED: usize = 20_000;
 const MAX_BLOB: u64 = 64 << 30;
+/// Of all of it; the last that is begun may go beyond.
+const MAX_BYTES: u64 = 128 << 30;
 const IDLE: Duration = Duration::from_secs(3600);
 
 /// What has been brought.
@@ -33,9 +36,11 @@ pub(super) struct Uploads {
     staged: Mutex<HashMap<[u8; 32], Staged>>,
 }
 
-/// An upload between two requests.
+/// An upload between two requests; what is dropped before it is finished is deleted.
 pub(super) struct Upload {
     id: String,
+    path: PathBuf,
+    finished: bool,
     file: tokio::fs::File,
     hash: Sha256,
     len: u64,
@@ -102,13 +107,16 @@ impl Uploads {
 
     /// Begins an upload.
     pub(super) async fn begin(&self) -> Result<Upload, UploadError> {
-        if self.open().len() >= MAX_UPLOADS || self.staged().len() >= MAX_STAGED {
+        let bytes = self.open().values().map(|upload| upload.len).sum::<u64>()
+            + self.staged().values().map(|staged| staged.size).sum::<u64>();
+        if self.open().len() >= MAX_UPLOADS || self.staged().len() >= MAX_STAGED || bytes >= MAX_BYTES {
             return Err(UploadError::TooMany);
         }
         let id = crate::daemon::home::random::<16>().map_err(|error| io::Error::other(error.to_string()))?;
         let id = data_encoding::HEXLOWER.encode(&id);
-        let file = tokio::fs::File::create(self.dir.join(&id)).await?;
-        Ok(Upload { id, file, hash: Sha256::new(), len: 0, touched: Instant::now() })
+        let path = self.dir.join(&id);
+        let file = tokio::fs::File::create(&path).await?;
+        Ok(Upload { id, path, finished: false, file, hash: Sha256::new(), len: 0, touched: Instant::now() })
     }
 
     /// Takes an upload out of the table; [`Uploads::put_back`] returns it.
@@ -129,9 +137,7 @@ impl Uploads {
 
     /// Gives an upload up.
     pub(super) fn cancel(&self, id: &str) -> Result<(), UploadError> {
-        let upload = self.take(id)?;
-        fs::remove_file(self.dir.join(upload.id))?;
-        Ok(())
+        self.take(id).map(drop)
     }
 
     /// The upload is all there is of a blob.
@@ -142,13 +148,12 @@ impl Uploads {
         media_type: &str,
     ) -> Result<(), UploadError> {
         upload.file.flush().await?;
-        let path = self.dir.join(&upload.id);
-        let actual: [u8; 32] = upload.hash.finalize().into();
+        let actual: [u8; 32] = upload.hash.clone().finalize().into();
         if actual != *digest {
-            drop(fs::remove_file(&path));
             return Err(UploadError::Digest(data_encoding::HEXLOWER.encode(&actual)));
         }
-        fs::rename(&path, self.blob_path(digest))?;
+        fs::rename(&upload.path, self.blob_path(digest))?;
+        upload.finished = true;
         let staged = Staged { size: upload.len, media_type: media_type.to_owned(), touched: Instant::now() };
         self.staged().insert(*digest, staged);
         Ok(())
@@ -186,6 +191,15 @@ impl Uploads {
         let blobs: Vec<[u8; 32]> =
             self.staged().iter().filter(|(_, staged)| old(&staged.touched)).map(|(digest, _)| *digest).collect();
         blobs.iter().for_each(|digest| self.forget(digest));
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.finished {
+            // It is deleted at the next start at the latest.
+            drop(fs::remove_file(&self.path));
+        }
     }
 }
 

@@ -106,7 +106,7 @@ pub struct NodeFact {
     pub labels: BTreeMap<String, String>,
     /// Where its data plane listens.
     pub data: Vec<String>,
-    /// Images that are complete here, and names given to them here.
+    /// Images that are here, or what they were made of, under every name.
     pub images: Vec<ImageHeld>,
     /// Names that were taken back here, and when: what was given them before is not theirs any more.
     pub unnamed: Vec<(Reference, Hlc)>,

@@ -190,6 +190,11 @@ impl Exchange {
         self.failures.iter().find(|(failed, _)| failed == root).map(|(_, reason)| reason.as_str())
     }
 
+    /// Everything that is on its way here, or waits for its turn.
+    pub fn wanted(&self) -> impl Iterator<Item = ChunkId> {
+        self.downloads.keys().copied().chain(self.waiting.iter().map(|(root, _)| *root))
+    }
+
     /// Whether an image waits until others are complete.
     pub fn is_waiting(&self, root: &ChunkId) -> bool {
         self.waiting.iter().any(|(waiting, _)| waiting == root)

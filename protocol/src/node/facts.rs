@@ -21,6 +21,10 @@ use crate::trust::Role;
 
 /// How long it is said that a name was taken back.
 const UNNAMED: Duration = Duration::from_secs(14 * 24 * 3600);
+/// How long at least, when many are.
+const HEARD: Duration = Duration::from_secs(3600);
+/// The most bytes of a report to which a name is added: certificates, labels and what is on its way need room beside.
+const MAX_REPORT: usize = catalog::fact::MAX_FACT * 3 / 4;
 
 impl Node {
     /// Says something: stamps, signs, keeps and pushes it.
@@ -345,9 +349,15 @@ impl Node {
         if let Some(original) = &mut image.original {
             original.here |= self.images.iter().any(|other| other.holds(&original.root));
         }
-        let known = |other: &ImageHeld| other.reference == image.reference && other.root == image.root;
-        self.images.retain(|other| !known(other));
-        self.unnamed.retain(|(reference, at)| *reference != image.reference || *at >= image.named);
+        // What had the name before is nobody's, unless something is to run it. Of the same image the last word counts.
+        let superseded = |other: &ImageHeld| {
+            let run = || self.catalog.workloads().any(|known| known.spec.image.root == other.root);
+            other.reference == image.reference && (other.root == image.root || (other.named < image.named && !run()))
+        };
+        let images = std::mem::take(&mut self.images);
+        self.images = images.into_iter().filter(|other| !superseded(other)).collect();
+        // What it was made of may be fetched now.
+        self.images_moved = true;
         let root = Some(image.root).filter(|_| image.here);
         self.images.push(image);
         if let Some(root) = root {
@@ -361,8 +371,11 @@ impl Node {
     pub(super) fn image_complete(&mut self, root: ChunkId, now: Instant) {
         let mut names: BTreeMap<_, ImageHeld> = BTreeMap::new();
         let made_of = |image: &ImageHeld| image.original.as_ref().is_some_and(|original| original.root == root);
-        let known = self.catalog.nodes().flat_map(|(_, fact)| &fact.images);
-        for image in known.filter(|image| image.root == root || made_of(image)) {
+        let known = self.catalog.nodes().flat_map(|(_, fact)| fact.images.iter().map(|image| (fact.role(), image)));
+        // Whoever may submit says what a name is and what that was made of; a worker only where nobody else does.
+        let mut known: Vec<_> = known.filter(|(_, image)| image.root == root || made_of(image)).collect();
+        known.sort_by_key(|(role, image)| (*role >= Some(Role::Submitter), image.named));
+        for (_, image) in known {
             let mut image = image.clone();
             image.here = image.root == root;
             if let Some(original) = &mut image.original {
@@ -391,14 +404,43 @@ impl Node {
     pub(super) fn unname(&mut self, reference: Reference, now: Instant) -> Result<Reply, Refused> {
         self.refuse_unless_submitter(now)?;
         let at = self.clock.stamp(self.wall_at(now));
-        self.images.retain(|image| image.reference != reference);
         self.unnamed.retain(|(other, _)| *other != reference);
+        // The oldest have been heard of long since, or must be heard of yet.
+        let wall = self.wall_at(now);
+        let heard = |at: &catalog::Hlc| at.time().after(HEARD) < wall;
+        while self.unnamed.len() >= MAX_IMAGES / 2 {
+            if !self.unnamed.first().is_some_and(|(_, at)| heard(at)) {
+                return Err(Refused::Names(self.unnamed.len()));
+            }
+            self.unnamed.remove(0);
+        }
+        self.images.retain(|image| image.reference != reference);
         self.unnamed.push((reference, at));
-        // The oldest have been heard of long since.
-        let surplus = self.unnamed.len().saturating_sub(MAX_IMAGES);
-        self.unnamed.drain(..surplus);
         self.publish_node(now);
         Ok(Reply::Done)
+    }
+
+    /// Whether the report has room for one name more.
+    pub(super) fn room_for_name(&self, image: &ImageHeld) -> Result<(), Refused> {
+        let replaced = self.images.iter().any(|other| other.reference == image.reference);
+        let mut report = self.own_report();
+        report.images.push(image.clone());
+        if self.images.len() < MAX_IMAGES && codec::encode(&report).len() < MAX_REPORT || replaced {
+            return Ok(());
+        }
+        Err(Refused::Names(self.images.len()))
+    }
+
+    /// What these roots list is here no more.
+    pub(super) fn images_gone(&mut self, roots: &[ChunkId], now: Instant) {
+        for image in &mut self.images {
+            image.here &= !roots.contains(&image.root);
+            if let Some(original) = &mut image.original {
+                original.here &= !roots.contains(&original.root);
+            }
+        }
+        self.images.retain(|image| image.held().next().is_some());
+        self.publish_node(now);
     }
 
     /// Lets go of names that were taken back after they were given; the word of it is kept for [`UNNAMED`], in which every node

@@ -146,6 +146,8 @@ pub struct Node {
     images: Vec<ImageHeld>,
     /// Names that were taken back here.
     unnamed: Vec<(Reference, catalog::Hlc)>,
+    /// What it had, when it began, it also had names for.
+    names_known: bool,
     /// Its word for `chain`.
     vouch: Signature,
     memo: Option<Arc<Memo>>,
@@ -202,6 +204,7 @@ impl Node {
             image_copies: config.image_copies,
             images: Vec::new(),
             unnamed: Vec::new(),
+            names_known: true,
             memo: config.memo.clone(),
             rng: Rng::with_seed(seed),
             wall: (now, config.wall),
@@ -365,18 +368,21 @@ impl Node {
         &self.chain
     }
 
-    /// Roots of images and of what they were made of, that something here still needs: a name, a workload, a download.
-    pub fn wanted_images(&self) -> BTreeSet<ChunkId> {
+    /// Roots of images and of what they were made of, that something here still needs: a name, a workload, a download. `None` when
+    /// that is not known, because the names of what was here were lost.
+    pub fn wanted_images(&self) -> Option<BTreeSet<ChunkId>> {
+        if !self.names_known {
+            return None;
+        }
         let named = self.images.iter().flat_map(|image| {
             [Some(image.root), image.original.as_ref().map(|original| original.root)].into_iter().flatten()
         });
         let active = self.worker.placements().filter(|(_, held)| held.fact.state.is_active());
         let used = active.map(|(_, held)| held.spec.image.root);
-        let coming = self.exchange.downloads().map(|(root, _)| *root);
-        named.chain(used).chain(coming).collect()
+        Some(named.chain(used).chain(self.exchange.wanted()).collect())
     }
 
-    /// Images that are complete here.
+    /// Images that are here, and what they were made of, by every name.
     pub fn images(&self) -> &[ImageHeld] {
         &self.images
     }
@@ -431,6 +437,7 @@ impl Node {
                 self.records.insert(RecordKey::Fact(key), None);
             }
         }
+        self.names_known = images.is_empty() || self.catalog.node(&self.me).is_some();
         if let Some(own) = self.catalog.node(&self.me) {
             self.images = own.images.clone();
             self.unnamed = own.unnamed.clone();
@@ -589,7 +596,13 @@ impl Node {
             }
             Command::ImageAdded(mut image) => {
                 image.named = self.clock.stamp(self.wall_at(now));
-                self.image_here(image, now);
+                self.room_for_name(&image).map(|()| {
+                    self.image_here(image, now);
+                    Reply::Done
+                })
+            }
+            Command::ImagesRemoved(roots) => {
+                self.images_gone(&roots, now);
                 Ok(Reply::Done)
             }
             Command::Unname(reference) => self.unname(reference, now),

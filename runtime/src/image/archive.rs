@@ -375,7 +375,15 @@ pub fn import_pushed(
         let opened = parse_digest(&descriptor.digest).and_then(|digest| open(&digest));
         let (size, mut bytes) = opened.ok_or_else(|| ImportError::Missing { name: descriptor.digest.clone() })?;
         let mut entry = bytes.by_ref().take(size);
-        let member = read_member(&mut entry, size, &name, &mut writer, &budget, true)?;
+        let member = match read_member(&mut entry, size, &name, &mut writer, &budget, true) {
+            // It looks like a layer and is none: of what is no image anything may be a part.
+            Err(error) if !matches!(error, ImportError::Store(_) | ImportError::TooLarge { .. }) => {
+                let again = parse_digest(&descriptor.digest).and_then(|digest| open(&digest));
+                let (_, bytes) = again.ok_or(error)?;
+                read_other(Vec::new(), bytes.take(size), &name, &mut writer)?
+            }
+            member => member?,
+        };
         if let Member::Document { bytes, .. } = &member {
             todo.extend(descriptors(bytes, &descriptor.media_type).into_iter().map(|(one, _)| (one, depth + 1)));
         }
@@ -486,7 +494,7 @@ impl Members {
                 annotation("io.containerd.image.name").or_else(|| annotation("org.opencontainers.image.ref.name"));
             let mut image = self.oci_image(descriptor, 0)?;
             image.manifest = Some((blob_name(descriptor)?, descriptor.media_type.clone()));
-            match images.iter_mut().find(|known| known.config == image.config) {
+            match images.iter_mut().find(|known| known.manifest == image.manifest) {
                 Some(known) => known.names.extend(name),
                 None => {
                     image.names.extend(name);
@@ -722,12 +730,7 @@ fn read_member(
         return read_layer(head, entry, size, name, writer, budget);
     }
     if size > MAX_DOCUMENT as u64 && anything {
-        let mut raw = Hashing { inner: io::Cursor::new(head).chain(entry), hash: Sha256::new(), read: 0, copy: None };
-        raw.copy = Some(writer.sink()?);
-        io::copy(&mut raw, &mut io::sink()).map_err(|error| ImportError::damaged(name, &error))?;
-        let copy = raw.copy.expect("it was given one");
-        let (digest, source) = (raw.hash.finalize().into(), Source::Verbatim(writer.keep(copy)?));
-        return Ok(Member::Other { digest, size: raw.read, source });
+        return read_other(head, entry, name, writer);
     }
     if size > MAX_DOCUMENT as u64 {
         let reason = format!("{size} bytes that are neither a layer nor a document");
@@ -740,6 +743,16 @@ fn read_member(
         return Err(ImportError::cut_short(name));
     }
     Ok(Member::Document { digest: Sha256::digest(&bytes).into(), bytes })
+}
+
+/// Keeps what is neither a layer nor a document as it is.
+fn read_other(head: Vec<u8>, entry: impl Read, name: &str, writer: &mut Writer<'_>) -> Result<Member, ImportError> {
+    let (copy, hash) = (Some(writer.sink()?), Sha256::new());
+    let mut raw = Hashing { inner: io::Cursor::new(head).chain(entry), hash, read: 0, copy };
+    io::copy(&mut raw, &mut io::sink()).map_err(|error| ImportError::damaged(name, &error))?;
+    let copy = raw.copy.expect("it was given one");
+    let (digest, source) = (raw.hash.finalize().into(), Source::Verbatim(writer.keep(copy)?));
+    Ok(Member::Other { digest, size: raw.read, source })
 }
 
 fn read_layer(

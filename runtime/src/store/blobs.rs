@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 
+use sha2::{Digest, Sha256};
+
 use super::{HeldOriginal, Store, StoreError, hex};
 use crate::image::{Blob, BlobReader, Chunk, Content, Open, Original, OriginalRoot, Recipe, Source};
 
@@ -52,6 +54,19 @@ impl Store {
                 BlobReader::recipe(recipe, blob.size, self.opener()).map_err(failed)
             }
         }
+    }
+
+    /// Blobs whose bytes are not what their digest says.
+    pub(super) fn wrong_blobs(&self, original: &Original) -> Result<Vec<String>, StoreError> {
+        let mut wrong = Vec::new();
+        for blob in &original.blobs {
+            let (mut hash, mut reader) = (Sha256::new(), self.read_blob(blob)?);
+            let read = io::copy(&mut reader, &mut hash);
+            if read.ok() != Some(blob.size) || <[u8; 32]>::from(hash.finalize()) != blob.digest {
+                wrong.push(format!("blob sha256:{}", hex(&blob.digest)));
+            }
+        }
+        Ok(wrong)
     }
 
     pub(super) fn recipe(&self, recipe: &Content) -> Result<Recipe, StoreError> {

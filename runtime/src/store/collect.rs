@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 use super::index::{Location, Removal};
 use super::{Store, StoreError, hex, lock};
@@ -80,13 +81,8 @@ impl Store {
                 }
             }
         }
-        for digest in reached.blobs.keys() {
-            let Some((blob, mut reader)) = self.blob(digest)? else { continue };
-            let mut hash = sha2::Sha256::default();
-            let read = std::io::copy(&mut reader, &mut hash);
-            if read.ok() != Some(blob.size) || *sha2::Digest::finalize(hash) != *digest {
-                wrong.push(format!("blob sha256:{}", hex(digest)));
-            }
+        if !reached.blobs.is_empty() {
+            wrong.extend(self.wrong_blobs(&self.original_at(root)?)?);
         }
         Ok(wrong)
     }
@@ -102,6 +98,7 @@ impl Store {
         for root in complete.iter().filter(|root| !roots.contains(root)) {
             self.reach(root, &mut kept)?;
         }
+        let stays = Reached { contents: kept.contents.clone(), blobs: kept.blobs.clone(), ..Reached::default() };
         for root in keep.iter().filter(|root| !complete.contains(root)) {
             // As far as its lists are here: what they name is not, or is reached already.
             drop(self.reach(root, &mut kept));
@@ -112,7 +109,7 @@ impl Store {
         }
         doomed.contents.retain(|id, _| !kept.contents.contains_key(id) && !awaited.contains(id));
         doomed.layers.retain(|layer| !kept.layers.contains(layer));
-        let removal = self.removal(roots, &kept, &doomed)?;
+        let removal = self.removal(roots, &stays, &doomed)?;
         self.index.remove(&removal)?;
         for layer in &doomed.layers {
             let dir = self.layer_dir(layer);
@@ -127,7 +124,8 @@ impl Store {
         Ok(Removed::Freed(freed))
     }
 
-    /// What of the index goes, and what must be looked for elsewhere from now on.
+    /// What of the index goes, and what must be looked for elsewhere from now on: in what is complete, where it is put if it is
+    /// not there yet (lists are not brought together when they come).
     fn removal(&self, roots: &[Chunk], kept: &Reached, doomed: &Reached) -> Result<Removal, StoreError> {
         let mut chunks: BTreeMap<Chunk, Option<Location>> = BTreeMap::new();
         for (id, content) in &doomed.contents {
@@ -137,14 +135,26 @@ impl Store {
                 }
             }
         }
+        let mut moved = false;
         for (id, content) in &kept.contents {
             let mut offset = 0;
             for (chunk, len) in &content.chunks {
                 if let Some(place @ None) = chunks.get_mut(chunk) {
-                    *place = Some(Location { content: *id, offset, len: *len });
+                    let there = Location { content: *id, offset, len: *len };
+                    let right = self.read_at(&there)?.is_some_and(|bytes| blake3::hash(&bytes) == *chunk);
+                    if !right && let Some(bytes) = self.chunk(chunk)? {
+                        let path = self.object(id);
+                        let written = self.open_object(id)?.write_all_at(&bytes, offset);
+                        written.map_err(|error| StoreError::io("write", &path, error))?;
+                        moved = true;
+                    }
+                    *place = Some(there);
                 }
                 offset += u64::from(*len);
             }
+        }
+        if moved {
+            self.sync()?;
         }
         let blobs = doomed.blobs.keys().map(|digest| (*digest, kept.blobs.get(digest).copied())).collect();
         let (contents, layers) = (doomed.contents.keys().copied().collect(), doomed.layers.iter().copied().collect());

@@ -223,7 +223,9 @@ impl Index {
             for (original, blobs) in &changes.originals {
                 table.insert(&original.root, (original.digest, original.size)).map_err(failed)?;
                 for blob in blobs {
-                    blobs_table.insert(blob, original.root).map_err(failed)?;
+                    if blobs_table.get(blob).map_err(failed)?.is_none() {
+                        blobs_table.insert(blob, original.root).map_err(failed)?;
+                    }
                 }
             }
         }

@@ -32,8 +32,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 pub use collect::{Removed, Usage};
@@ -135,6 +135,15 @@ pub struct Runnable {
     pub layers: Vec<PathBuf>,
 }
 
+/// Keeps a store from removing anything.
+pub struct Hold(Arc<Store>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.importing.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Contents, chunks and images.
 pub struct Store {
     dir: PathBuf,
@@ -147,6 +156,8 @@ pub struct Store {
     changing: RwLock<()>,
     /// Imports that run.
     importing: AtomicUsize,
+    /// Contents whose files imports have just put in place, each with how many did.
+    placed: Mutex<BTreeMap<ContentId, usize>>,
 }
 
 impl Store {
@@ -174,7 +185,15 @@ impl Store {
             unpacking: Mutex::new(()),
             changing: RwLock::new(()),
             importing: AtomicUsize::new(0),
+            placed: Mutex::new(BTreeMap::new()),
         })
+    }
+
+    /// While this is held nothing is removed: for whoever imports something and then gives it its name.
+    pub fn hold(self: &Arc<Self>) -> Hold {
+        let _none_goes_on = self.changing();
+        self.importing.fetch_add(1, Ordering::AcqRel);
+        Hold(Arc::clone(self))
     }
 
     /// Every complete image.

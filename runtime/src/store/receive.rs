@@ -119,6 +119,10 @@ impl Store {
             self.index.forget(&lost)?;
             return self.contents_stage(true, &contents);
         }
+        // Others may be given them by these digests.
+        if let Some(wrong) = self.wrong_blobs(&original)?.first() {
+            return Err(StoreError::Damaged(format!("an original in which {wrong} is something else")));
+        }
         self.sync()?;
         let (digest, size) = (original.manifest().digest, original.own_size() + list.size());
         let held = HeldOriginal { root: *root, digest, size };

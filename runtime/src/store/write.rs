@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::index::{Changes, Location};
-use super::{Held, HeldOriginal, Store, StoreError};
+use super::{Held, HeldOriginal, Store, StoreError, lock};
 use crate::image::{
     Chunk, Chunker, Content, ContentId, ImportError, ORIGINAL, Original, OriginalRoot, Progress, Root, Tree, content_of,
 };
@@ -38,12 +38,16 @@ pub(crate) struct Sink {
     path: PathBuf,
     out: File,
     chunker: Chunker,
+    /// Bytes that may still come, of what its import may bring in all.
+    left: u64,
+    limit: u64,
 }
 
 impl Sink {
     /// Adds bytes.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        let Sink { path, out, chunker } = self;
+        let Sink { path, out, chunker, left, limit } = self;
+        *left = left.checked_sub(bytes.len() as u64).ok_or(StoreError::Limit { limit: *limit })?;
         chunker.push(bytes, &mut |_: &Chunk, bytes: &[u8]| {
             out.write_all(bytes).map_err(|error| StoreError::io("write", path, error))
         })
@@ -147,12 +151,13 @@ impl Writer<'_> {
         let path = self.temporary();
         let out = File::create(&path).map_err(|error| StoreError::io("make", &path, error))?;
         self.written.push((path.clone(), None));
-        Ok(Sink { path, out, chunker: Chunker::default() })
+        let left = self.limit.saturating_sub(self.bytes);
+        Ok(Sink { path, out, chunker: Chunker::default(), left, limit: self.limit })
     }
 
     /// Adds the content that was written to it.
     pub(crate) fn keep(&mut self, sink: Sink) -> Result<Content, StoreError> {
-        let Sink { path, mut out, chunker } = sink;
+        let Sink { path, mut out, chunker, .. } = sink;
         let content = chunker.finish(&mut |_: &Chunk, bytes: &[u8]| {
             out.write_all(bytes).map_err(|error| StoreError::io("write", &path, error))
         })?;
@@ -215,7 +220,11 @@ impl Writer<'_> {
         self.store.sync()?;
         self.store.index.add(&self.changes, true)?;
         // From here on the contents are the store's; an image without its layers is not yet an image.
-        self.written.clear();
+        for (_, content) in std::mem::take(&mut self.written) {
+            if let Some(content) = content {
+                self.alone(&content.id());
+            }
+        }
         for (root, trees) in &self.trees {
             self.store.unpack_layers(root, trees)?;
         }
@@ -254,9 +263,24 @@ impl Writer<'_> {
         let path = self.store.object(id);
         let parent = path.parent().expect("an object is in a folder");
         fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
-        fs::rename(&temporary, &path).map_err(|error| StoreError::io("rename", &temporary, error))?;
+        *lock(&self.store.placed).entry(*id).or_default() += 1;
+        let renamed = fs::rename(&temporary, &path).map_err(|error| StoreError::io("rename", &temporary, error));
         self.written.push((path, Some(content.clone())));
-        Ok(())
+        renamed
+    }
+}
+
+impl Writer<'_> {
+    /// Has nothing more to do with a content that it put in place; whether no other import has.
+    fn alone(&self, id: &ContentId) -> bool {
+        let mut placed = lock(&self.store.placed);
+        let count = placed.entry(*id).or_insert(1);
+        *count -= 1;
+        let alone = *count == 0;
+        if alone {
+            placed.remove(id);
+        }
+        alone
     }
 }
 
@@ -270,7 +294,8 @@ impl Drop for Writer<'_> {
             };
             // A download of the same content may have begun meanwhile, and counts on its file.
             let shared = content.iter().flat_map(|content| &content.chunks).any(|(chunk, _)| lies_here(chunk));
-            if !shared {
+            let alone = id.is_none_or(|id| self.alone(&id));
+            if alone && !shared {
                 // Gone already, or left for the next start to find.
                 drop(fs::remove_file(path));
             }
