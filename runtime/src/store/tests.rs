@@ -269,3 +269,93 @@ fn a_store_that_is_opened_again_knows_what_it_had() {
     assert!(store.runnable(&image.root).unwrap().is_some());
     assert!(!dir.path().join("tmp/left").exists());
 }
+
+fn load(store: &Store, bytes: &[u8]) -> crate::image::Imported {
+    import(bytes, store, Limits::default(), &Progress::default()).unwrap().remove(0)
+}
+
+/// Names enough that the list of them is cut into several chunks, and the same in each such archive but for `more`.
+fn of_many(more: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let names: Vec<String> = (0..4000).map(|at| format!("a-file-with-a-rather-long-name-{at:05}")).collect();
+    let files = names.iter().map(|name| (name.as_str(), Vec::new()));
+    archive(&files.chain(more.iter().cloned()).collect::<Vec<_>>())
+}
+
+#[test]
+fn what_is_removed_takes_nothing_with_it_that_another_needs() {
+    let (_dir, one, two) = two_stores();
+    let first = load(&one, &of_many(&[("shared", noise(1, 300_000)), ("z-first", noise(2, 300_000))]));
+    let second = load(&one, &of_many(&[("shared", noise(1, 300_000)), ("z-second", noise(3, 300_000))]));
+    // The second's list comes by chunks, of which the first's has most already.
+    for root in [first.root, first.original.root, second.root, second.original.root] {
+        transfer(&one, &two, &root);
+    }
+    for store in [&one, &two] {
+        let usage = store.usage(&[vec![first.root, first.original.root], vec![second.root]]).unwrap();
+        assert!(usage[0].own > 300_000 && usage[0].own < usage[0].size, "{usage:?}");
+        let freed = store.remove(&[first.root, first.original.root], &[]).unwrap();
+        assert!(matches!(freed, Removed::Freed(bytes) if bytes > 300_000), "{freed:?}");
+        assert!(store.runnable(&first.root).unwrap().is_none());
+        let runnable = store.runnable(&second.root).unwrap().unwrap();
+        assert_eq!(fs::read(runnable.layers[0].join("shared")).unwrap(), noise(1, 300_000));
+        for root in [second.root, second.original.root] {
+            assert_eq!(store.verify(&root).unwrap(), Vec::<String>::new());
+        }
+        // What is gone can come again.
+        assert!(store.chunk(&first.root).unwrap().is_none());
+    }
+    load(&one, &of_many(&[("shared", noise(1, 300_000)), ("z-first", noise(2, 300_000))]));
+    transfer(&one, &two, &first.root);
+    assert_eq!(two.verify(&first.root).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn nothing_is_removed_while_something_is_imported() {
+    let (_dir, one, _) = two_stores();
+    let image = load(&one, &archive(&[("a", noise(1, 100_000))]));
+    let hold = one.hold();
+    assert_eq!(one.remove(&[image.root], &[]).unwrap(), Removed::Busy);
+    drop(hold);
+    assert!(matches!(one.remove(&[image.root], &[]).unwrap(), Removed::Freed(_)));
+}
+
+#[test]
+fn an_import_that_fails_takes_no_file_from_another() {
+    let (_dir, one, _) = two_stores();
+    let progress = Progress::default();
+    let (mut failing, mut other) = (one.writer(1 << 30, &progress), one.writer(1 << 30, &progress));
+    let bytes = noise(1, 50_000);
+    let content = failing.add_bytes(&bytes).unwrap();
+    assert_eq!(other.add_bytes(&bytes).unwrap(), content);
+    drop(failing);
+    other.commit().unwrap();
+    assert_eq!(one.content(&content).unwrap(), bytes);
+    assert!(one.object(&content.id()).exists());
+}
+
+#[test]
+fn an_original_whose_blobs_are_something_else_is_not_taken() {
+    use crate::image::{ORIGINAL, Original, OriginalRoot, Source};
+    let (_dir, one, two) = two_stores();
+    let image = load(&one, &archive(&[("a", noise(1, 100_000))]));
+    let honest = one.original(&image.original.root).unwrap().unwrap();
+    let mut lying = Original { blobs: honest.blobs.clone() };
+    let stranger = crate::image::content_of(b"something else");
+    lying.blobs[1].source = Source::Verbatim(stranger.clone());
+    let progress = Progress::default();
+    let mut writer = one.writer(1 << 30, &progress);
+    writer.add_bytes(b"something else").unwrap();
+    let list = writer.add_bytes(&lying.encode()).unwrap();
+    let root = OriginalRoot { version: ORIGINAL, list }.encode();
+    let root = writer.add_bytes(&root).unwrap().id();
+    writer.commit().unwrap();
+    let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| transfer(&one, &two, &root)));
+    assert!(taken.is_err(), "it is damaged, and never complete");
+    assert!(two.blob(&lying.blobs[1].digest).unwrap().is_none());
+    // The honest one comes all the same.
+    transfer(&one, &two, &image.original.root);
+    let (blob, mut reader) = two.blob(&honest.blobs[1].digest).unwrap().unwrap();
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).unwrap();
+    assert_eq!(crate::image::sha256_hex(&bytes), hex(&blob.digest));
+}
