@@ -276,7 +276,8 @@ fn load(store: &Store, bytes: &[u8]) -> crate::image::Imported {
 
 /// Names enough that the list of them is cut into several chunks, and the same in each such archive but for `more`.
 fn of_many(more: &[(&str, Vec<u8>)]) -> Vec<u8> {
-    let names: Vec<String> = (0..4000).map(|at| format!("a-file-with-a-rather-long-name-{at:05}")).collect();
+    let names: Vec<String> =
+        (0..2000).map(|at| format!("a-{}", data_encoding::HEXLOWER.encode(&noise(at, 120)))).collect();
     let files = names.iter().map(|name| (name.as_str(), Vec::new()));
     archive(&files.chain(more.iter().cloned()).collect::<Vec<_>>())
 }
@@ -290,6 +291,7 @@ fn what_is_removed_takes_nothing_with_it_that_another_needs() {
     for root in [first.root, first.original.root, second.root, second.original.root] {
         transfer(&one, &two, &root);
     }
+    assert!(two.root(&second.root).unwrap().layers[0].tree.chunks.len() > 3, "a list of several chunks");
     for store in [&one, &two] {
         let usage = store.usage(&[vec![first.root, first.original.root], vec![second.root]]).unwrap();
         assert!(usage[0].own > 300_000 && usage[0].own < usage[0].size, "{usage:?}");
