@@ -1,6 +1,6 @@
-//! Bytes that come piece by piece over a channel, for a thread that reads them as a file.
+//! Bytes that go piece by piece over a channel, for a thread that reads or writes them as a file.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -29,5 +29,28 @@ impl Read for Pieces {
         let len = buffer.len().min(self.piece.len());
         buffer[..len].copy_from_slice(&self.piece.split_to(len));
         Ok(len)
+    }
+}
+
+/// Sends each piece that is written, and fails when nobody takes them any more.
+pub struct Outgoing {
+    pieces: mpsc::Sender<io::Result<Bytes>>,
+}
+
+impl Outgoing {
+    /// Into a channel, whose bound is its maker's to choose.
+    pub fn new(pieces: mpsc::Sender<io::Result<Bytes>>) -> Outgoing {
+        Outgoing { pieces }
+    }
+}
+
+impl Write for Outgoing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.pieces.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -15,18 +15,18 @@ use moyai_protocol::catalog::{ImageHeld, OriginalHeld};
 use moyai_protocol::contract::Command;
 use moyai_protocol::id::ChunkId;
 use moyai_protocol::reference::Reference;
-use moyai_runtime::image::{Blob, Limits, Original, import_pushed, media};
+use moyai_runtime::image::{Limits, Original, digest_text, import_pushed, media, parse_digest};
 use moyai_runtime::store::Store;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::server::{Answer, Failed, State, failed, import_failure, line, refused};
 use super::types::{Failure, PlaceRow, PullStep, UsageRow, Verified};
 use super::view;
+use crate::pieces::Outgoing;
 use crate::registry::outside::{Credentials, OutsideError, Progress};
-use crate::registry::{held_as, read_held};
+use crate::registry::{for_this_machine, held_as, read_held};
 
 /// Pieces of an archive on their way.
 const QUEUE: usize = 16;
@@ -78,7 +78,7 @@ pub(super) async fn save(
     let (pieces, receiver) = mpsc::channel::<io::Result<Bytes>>(QUEUE);
     let store = Arc::clone(&state.store);
     tokio::task::spawn_blocking(move || {
-        let mut out = io::BufWriter::with_capacity(PIECE, Outgoing(pieces.clone()));
+        let mut out = io::BufWriter::with_capacity(PIECE, Outgoing::new(pieces.clone()));
         let written = write_archive(&store, &images, &mut out).and_then(|()| out.flush());
         if let Err(error) = written {
             // The other side sees the answer break off.
@@ -86,54 +86,6 @@ pub(super) async fn save(
         }
     });
     Ok(Body::from_stream(ReceiverStream::new(receiver)).into_response())
-}
-
-struct Outgoing(mpsc::Sender<io::Result<Bytes>>);
-
-impl Write for Outgoing {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
-        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Reads a blob to its end and compares it with its digest.
-pub(crate) struct Checked<R> {
-    inner: R,
-    hash: Sha256,
-    digest: [u8; 32],
-    left: u64,
-}
-
-impl<R: Read> Checked<R> {
-    /// Of `blob`, whose bytes `inner` has.
-    pub(crate) fn new(blob: &Blob, inner: R) -> Checked<R> {
-        Checked { inner, hash: Sha256::new(), digest: blob.digest, left: blob.size }
-    }
-}
-
-impl<R: Read> Read for Checked<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..len]);
-        self.left = self.left.saturating_sub(len as u64);
-        // Before the last bytes are passed on.
-        if (len == 0 || self.left == 0) && !buffer.is_empty() {
-            let whole = self.left == 0 && <[u8; 32]>::from(self.hash.clone().finalize()) == self.digest;
-            if !whole {
-                return Err(io::Error::other(format!("blob {} is not what it was", digest_text(&self.digest))));
-            }
-        }
-        Ok(len)
-    }
-}
-
-pub(crate) fn digest_text(digest: &[u8; 32]) -> String {
-    format!("sha256:{}", data_encoding::HEXLOWER.encode(digest))
 }
 
 fn write_archive(store: &Store, images: &[(Reference, Original)], out: &mut impl Write) -> io::Result<()> {
@@ -146,7 +98,7 @@ fn write_archive(store: &Store, images: &[(Reference, Original)], out: &mut impl
             if written.insert(blob.digest) {
                 let bytes = store.read_blob(blob).map_err(io::Error::other)?;
                 let name = blob_name(&blob.digest);
-                archive.append_data(&mut header(blob.size), name, Checked::new(blob, bytes))?;
+                archive.append_data(&mut header(blob.size), name, bytes)?;
             }
         }
         let top = original.manifest();
@@ -189,18 +141,12 @@ fn image_manifest(store: &Store, original: &Original) -> io::Result<Option<Vec<u
     let mut blob = original.manifest();
     loop {
         let mut bytes = Vec::new();
-        Checked::new(blob, store.read_blob(blob).map_err(io::Error::other)?).read_to_end(&mut bytes)?;
+        store.read_blob(blob).map_err(io::Error::other)?.read_to_end(&mut bytes)?;
         if !media::is_index(&blob.media_type) {
             return Ok(media::is_manifest(&blob.media_type).then_some(bytes));
         }
         let index: serde_json::Value = serde_json::from_slice(&bytes)?;
-        let here = |one: &&serde_json::Value| {
-            one["platform"]["os"] == "linux" && one["platform"]["architecture"] == moyai_runtime::image::ARCHITECTURE
-        };
-        let digest = index["manifests"]
-            .as_array()
-            .and_then(|all| all.iter().find(here))
-            .and_then(|one| parse_digest(one["digest"].as_str()?));
+        let digest = for_this_machine(&index).and_then(parse_digest);
         // An index below an index comes later in the list, so this ends.
         let at = original.blobs.iter().position(|other| Some(other.digest) == digest);
         let before = original.blobs.iter().position(|other| other.digest == blob.digest);
@@ -209,11 +155,6 @@ fn image_manifest(store: &Store, original: &Original) -> io::Result<Option<Vec<u
             _ => return Ok(None),
         }
     }
-}
-
-/// The bytes of `sha256:<hex>`.
-pub(crate) fn parse_digest(text: &str) -> Option<[u8; 32]> {
-    data_encoding::HEXLOWER.decode(text.strip_prefix("sha256:")?.as_bytes()).ok()?.try_into().ok()
 }
 
 fn header(size: u64) -> tar::Header {

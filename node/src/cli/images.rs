@@ -13,6 +13,7 @@ use super::output::{json_lines, parse_size, size, table};
 use crate::api::client::Stream;
 use crate::api::types::{ImageRow, LoadStep, PlaceRow, PullStep, UsageRow, Verified};
 use crate::daemon::problem;
+use crate::pieces::Outgoing;
 use crate::registry::outside::Credentials;
 
 /// Loads an image archive.
@@ -109,7 +110,7 @@ fn folder(dir: &Path) -> anyhow::Result<tokio::sync::mpsc::Receiver<std::io::Res
     let (sender, receiver) = tokio::sync::mpsc::channel(16);
     let dir = dir.to_owned();
     tokio::task::spawn_blocking(move || {
-        let mut archive = tar::Builder::new(Pieces(sender.clone()));
+        let mut archive = tar::Builder::new(Outgoing::new(sender.clone()));
         archive.follow_symlinks(true);
         let written = archive.append_dir_all(".", &dir).and_then(|()| archive.finish());
         if let Err(error) = written {
@@ -117,19 +118,6 @@ fn folder(dir: &Path) -> anyhow::Result<tokio::sync::mpsc::Receiver<std::io::Res
         }
     });
     Ok(receiver)
-}
-
-struct Pieces(tokio::sync::mpsc::Sender<std::io::Result<hyper::body::Bytes>>);
-
-impl std::io::Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let sent = self.0.blocking_send(Ok(hyper::body::Bytes::copy_from_slice(bytes)));
-        sent.map(|()| bytes.len()).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// What an image without a name of its own is called: its file, without endings.

@@ -251,9 +251,9 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         .context("cannot listen for data")?;
 
     let runtimes = installed_runtimes();
-    let (registry, warnings) = Registry::load(&cdi::FOLDERS.map(std::path::Path::new));
+    let (cdi_files, warnings) = Registry::load(&cdi::FOLDERS.map(std::path::Path::new));
     warnings.iter().for_each(|warning| tracing::warn!(warning, "a CDI file is not used"));
-    let given = offers(&settings, &runtimes, registry.kinds());
+    let given = offers(&settings, &runtimes, cdi_files.kinds());
     let complete = store.images()?.into_iter().map(|image| image.root);
     let complete = complete.chain(store.originals()?.into_iter().map(|original| original.root));
     let images = complete.map(ChunkId).collect();
@@ -263,7 +263,7 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         chain,
         name: settings.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        labels: labels(&settings, &registry),
+        labels: labels(&settings, &cdi_files),
         offers: given.clone(),
         wall: driver::wall_now(),
         restored,
@@ -272,7 +272,7 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         memo: None,
     };
     let seed = u64::from_le_bytes(random()?);
-    let devices = Arc::new(devices::Devices::new(registry, &containers));
+    let devices = Arc::new(devices::Devices::new(cdi_files, &containers));
     let networks = Arc::new(networks::Networks::new(&node_of(&key).short(), containers.clone()));
     let effects = effects::Effects {
         handle: handle.clone(),

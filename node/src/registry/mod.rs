@@ -35,7 +35,7 @@ use moyai_protocol::catalog::{Hlc, ImageHeld};
 use moyai_protocol::contract::Command;
 use moyai_protocol::id::{ChunkId, ImageId};
 use moyai_protocol::reference::Reference;
-use moyai_runtime::image::{self, ImportError, Limits, Pushed, media};
+use moyai_runtime::image::{self, ARCHITECTURE, ImportError, Limits, Pushed, digest_text, media, parse_digest};
 use moyai_runtime::store::Store;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -43,7 +43,6 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::api::images::{Checked, digest_text, parse_digest};
 use crate::api::{server::original_held, view};
 use crate::daemon::driver::Handle;
 use crate::daemon::images::Images;
@@ -377,11 +376,11 @@ impl Registry {
                 file.read_to_end(&mut bytes)?;
                 return Ok(Some((staged.media_type, bytes)));
             }
-            let Some((blob, reader)) = store.blob(&digest)? else { return Ok(None) };
+            let Some((blob, mut reader)) = store.blob(&digest)? else { return Ok(None) };
             if blob.media_type.is_empty() || blob.size > MAX_MANIFEST as u64 {
                 return Ok(None);
             }
-            Checked::new(&blob, reader).read_to_end(&mut bytes)?;
+            reader.read_to_end(&mut bytes)?;
             Ok(Some((blob.media_type, bytes)))
         });
         read.await.map_err(internal)?.map_err(internal)
@@ -426,7 +425,7 @@ impl Registry {
         let (store, uploads) = (Arc::clone(&self.store), Arc::clone(&self.uploads));
         let found = tokio::task::spawn_blocking(move || -> anyhow::Result<Option<(u64, Box<dyn Read + Send>)>> {
             if let Some((blob, reader)) = store.blob(&digest)? {
-                return Ok(Some((blob.size, Box::new(Checked::new(&blob, reader)))));
+                return Ok(Some((blob.size, Box::new(reader))));
             }
             Ok(uploads.read(&digest))
         });
@@ -671,7 +670,13 @@ impl Registry {
 /// A blob of an original that is here, as an import reads it.
 pub(crate) fn read_held(store: &Store, digest: &[u8; 32]) -> Option<(u64, Box<dyn Read + Send>)> {
     let (blob, reader) = store.blob(digest).ok().flatten()?;
-    Some((blob.size, Box::new(Checked::new(&blob, reader))))
+    Some((blob.size, Box::new(reader)))
+}
+
+/// The digest of the image for this kind of machine, as an index names it.
+pub(crate) fn for_this_machine(index: &Value) -> Option<&str> {
+    let fits = |one: &&Value| one["platform"]["os"] == "linux" && one["platform"]["architecture"] == ARCHITECTURE;
+    index["manifests"].as_array()?.iter().find(fits)?["digest"].as_str()
 }
 
 /// What was pushed, or pulled from outside, under its name.

@@ -21,15 +21,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use moyai_protocol::reference::Reference;
-use moyai_runtime::image::{ARCHITECTURE, media};
+use moyai_runtime::image::{ARCHITECTURE, digest_text, media, parse_digest};
 use reqwest::{Client, Response, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
-use super::{MAX_MANIFEST, parse_digest};
-use crate::api::images::digest_text;
+use super::{MAX_MANIFEST, for_this_machine};
 
 /// Blobs fetched side by side.
 const AT_ONCE: usize = 3;
@@ -165,11 +164,7 @@ impl Outside {
         let (mut manifest, mut media_type) = session.manifest(reference.tag()).await?;
         if media::is_index(&media_type) {
             let index: Value = serde_json::from_slice(&manifest).map_err(|error| session.wrong(error))?;
-            let fits =
-                |one: &&Value| one["platform"]["os"] == "linux" && one["platform"]["architecture"] == ARCHITECTURE;
-            let entry =
-                index["manifests"].as_array().and_then(|all| all.iter().find(fits)).ok_or(OutsideError::Platform)?;
-            let digest = entry["digest"].as_str().unwrap_or_default().to_owned();
+            let digest = for_this_machine(&index).ok_or(OutsideError::Platform)?.to_owned();
             (manifest, media_type) = session.manifest(&digest).await?;
             if Some(<[u8; 32]>::from(Sha256::digest(&manifest))) != parse_digest(&digest) {
                 return Err(OutsideError::Digest(digest));

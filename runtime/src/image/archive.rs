@@ -18,10 +18,9 @@ use std::thread;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::config::{ARCHITECTURE, parse_digest};
 use super::{
-    Blob, Chunk, ConfigError, Content, ImageConfig, Layer, MAX_BLOBS, Original, Root, Source, Tree, VERSION, layer,
-    media,
+    ARCHITECTURE, Blob, Chunk, ConfigError, Content, ImageConfig, Layer, MAX_BLOBS, Original, Root, Source, Tree,
+    VERSION, digest_text, layer, media, parse_digest,
 };
 use crate::store::{HeldOriginal, Sink, Store, StoreError, Writer};
 
@@ -445,7 +444,7 @@ pub(crate) struct Descriptor {
 
 impl Descriptor {
     fn new(digest: &[u8; 32], media_type: &str) -> Descriptor {
-        let digest = format!("sha256:{}", hex(digest));
+        let digest = digest_text(digest);
         Descriptor { digest, media_type: media_type.to_owned(), annotations: None, platform: None }
     }
 }
@@ -699,7 +698,7 @@ pub(crate) fn descriptors(bytes: &[u8], media_type: &str) -> Vec<(Descriptor, bo
 
 /// An OCI manifest for an image that came without one.
 fn manifest_of(image: &Described, members: &Members) -> Result<Vec<u8>, ImportError> {
-    let named = |media_type: String, digest: &[u8; 32], size: u64| serde_json::json!({"mediaType": media_type, "digest": format!("sha256:{}", hex(digest)), "size": size});
+    let named = |media_type: String, digest: &[u8; 32], size: u64| serde_json::json!({"mediaType": media_type, "digest": digest_text(digest), "size": size});
     let config = members.document(&image.config)?;
     let layers = image.layers.iter().map(|name| {
         let layer = members.layer(name)?;

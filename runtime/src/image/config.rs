@@ -3,6 +3,8 @@
 
 use serde::Deserialize;
 
+use super::parse_digest;
+
 /// What is in a config (OCI image-spec, config.md).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct ImageConfig {
@@ -109,10 +111,4 @@ impl ImageConfig {
             .map(|text| parse_digest(text).ok_or_else(|| ConfigError::DiffId(text.clone())))
             .collect()
     }
-}
-
-/// The bytes of `sha256:<hex>`.
-pub(super) fn parse_digest(text: &str) -> Option<[u8; 32]> {
-    let hex = text.strip_prefix("sha256:")?;
-    data_encoding::HEXLOWER.decode(hex.as_bytes()).ok()?.try_into().ok()
 }

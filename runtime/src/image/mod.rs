@@ -42,6 +42,17 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(bytes))
 }
 
+/// A SHA-256 as images name it: `sha256:<hex>`.
+pub fn digest_text(digest: &[u8; 32]) -> String {
+    format!("sha256:{}", data_encoding::HEXLOWER.encode(digest))
+}
+
+/// The bytes of `sha256:<hex>`.
+pub fn parse_digest(text: &str) -> Option<[u8; 32]> {
+    let hex = text.strip_prefix("sha256:")?;
+    data_encoding::HEXLOWER.decode(hex.as_bytes()).ok()?.try_into().ok()
+}
+
 /// BLAKE3 of a chunk's bytes.
 pub type Chunk = [u8; 32];
 /// Names a content; see [`Content::id`].

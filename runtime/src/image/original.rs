@@ -11,8 +11,9 @@
 use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::{Content, VERSION};
+use super::{Content, VERSION, digest_text};
 
 /// The version byte of an original's root, which no image's root has.
 pub const ORIGINAL: u8 = 128 + VERSION;
@@ -145,8 +146,10 @@ pub(crate) type Part = Box<dyn Read + Send>;
 /// Opens a content.
 pub(crate) type Open = Box<dyn Fn(&Content) -> io::Result<Part> + Send>;
 
-/// A blob's bytes, made as they are read. Whoever reads compares them with the digest: they are what the store and a peer say.
+/// A blob's bytes, made as they are read, and compared with its digest before the last of them are passed on.
 pub struct BlobReader {
+    digest: [u8; 32],
+    hash: Sha256,
     open: Open,
     literals: Part,
     parts: std::vec::IntoIter<(u64, Content)>,
@@ -159,20 +162,23 @@ pub struct BlobReader {
 }
 
 impl BlobReader {
-    /// Of a blob of `size` bytes that is one content.
-    pub(crate) fn verbatim(content: Part, size: u64) -> BlobReader {
+    /// Of a blob that is one content.
+    pub(crate) fn verbatim(blob: &Blob, content: Part) -> BlobReader {
         let open: Open = Box::new(|_| Err(io::Error::other("it has no parts")));
-        let parts = Vec::new().into_iter();
-        BlobReader { open, literals: content, parts, before: u64::MAX, next: None, file: None, left: size }
+        BlobReader { before: u64::MAX, ..BlobReader::new(blob, content, Vec::new(), open) }
     }
 
-    /// Of a blob of `size` bytes that this recipe makes.
-    pub(crate) fn recipe(recipe: Recipe, size: u64, open: Open) -> io::Result<BlobReader> {
+    /// Of a blob that this recipe makes.
+    pub(crate) fn recipe(blob: &Blob, recipe: Recipe, open: Open) -> io::Result<BlobReader> {
         let literals = Box::new(zstd::stream::read::Decoder::new(open(&recipe.literals)?)?);
-        let parts = recipe.parts.into_iter();
-        let mut reader = BlobReader { open, literals, parts, before: 0, next: None, file: None, left: size };
+        let mut reader = BlobReader::new(blob, literals, recipe.parts, open);
         reader.advance();
         Ok(reader)
+    }
+
+    fn new(blob: &Blob, literals: Part, parts: Vec<(u64, Content)>, open: Open) -> BlobReader {
+        let (digest, hash, parts) = (blob.digest, Sha256::new(), parts.into_iter());
+        BlobReader { digest, hash, open, literals, parts, before: 0, next: None, file: None, left: blob.size }
     }
 
     fn advance(&mut self) {
@@ -181,34 +187,25 @@ impl BlobReader {
             None => (self.before, self.next) = (u64::MAX, None),
         }
     }
-}
 
-impl Read for BlobReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        if most == 0 {
-            return Ok(0);
-        }
+    /// The next bytes, as many as fit at the most; none when there are no more.
+    fn make(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             if let Some(file) = &mut self.file {
-                match file.read(&mut buffer[..most])? {
+                match file.read(buffer)? {
                     0 => {
                         self.file = None;
                         self.advance();
                     }
-                    len => {
-                        self.left -= len as u64;
-                        return Ok(len);
-                    }
+                    len => return Ok(len),
                 }
             } else if self.before > 0 {
-                let most = most.min(usize::try_from(self.before).unwrap_or(usize::MAX));
+                let most = buffer.len().min(usize::try_from(self.before).unwrap_or(usize::MAX));
                 let len = self.literals.read(&mut buffer[..most])?;
                 if len == 0 {
                     return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the blob is not all here"));
                 }
                 self.before -= len as u64;
-                self.left -= len as u64;
                 return Ok(len);
             } else if let Some(next) = self.next.take() {
                 self.file = Some((self.open)(&next)?);
@@ -216,5 +213,22 @@ impl Read for BlobReader {
                 return Ok(0);
             }
         }
+    }
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let len = if most == 0 { 0 } else { self.make(&mut buffer[..most])? };
+        self.hash.update(&buffer[..len]);
+        self.left -= len as u64;
+        let ended = len == 0 || self.left == 0;
+        if ended && (self.left > 0 || <[u8; 32]>::from(self.hash.clone().finalize()) != self.digest) {
+            return Err(io::Error::other(format!("blob {} is not what it was", digest_text(&self.digest))));
+        }
+        Ok(len)
     }
 }
