@@ -1,8 +1,7 @@
 //! The libp2p swarm of one node, in a task of its own.
 //!
 //! Protocol messages travel by request-response with an empty answer: the answer only says that the bytes arrived.
-//! Losing a message is allowed, so nothing is kept for a peer that cannot be reached: while a dial is under way, at
-//! most [`MAX_WAITING`] messages wait for it.
+//! Losing a message is allowed, so nothing is kept for a peer that cannot be reached ([`super::dials`]).
 //!
 //! Discovery: mDNS on the LAN; addresses from gossip; for a member whose addresses have all gone stale, Kademlia, in
 //! which the admins are servers and the others clients (in server mode everybody dials nearly everybody).
@@ -32,18 +31,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, info};
 
 use super::admission::{Gate, unix_now};
+use super::dials::{Dials, Wish};
 use super::inflow::{Inflow, LARGE_PATIENCE, LARGE_READS, Outflow, SMALL};
 use super::{doorstep, ip_of, key_pair, node_id, peer_id, transport};
 
-const MAX_WAITING: u32 = 64;
 const MAX_PENDING: u32 = 256;
 const MAX_STRANGERS: usize = 256;
 /// Peers that mDNS has told of, and addresses of each; the latest are kept.
 const MAX_SEEN: usize = 512;
 const MAX_SEEN_EACH: usize = 4;
 const STRANGER_REST: Duration = Duration::from_secs(600);
-/// A member that could not be dialled is not dialled again sooner.
-const DIAL_REST: Duration = Duration::from_millis(700);
 /// A connection that carries nothing is closed; probes keep those of a small mesh open.
 const IDLE: Duration = Duration::from_secs(120);
 /// A second connection to a peer younger than this is a simultaneous dial, not a restart.
@@ -248,7 +245,7 @@ pub async fn start(
         admitted,
         addresses,
         listening: Vec::new(),
-        dials: HashMap::new(),
+        dials: Dials::default(),
         strangers: HashMap::new(),
         seen: HashMap::new(),
         connections: HashMap::new(),
@@ -287,13 +284,6 @@ fn listen_error(address: &Multiaddr, reason: &str) -> ListenError {
     }
 }
 
-#[derive(Default)]
-struct Dial {
-    under_way: bool,
-    waiting: u32,
-    failed: Option<Instant>,
-}
-
 struct Control {
     gate: Arc<Gate>,
     swarm: Swarm<Behaviour>,
@@ -301,7 +291,7 @@ struct Control {
     admitted: Arc<Mutex<HashMap<PeerId, Membership>>>,
     addresses: AddressBook,
     listening: Vec<Multiaddr>,
-    dials: HashMap<PeerId, Dial>,
+    dials: Dials<PeerId, kad::QueryId>,
     strangers: HashMap<PeerId, Instant>,
     /// Where mDNS has seen peers. It tells once, perhaps while an old address is being dialled: later dials need it.
     seen: HashMap<PeerId, Vec<Multiaddr>>,
@@ -388,14 +378,11 @@ impl Control {
             return;
         }
         if !self.swarm.is_connected(&peer) {
-            let dial = self.dials.entry(peer).or_default();
-            let resting = dial.failed.is_some_and(|failed| failed.elapsed() < DIAL_REST);
-            if resting || dial.waiting >= MAX_WAITING {
+            let wish = self.dials.message(peer, Instant::now());
+            if wish == Wish::Drop {
                 return;
             }
-            dial.waiting += 1;
-            if !dial.under_way {
-                dial.under_way = true;
+            if wish == Wish::Dial {
                 let mut known = self.addresses.get(&peer);
                 known.extend(self.seen.get(&peer).into_iter().flatten().cloned());
                 let options =
@@ -403,7 +390,7 @@ impl Control {
                 if let Err(error) = self.swarm.dial(options.build()) {
                     debug!(%peer, %error, "cannot dial");
                     // No event follows, and nothing is under way.
-                    self.dials.remove(&peer);
+                    self.dials.not_begun(&peer);
                 }
             }
         }
@@ -436,8 +423,16 @@ impl Control {
             )) => self.outflow.over(&request_id),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => self.discovered(found),
             SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
-                for address in info.listen_addrs.into_iter().take(8) {
+                // A peer's loopback is somebody else's unless both are one machine.
+                let loopback = |address: &Multiaddr| ip_of(address).is_some_and(|ip| ip.is_loopback());
+                let here = loopback(&info.observed_addr);
+                for address in info.listen_addrs.into_iter().filter(|address| here || !loopback(address)).take(8) {
                     self.swarm.behaviour_mut().kad.add_address(&peer_id, address);
+                }
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed { id, step, .. })) => {
+                if step.last {
+                    self.dials.look_up_over(&id);
                 }
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
@@ -487,7 +482,7 @@ impl Control {
             self.swarm.close_connection(id);
         }
         open.push((id, now));
-        self.dials.remove(&peer);
+        self.dials.forget(&peer);
         self.strangers.remove(&peer);
         let membership = self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&peer).cloned();
         let Some(membership) = membership else { return };
@@ -499,11 +494,13 @@ impl Control {
         debug!(%peer, reason, "cannot reach");
         let known = self.addresses.get(&peer);
         if !known.is_empty() {
-            self.dials.insert(peer, Dial { failed: Some(Instant::now()), ..Dial::default() });
             // A member that has moved: somebody may know where to.
-            self.swarm.behaviour_mut().kad.get_closest_peers(peer);
+            if self.dials.failed(peer, Instant::now()) {
+                let look_up = self.swarm.behaviour_mut().kad.get_closest_peers(peer);
+                self.dials.look_up_began(look_up);
+            }
         } else {
-            self.dials.remove(&peer);
+            self.dials.forget(&peer);
             if self.strangers.len() >= MAX_STRANGERS {
                 self.strangers.retain(|_, since| since.elapsed() < STRANGER_REST);
             }

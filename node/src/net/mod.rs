@@ -12,6 +12,7 @@
 pub mod admission;
 pub mod control;
 pub mod data;
+mod dials;
 pub mod doorstep;
 pub mod inflow;
 pub mod join;
