@@ -14,7 +14,7 @@ mod registry;
 
 use std::process::ExitCode;
 
-pub use net::data::ChunkTamper;
+pub use net::chunks::ChunkTamper;
 
 /// Runs the program that users install.
 pub fn main() -> ExitCode {

@@ -63,6 +63,8 @@ pub enum Output {
         /// What.
         effect: Effect,
     },
+    /// What this effect does is wanted no more. It still ends in its completion, the sooner the better.
+    Cancel(EffectId),
     /// Something worth telling.
     Event(Event),
 }

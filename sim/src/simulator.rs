@@ -574,6 +574,8 @@ impl Simulator {
             match output {
                 Output::Transmit { to, bytes } => self.transmit(at, to, bytes),
                 Output::Effect { id, effect } => self.effect(at, id, effect),
+                // What is under way comes to its end by itself.
+                Output::Cancel(_) => {}
                 Output::Event(event) => self.event(at, event),
             }
         }

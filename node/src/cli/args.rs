@@ -151,6 +151,9 @@ pub struct NodeWish {
     /// Where docker, podman, skopeo and others push to and pull from the mesh; `off` for nowhere [default: 127.0.0.1:5000]
     #[arg(long, value_name = "ADDR")]
     pub registry: Option<String>,
+    /// The most bytes a second that this node gives of its images to others, like 2M [default: as fast as it goes]
+    #[arg(long, value_name = "RATE")]
+    pub upload_limit: Option<String>,
     /// Containers may be given this machine's own network; whoever may submit can then reach all that the machine reaches
     #[arg(long)]
     pub offer_host_network: bool,

@@ -177,6 +177,9 @@ fn new_home(context: &Context) -> anyhow::Result<Home> {
     Ok(home)
 }
 
+/// Less would take longer for a slab of chunks than whoever asked for it waits.
+const MIN_UPLOAD: u64 = 16 << 10;
+
 fn settings(context: &Context, wish: &NodeWish, mesh: moyai_protocol::id::MeshId) -> anyhow::Result<Settings> {
     let listen = context.listen.clone().unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
     listen.parse::<std::net::SocketAddr>().map_err(|_| listen_problem(&listen))?;
@@ -191,6 +194,13 @@ fn settings(context: &Context, wish: &NodeWish, mesh: moyai_protocol::id::MeshId
         Some(text) => {
             Some(parse_size(text).ok_or_else(|| problem(format!("`{text}` is no size"), "write it like 512m or 2g"))?)
         }
+        None => None,
+    };
+    let upload_limit = match &wish.upload_limit {
+        Some(text) => Some(parse_size(text).filter(|rate| *rate >= MIN_UPLOAD).ok_or_else(|| {
+            let hint = "write bytes a second, like 512k or 2m; 16k is the least";
+            problem(format!("`{text}` is no rate for --upload-limit"), hint)
+        })?),
         None => None,
     };
     let cpus = match &wish.cpus {
@@ -218,6 +228,7 @@ fn settings(context: &Context, wish: &NodeWish, mesh: moyai_protocol::id::MeshId
         offers,
         offer_host_network: wish.offer_host_network,
         registry: wish.registry.clone(),
+        upload_limit,
     })
 }
 

@@ -31,7 +31,7 @@ use clap::Parser;
 
 use crate::api::client::Client;
 use crate::daemon::Options;
-use crate::net::data::ChunkTamper;
+use crate::net::chunks::ChunkTamper;
 use args::{Args, Verb};
 
 /// The daemon's folder unless told otherwise.

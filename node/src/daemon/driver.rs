@@ -318,6 +318,7 @@ impl Driver {
                     }
                 }
                 Output::Effect { id, effect } => self.effects.carry_out(&self.node, id, effect),
+                Output::Cancel(id) => self.effects.call_off(id),
                 Output::Event(event) => {
                     changed = true;
                     self.event(event, requests);

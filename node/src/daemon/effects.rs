@@ -20,6 +20,7 @@ use moyai_runtime::store::{Runnable, Store};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
 
 use super::devices::Devices;
 use super::driver::Handle;
@@ -70,6 +71,8 @@ pub(super) struct Effects {
     pub(super) zero: Duration,
     /// Until when singletons may run. Bounded by the placements of this node.
     pub(super) deadlines: Arc<Mutex<HashMap<PlacementId, Duration>>>,
+    /// What is being fetched, and may be called off. Bounded by the exchange.
+    pub(super) fetches: Arc<Mutex<HashMap<EffectId, Arc<Notify>>>>,
 }
 
 /// What root of a strict sandbox is on this machine: ids that no user has, others for each container as far as there are any.
@@ -182,11 +185,26 @@ impl Effects {
                     .node(&provider)
                     .map(|fact| fact.data.iter().filter_map(|text| text.parse().ok()).collect())
                     .unwrap_or_default();
+                let enough = Arc::new(Notify::new());
+                self.fetches().insert(id, Arc::clone(&enough));
                 self.spawn(id, move |effects| async move {
-                    Outcome::Fetched(effects.plane.fetch(provider, &addresses, pieces).await)
+                    let fetched = effects.plane.fetch(provider, &addresses, pieces, &enough).await;
+                    effects.fetches().remove(&id);
+                    Outcome::Fetched(fetched)
                 });
             }
         }
+    }
+
+    /// What an effect does is wanted no more.
+    pub(super) fn call_off(&self, id: EffectId) {
+        if let Some(enough) = self.fetches().get(&id) {
+            enough.notify_one();
+        }
+    }
+
+    fn fetches(&self) -> std::sync::MutexGuard<'_, HashMap<EffectId, Arc<Notify>>> {
+        self.fetches.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn spawn<F: Future<Output = Outcome> + Send>(

@@ -55,6 +55,9 @@ pub struct Settings {
     /// Where its registry listens, `address:port`, or `off`; nothing is the usual place.
     #[serde(default)]
     pub registry: Option<String>,
+    /// Bytes a second that it gives of its images to others; nothing is as fast as it goes.
+    #[serde(default)]
+    pub upload_limit: Option<u64>,
     /// Whether containers may be given the machine's own network.
     #[serde(default)]
     pub offer_host_network: bool,

@@ -47,6 +47,7 @@ use tracing::info;
 
 use crate::api::server;
 use crate::net::admission::{Gate, unix_now};
+use crate::net::chunks::{ChunkTamper, Limit, Shelf};
 use crate::net::{control, data};
 use crate::registry;
 use driver::{Driver, Handle};
@@ -80,7 +81,7 @@ pub struct Options {
     /// The local API's socket.
     pub socket: PathBuf,
     /// What a daemon of the tests does to the chunks it serves.
-    pub tamper: Option<data::ChunkTamper>,
+    pub tamper: Option<ChunkTamper>,
 }
 
 /// Runs a daemon to its end. `ready` is told "ready" or the reason why not. The process has one thread until here.
@@ -232,14 +233,14 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let launcher = Arc::new(launcher);
     let execs = Arc::new(execs::Execs::new(Arc::clone(&launcher), containers.clone(), handle.clone()));
     let data_address = SocketAddr::new(listen.ip(), if listen.port() == 0 { 0 } else { listen.port() + 1 });
+    let limit = Arc::new(Limit::new(settings.upload_limit));
     let data_plane = |address| {
         data::DataPlane::start(
             address,
             &key,
             Arc::clone(&gate),
             data::Offer {
-                store: Arc::clone(&store),
-                tamper: options.tamper,
+                shelf: Shelf { store: Arc::clone(&store), tamper: options.tamper, limit: Arc::clone(&limit) },
                 logs: Arc::clone(&logs) as _,
                 execs: Arc::clone(&execs) as _,
             },
@@ -291,6 +292,7 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         lines: Arc::default(),
         zero: moyai_runtime::host::boot_time(),
         deadlines: Arc::default(),
+        fetches: Arc::default(),
     };
     let capacity = capacity(&settings);
     let (stop_sender, stop) = watch::channel(false);

@@ -430,10 +430,10 @@ impl Control {
                     self.swarm.behaviour_mut().kad.add_address(&peer_id, address);
                 }
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed { id, step, .. })) => {
-                if step.last {
-                    self.dials.look_up_over(&id);
-                }
+            SwarmEvent::Behaviour(BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed { id, step, .. }))
+                if step.last =>
+            {
+                self.dials.look_up_over(&id);
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 self.established(peer_id, connection_id, &endpoint).await;

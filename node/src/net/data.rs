@@ -1,18 +1,18 @@
-//! Bulk between nodes: chunks of images and logs of containers, on quinn connections of their own, so that gossip never
-//! waits behind them.
+//! Bulk between nodes: chunks of images, logs of containers, lines to processes; on connections of their own, so that
+//! gossip never waits behind them. Chunks go by TCP where that is possible ([`super::bulk`]), all else by quinn.
 //!
 //! TLS authenticates by the same keys as libp2p's (libp2p-tls), the first stream of a connection is the admission
 //! exchange, and each stream after it is one request.
 //!
 //! ```text
-//! Request::Chunks(ids)  →  for each: length (4 bytes, all ones for "not here"), bytes
+//! Request::Chunks(ids)  →  the chunks ([`super::chunks`])
 //! Request::Logs(…)      →  frames of [`LogFrame`], until the log has ended or the asker goes
 //! Request::Exec(…)      ⇄  the frames of `moyai_runtime::launch::exec`, unread here
 //! Request::Greeting     →  nothing but the stream's end
 //! ```
 //!
 //! **Bounds.** [`MAX_CONNECTIONS`] connections and [`MAX_STREAMS`] requests on each; a request of at most
-//! [`BATCH_PIECES`] chunks; a chunk of at most [`MAX_CHUNK`] bytes; a connection that asks nothing ends after [`IDLE`].
+//! [`moyai_protocol::exchange::BATCH_PIECES`] chunks; a connection that asks nothing ends after [`IDLE`].
 
 use std::collections::HashMap;
 use std::io;
@@ -24,19 +24,20 @@ use anyhow::Context;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use moyai_protocol::contract::{FetchFault, Fetched, Piece};
-use moyai_protocol::exchange::BATCH_PIECES;
 use moyai_protocol::id::{ChunkId, NodeId};
 use moyai_protocol::trust::Role;
 use moyai_protocol::workload::PlacementId;
 use moyai_runtime::launch::exec::Task;
 use moyai_runtime::store::Store;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
-use tracing::debug;
+use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore};
+use tracing::{debug, warn};
 
 use super::admission::{AdmissionError, Gate, PATIENCE, read_frame, unix_now, write_frame};
+use super::bulk::{self, Bulk};
+use super::chunks::{Came, STALL, Shelf, broken};
 use super::doorstep::{Doorstep, Place, Places};
 use super::{key_pair, node_id, peer_id};
 
@@ -45,8 +46,6 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_STREAMS: u32 = 64;
 /// Of one member: one to fetch by, and those of its earlier lives that have not timed out.
 const MAX_PER_NODE: usize = 4;
-/// What is sent and not taken for this long is given up, and its request with it.
-const WRITE_STALL: Duration = Duration::from_secs(30);
 /// Of the connections, those that have not shown a certificate yet: strangers take no member's place.
 const MAX_UNADMITTED: usize = 128;
 /// The most addresses of one node that are dialled.
@@ -55,12 +54,7 @@ const MAX_ADDRESSES: usize = 8;
 const HEAD_START: Duration = Duration::from_millis(250);
 /// The most last lines of a log that are looked for.
 const MAX_TAIL: u32 = 10_000;
-/// Also of an image's root, which is one chunk however many layers it has.
-const MAX_CHUNK: u32 = 4 << 20;
 const IDLE: Duration = Duration::from_secs(30);
-const NOT_HERE: u32 = u32::MAX;
-/// A batch that delivers nothing for this long is given to another provider.
-const STALL: Duration = Duration::from_secs(10);
 /// Bytes of a connection's id, as quinn has them by default.
 const ID: usize = 8;
 /// Without it the kernel's default loses packets at a few hundred MB/s (measured, PEERS of the design).
@@ -112,16 +106,11 @@ pub struct LogFrame {
     pub text: Vec<u8>,
 }
 
-/// What a daemon of the tests does to each chunk it serves; others do nothing.
-pub type ChunkTamper = fn(Vec<u8>) -> Vec<u8>;
-
 /// What a node gives to others.
 #[derive(Clone)]
 pub struct Offer {
-    /// Chunks of its images are here.
-    pub store: Arc<Store>,
-    /// What becomes of them on their way out.
-    pub tamper: Option<ChunkTamper>,
+    /// Chunks of its images.
+    pub shelf: Shelf,
     /// What its containers wrote.
     pub logs: Arc<dyn LogSource>,
     /// Adds processes to its containers.
@@ -150,6 +139,8 @@ pub struct DataPlane {
     keys: libp2p::identity::Keypair,
     gate: Arc<Gate>,
     store: Arc<Store>,
+    bulk: Bulk,
+    entrance: Arc<Entrance>,
     /// Connections that others opened.
     guests: Places<NodeId>,
     /// Connections this node opened. An entry is locked while it is dialled, so that a peer is dialled once.
@@ -171,10 +162,32 @@ impl DataPlane {
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config.transport_config(Arc::new(transport_config()));
         let socket = socket(address)?;
+        let port = socket.local_addr()?.port();
         let runtime = Arc::new(quinn::TokioRuntime);
         let endpoint = quinn::Endpoint::new(endpoint_config(key), Some(config), socket, runtime)?;
-        let store = Arc::clone(&offer.store);
-        let plane = DataPlane { endpoint, keys, gate, store, guests: Places::default(), connections: Mutex::default() };
+        let entrance = Arc::new(Entrance::default());
+        match std::net::TcpListener::bind(SocketAddr::new(address.ip(), port)).and_then(into_tokio) {
+            Ok(listener) => {
+                let serve =
+                    bulk::serve(listener, keys.clone(), Arc::clone(&gate), offer.shelf.clone(), Arc::clone(&entrance));
+                tokio::spawn(async move {
+                    if let Err(error) = serve.await {
+                        warn!("no chunks by TCP: {error:#}");
+                    }
+                });
+            }
+            Err(error) => warn!(port, "chunks go by QUIC alone, which costs more: {error}"),
+        }
+        let plane = DataPlane {
+            endpoint,
+            bulk: Bulk::new(keys.clone(), Arc::clone(&gate)),
+            keys,
+            gate,
+            store: Arc::clone(&offer.shelf.store),
+            entrance,
+            guests: Places::default(),
+            connections: Mutex::default(),
+        };
         let plane = Arc::new(plane);
         tokio::spawn(Arc::clone(&plane).serve(offer));
         Ok(plane)
@@ -186,48 +199,37 @@ impl DataPlane {
     }
 
     async fn serve(self: Arc<Self>, offer: Offer) {
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let hall = Arc::new(Semaphore::new(MAX_UNADMITTED));
-        let doorstep = Doorstep::default();
         while let Some(incoming) = self.endpoint.accept().await {
-            if hall.available_permits() < MAX_UNADMITTED * 3 / 4 && !incoming.remote_address_validated() {
+            if self.entrance.is_busy() && !incoming.remote_address_validated() {
                 // Anybody can send from any address; a busy door first asks whether somebody is there (RFC 9000, 8.1).
                 // It fails only for those that were asked already.
                 let _asked = incoming.retry();
                 continue;
             }
-            let entry = (Arc::clone(&hall).try_acquire_owned().ok(), doorstep.enter(incoming.remote_address().ip()));
-            let (Some(place), Some(step)) = entry else {
+            let Some(entry) = self.entrance.enter(incoming.remote_address().ip()) else {
                 incoming.refuse();
                 continue;
             };
-            let entry = (place, step);
-            let (plane, offer, room) = (Arc::clone(&self), offer.clone(), Arc::clone(&room));
+            let (plane, offer) = (Arc::clone(&self), offer.clone());
             tokio::spawn(async move {
-                if let Err(error) = plane.serve_one(incoming, &offer, entry, &room).await {
+                if let Err(error) = plane.serve_one(incoming, &offer, entry).await {
                     debug!(%error, "a data connection ended");
                 }
             });
         }
     }
 
-    async fn serve_one(
-        &self,
-        incoming: quinn::Incoming,
-        offer: &Offer,
-        entry: (OwnedSemaphorePermit, Place<IpAddr>),
-        room: &Semaphore,
-    ) -> anyhow::Result<()> {
+    async fn serve_one(&self, incoming: quinn::Incoming, offer: &Offer, entry: Entry) -> anyhow::Result<()> {
         let admitted = async {
             let connection = incoming.await?;
-            let peer = peer_of(&connection)?;
+            let peer = peer_of_connection(&connection)?;
             let (send, receive) = connection.accept_bi().await?;
             let membership = self.gate.listen(peer, tokio::io::join(receive, send)).await?;
             Ok::<_, anyhow::Error>((connection, membership))
         };
         let (connection, membership) = tokio::time::timeout(PATIENCE * 2, admitted).await??;
         drop(entry);
-        let _place = room.try_acquire()?;
+        let _place = self.entrance.admit()?;
         let own = self.guests.enter(membership.node, MAX_PER_NODE);
         let _own =
             own.with_context(|| format!("node {} has {MAX_PER_NODE} connections already", membership.node.short()))?;
@@ -255,64 +257,62 @@ impl DataPlane {
         Ok(())
     }
 
-    /// Gets chunks from a provider, checks each, keeps them.
-    pub async fn fetch(&self, provider: NodeId, addresses: &[SocketAddr], pieces: Vec<Piece>) -> Fetched {
+    /// Gets chunks from a provider, checks each, keeps them; fewer when there is `enough` before its end.
+    pub async fn fetch(
+        &self,
+        provider: NodeId,
+        addresses: &[SocketAddr],
+        pieces: Vec<Piece>,
+        enough: &Notify,
+    ) -> Fetched {
         let started = Instant::now();
         let mut fetched = Fetched { got: Vec::new(), bytes: 0, elapsed: Duration::ZERO, fault: None };
-        let mut used = None;
-        if let Err(fault) = self.fetch_into(provider, addresses, &pieces, &mut used, &mut fetched).await {
-            if let (FetchFault::Unreachable(_), Some(connection)) = (&fault, used) {
-                // It may be to an earlier life of that node, and would stall until it times out.
-                self.forget(&provider, &connection).await;
+        let mut came = Came::default();
+        let fault = match self.bulk.fetch(provider, addresses, &pieces, enough, &mut came).await {
+            Ok(()) => None,
+            Err(bulk::Failure::Fault(fault)) => Some(fault),
+            Err(bulk::Failure::NoWay) => {
+                came = Came::default();
+                self.fetch_by_quic(provider, addresses, &pieces, enough, &mut came).await.err()
             }
-            fetched.fault = Some(fault);
-        }
+        };
+        let missing = came.missing.map(FetchFault::Missing);
+        // Of what a wrong chunk came with, nothing is believed to be worth the disk.
+        fetched.fault = match fault {
+            Some(fault @ FetchFault::WrongChunk(_)) => Some(fault),
+            fault => match came.keep(&self.store).await {
+                Ok((got, bytes)) => {
+                    (fetched.got, fetched.bytes) = (got, bytes);
+                    fault.or(missing)
+                }
+                Err(fault) => Some(fault),
+            },
+        };
         fetched.elapsed = started.elapsed();
         fetched
     }
 
-    async fn fetch_into(
+    async fn fetch_by_quic(
         &self,
         provider: NodeId,
         addresses: &[SocketAddr],
         pieces: &[Piece],
-        used: &mut Option<quinn::Connection>,
-        fetched: &mut Fetched,
+        enough: &Notify,
+        came: &mut Came,
     ) -> Result<(), FetchFault> {
-        let broken = |error: &dyn std::fmt::Display| FetchFault::Unreachable(error.to_string());
         let ids = pieces.iter().map(|piece| piece.chunk).collect();
         let asked = self.ask(provider, addresses, &Request::Chunks(ids)).await;
-        let (connection, mut receive) = asked.map_err(|error| broken(&error))?;
-        *used = Some(connection);
-        let mut waiting = Vec::new();
-        let mut missing = None;
-        for piece in pieces {
-            let bytes = tokio::time::timeout(STALL, read_chunk(&mut receive)).await;
-            let bytes = bytes.map_err(|_| broken(&"it stalled"))?.map_err(|error| broken(&error))?;
-            match bytes {
-                None => missing = missing.or(Some(piece.chunk)),
-                // A root's length is known only when it comes.
-                Some(bytes) if piece.len != 0 && bytes.len() != piece.len as usize => {
-                    return Err(FetchFault::WrongChunk(piece.chunk));
-                }
-                Some(bytes) => waiting.push((piece.chunk, bytes)),
-            }
+        let (connection, mut receive) = asked.map_err(broken)?;
+        let read = tokio::select! {
+            read = came.read(pieces, &mut receive) => read,
+            // The stream is dropped, which stops the other side.
+            () = enough.notified() => return Ok(()),
+        };
+        if let Err(FetchFault::Unreachable(_)) = &read {
+            // It may be to an earlier life of that node, and would stall until it times out.
+            self.forget(&provider, &connection).await;
         }
-        let (ids, bytes): (Vec<ChunkId>, u64) =
-            (waiting.iter().map(|(id, _)| *id).collect(), waiting.iter().map(|(_, bytes)| bytes.len() as u64).sum());
-        let store = Arc::clone(&self.store);
-        let chunks: Vec<([u8; 32], Vec<u8>)> = waiting.into_iter().map(|(id, bytes)| (id.0, bytes)).collect();
-        let kept = tokio::task::spawn_blocking(move || store.put_chunks(chunks)).await;
-        match kept.map_err(|error| FetchFault::Storage(error.to_string()))? {
-            Ok(()) => {}
-            Err(moyai_runtime::store::StoreError::WrongChunk(chunk)) => {
-                return Err(FetchFault::WrongChunk(ChunkId(chunk)));
-            }
-            Err(error) => return Err(FetchFault::Storage(error.to_string())),
-        }
-        fetched.got = ids;
-        fetched.bytes = bytes;
-        missing.map_or(Ok(()), |chunk| Err(FetchFault::Missing(chunk)))
+        if read.is_ok() && came.ended { Err(broken("it ended a batch before its end")) } else { read }
     }
 
     /// Asks for a log. Frames come until the other side ends it.
@@ -414,6 +414,7 @@ impl DataPlane {
 
     /// The node has come to this one anew: what was opened to it before may be to an earlier life of it.
     pub fn begin_anew(self: &Arc<Self>, node: NodeId) {
+        self.bulk.begin_anew(&node);
         let plane = Arc::clone(self);
         tokio::spawn(async move {
             let slot = plane.connections.lock().await.get(&node).cloned();
@@ -453,33 +454,10 @@ impl DataPlane {
         tls.alpn_protocols = vec![ALPN.to_vec()];
         let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
         config.transport_config(Arc::new(transport_config()));
-        // The next address is tried beside the one before it, which may be one that nothing answers, or at once when
-        // that one fails (RFC 8305).
-        let mut untried = addresses.iter().take(MAX_ADDRESSES);
-        let mut dials = FuturesUnordered::new();
-        let mut last = anyhow::anyhow!("node {} has told no address for data", node.short());
-        loop {
-            if let Some(address) = untried.next() {
-                let dial = self.dial(node, *address, config.clone());
-                dials.push(async move {
-                    let dialled = tokio::time::timeout(PATIENCE, dial).await;
-                    dialled.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer from {address}")))
-                });
-            } else if dials.is_empty() {
-                return Err(last);
-            }
-            let more = untried.len() > 0;
-            tokio::select! {
-                Some(dialled) = dials.next() => match dialled {
-                    Ok(connection) => {
-                        *slot = Some(connection.clone());
-                        return Ok(connection);
-                    }
-                    Err(error) => last = error,
-                },
-                () = tokio::time::sleep(HEAD_START), if more => {}
-            }
-        }
+        let dialled = first_of(addresses, PATIENCE, |address| self.dial(node, address, config.clone())).await;
+        let connection = dialled.with_context(|| format!("node {}", node.short()))?;
+        *slot = Some(connection.clone());
+        Ok(connection)
     }
 
     async fn dial(
@@ -495,15 +473,86 @@ impl DataPlane {
     }
 }
 
-fn peer_of(connection: &quinn::Connection) -> Result<NodeId, AdmissionError> {
+/// Who comes and who is in, by whatever way; places for both are counted together.
+pub(super) struct Entrance {
+    room: Semaphore,
+    hall: Arc<Semaphore>,
+    doorstep: Doorstep,
+}
+
+/// A place before the door.
+pub(super) type Entry = (OwnedSemaphorePermit, Place<IpAddr>);
+
+impl Default for Entrance {
+    fn default() -> Self {
+        let (room, hall) = (Semaphore::new(MAX_CONNECTIONS), Arc::new(Semaphore::new(MAX_UNADMITTED)));
+        Entrance { room, hall, doorstep: Doorstep::default() }
+    }
+}
+
+impl Entrance {
+    /// Takes a place for somebody who has shown nothing yet.
+    pub(super) fn enter(&self, from: IpAddr) -> Option<Entry> {
+        Some((Arc::clone(&self.hall).try_acquire_owned().ok()?, self.doorstep.enter(from)?))
+    }
+
+    /// Takes a place for a member.
+    pub(super) fn admit(&self) -> anyhow::Result<tokio::sync::SemaphorePermit<'_>> {
+        self.room.try_acquire().with_context(|| format!("there are {MAX_CONNECTIONS} connections already"))
+    }
+
+    fn is_busy(&self) -> bool {
+        self.hall.available_permits() < MAX_UNADMITTED * 3 / 4
+    }
+}
+
+/// Dials these addresses, the next one beside the one before it, which may be one that nothing answers, or at once when
+/// that one fails (RFC 8305).
+pub(super) async fn first_of<T, F: Future<Output = anyhow::Result<T>>>(
+    addresses: &[SocketAddr],
+    patience: Duration,
+    dial: impl Fn(SocketAddr) -> F,
+) -> anyhow::Result<T> {
+    let mut untried = addresses.iter().take(MAX_ADDRESSES);
+    let mut dials = FuturesUnordered::new();
+    let mut last = anyhow::anyhow!("it has told no address for data");
+    loop {
+        if let Some(&address) = untried.next() {
+            let dialled = tokio::time::timeout(patience, dial(address));
+            dials.push(
+                async move { dialled.await.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer from {address}"))) },
+            );
+        } else if dials.is_empty() {
+            return Err(last);
+        }
+        let more = untried.len() > 0;
+        tokio::select! {
+            Some(dialled) = dials.next() => match dialled {
+                Ok(reached) => return Ok(reached),
+                Err(error) => last = error,
+            },
+            () = tokio::time::sleep(HEAD_START), if more => {}
+        }
+    }
+}
+
+fn peer_of_connection(connection: &quinn::Connection) -> Result<NodeId, AdmissionError> {
+    let identity = connection.peer_identity();
+    let certificates = identity.and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
+    peer_of(&certificates.unwrap_or_default())
+}
+
+/// Whose certificates these are.
+pub(super) fn peer_of(certificates: &[CertificateDer<'_>]) -> Result<NodeId, AdmissionError> {
     let stranger = |reason: &str| AdmissionError::Stranger(reason.to_owned());
-    let identity = connection.peer_identity().ok_or_else(|| stranger("no certificate"))?;
-    let certificates = identity
-        .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
-        .map_err(|_| stranger("no certificate"))?;
     let first = certificates.first().ok_or_else(|| stranger("no certificate"))?;
     let parsed = libp2p_tls::certificate::parse(first).map_err(|error| stranger(&error.to_string()))?;
     node_id(&parsed.peer_id()).ok_or_else(|| stranger("a key that is not ed25519"))
+}
+
+fn into_tokio(listener: std::net::TcpListener) -> io::Result<tokio::net::TcpListener> {
+    listener.set_nonblocking(true)?;
+    tokio::net::TcpListener::from_std(listener)
 }
 
 fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -587,24 +636,8 @@ async fn answer(
     let request = tokio::time::timeout(PATIENCE, read_frame::<_, Request>(&mut receive)).await??;
     match request {
         Request::Chunks(ids) => {
-            for id in ids.into_iter().take(BATCH_PIECES) {
-                let store = Arc::clone(&offer.store);
-                let bytes = tokio::task::spawn_blocking(move || store.chunk(&id.0)).await??;
-                let bytes = match offer.tamper {
-                    Some(tamper) => bytes.map(tamper),
-                    None => bytes,
-                };
-                let written = async {
-                    match bytes {
-                        Some(bytes) => {
-                            send.write_all(&(bytes.len() as u32).to_be_bytes()).await?;
-                            send.write_all(&bytes).await
-                        }
-                        None => send.write_all(&NOT_HERE.to_be_bytes()).await,
-                    }
-                };
-                tokio::time::timeout(WRITE_STALL, written).await??;
-            }
+            // Who wants no more of it stops the stream, and writing fails.
+            offer.shelf.give(ids, &mut send, || Ok(false)).await?;
         }
         Request::Greeting => {}
         Request::Exec(_) if role < Role::Submitter => anyhow::bail!("a worker asked for a process"),
@@ -653,17 +686,4 @@ async fn pass_on(
         copied = &mut back => copied.map(drop),
         _ = &mut there => back.await.map(drop),
     }
-}
-
-async fn read_chunk(receive: &mut quinn::RecvStream) -> io::Result<Option<Vec<u8>>> {
-    let len = receive.read_u32().await?;
-    if len == NOT_HERE {
-        return Ok(None);
-    }
-    if len > MAX_CHUNK {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a chunk of {len} bytes")));
-    }
-    let mut bytes = vec![0; len as usize];
-    receive.read_exact(&mut bytes).await.map_err(io::Error::other)?;
-    Ok(Some(bytes))
 }

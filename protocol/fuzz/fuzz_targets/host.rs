@@ -323,7 +323,7 @@ impl Host {
                     self.workloads.push(workload);
                 }
                 Output::Event(Event::Revoked { node }) => drop(self.revoked.insert(node)),
-                Output::Event(_) => {}
+                Output::Event(_) | Output::Cancel(_) => {}
             }
         }
     }

@@ -2,10 +2,9 @@
 
 use fastrand::Rng;
 
-use super::{BATCH_BYTES, BATCH_PIECES, Download, Provider};
-
-/// Until this share of the pieces is here, the pick is random; then it is one of the rarest.
-const RANDOM_FIRST: usize = 16;
+use super::{BATCH_BYTES, BATCH_PIECES, BLOCK_BYTES, Bitfield, Download, Provider, SHARED_BATCH_BYTES};
+use crate::contract::Piece;
+use crate::id::{ChunkId, NodeId};
 
 impl Download {
     /// A run of missing pieces that `provider` has, as many as fit one batch.
@@ -16,19 +15,19 @@ impl Download {
         }
         let wanted = |at: usize| !self.have.has(at) && !self.in_flight.has(at) && self.offers(provider, at);
         let from = rng.usize(..count);
-        let around = (from..count).chain(0..from).filter(|at| wanted(*at));
-        let here = self.batches.len() + self.received as usize / BATCH_BYTES as usize;
-        let start = if here < RANDOM_FIRST || self.providers.len() < 3 {
-            around.into_iter().next()
-        } else {
-            around.min_by_key(|at| self.providers.values().filter(|provider| self.offers(provider, *at)).count())
-        };
-        let Some(start) = start else { return Vec::new() };
+        let around = || (from..count).chain(0..from).filter(|at| wanted(*at));
+        // Only this node's share of who has everything, as long as there is some of it.
+        let own = around().find(|at| self.is_shared() && provider.complete && self.share.has(*at));
+        let Some(start) = own.or_else(|| around().min_by_key(|at| self.partly[*at])) else { return Vec::new() };
+        let most = if self.is_shared() { SHARED_BATCH_BYTES } else { BATCH_BYTES };
         let mut bytes = 0;
         let mut run = Vec::new();
         for at in (start..count).chain(0..start).filter(|at| wanted(*at)) {
+            if own.is_some() && !self.share.has(at) {
+                continue;
+            }
             bytes += u64::from(self.pieces[at].len);
-            if run.len() >= BATCH_PIECES || (!run.is_empty() && bytes > BATCH_BYTES) {
+            if run.len() >= BATCH_PIECES || (!run.is_empty() && bytes > most) {
                 break;
             }
             run.push(at as u32);
@@ -36,9 +35,48 @@ impl Download {
         run
     }
 
+    /// Whether others receive the image too, and can give and take parts of it.
+    fn is_shared(&self) -> bool {
+        self.contents && self.receivers.len() > 1
+    }
+
     /// Whether `provider` is believed to have piece `at`. Before the contents are known there are no bitfields, and
     /// whoever has a part has the lists.
     fn offers(&self, provider: &Provider, at: usize) -> bool {
         !self.contents || provider.complete || provider.has.has(at)
     }
+}
+
+/// The pieces that are `me`'s among `receivers`, block by block, by rendezvous hash.
+pub(super) fn share(pieces: &[Piece], root: &ChunkId, me: &NodeId, receivers: &[NodeId]) -> Bitfield {
+    let seeds: Vec<u64> = receivers.iter().map(|node| mix(word(&node.0) ^ word(&root.0))).collect();
+    let own = mix(word(&me.0) ^ word(&root.0));
+    let (mut share, mut known, mut offset) = (Bitfield::default(), None, 0);
+    for (at, piece) in pieces.iter().enumerate() {
+        let block = offset / BLOCK_BYTES;
+        offset += u64::from(piece.len);
+        let mine = match known {
+            Some((same, mine)) if same == block => mine,
+            _ => {
+                let rank = |seed: &u64| mix(seed ^ block);
+                seeds.iter().all(|seed| rank(seed) <= rank(&own))
+            }
+        };
+        known = Some((block, mine));
+        if mine {
+            share.set(at);
+        }
+    }
+    share
+}
+
+fn word(id: &[u8; 32]) -> u64 {
+    u64::from_le_bytes(id[..8].try_into().expect("eight of thirty-two"))
+}
+
+/// Spreads the bits of a number (the finaliser of SplitMix64, Steele et al. 2014).
+fn mix(mut value: u64) -> u64 {
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }

@@ -20,13 +20,17 @@ fn image(n: u8) -> ChunkId {
     ChunkId([n; 32])
 }
 
+/// An image of 256 MiB.
+const LARGE: u8 = 200;
+
 fn contents(root: ChunkId) -> Vec<Piece> {
     let chunk = |at: usize| {
         let mut id = root;
-        id.0[30..].copy_from_slice(&[255, at as u8]);
+        id.0[29..].copy_from_slice(&[255, (at >> 8) as u8, at as u8]);
         id
     };
-    (0..PIECES).map(|at| Piece { chunk: chunk(at), len: 65_536 }).collect()
+    let (pieces, len) = if root == image(LARGE) { (1024, 262_144) } else { (PIECES, 65_536) };
+    (0..pieces).map(|at| Piece { chunk: chunk(at), len }).collect()
 }
 
 fn everything(root: ChunkId) -> impl Iterator<Item = ChunkId> {
@@ -50,6 +54,8 @@ struct Host {
     served: usize,
     /// When what it was asked for so far has been sent.
     busy: Instant,
+    /// When what it asked for so far has come.
+    receives: Instant,
     asked: Vec<(Instant, NodeId, Vec<Piece>)>,
     complete: Vec<ChunkId>,
     failed: Vec<(ChunkId, String)>,
@@ -74,18 +80,19 @@ struct Mesh {
 impl Mesh {
     /// All but the first have image 0.
     fn new(manners: &[Manner], seed: u64) -> Mesh {
-        let host = |manner: &Manner| Host {
-            exchange: Exchange::default(),
+        let host = |(at, manner): (usize, &Manner)| Host {
+            exchange: Exchange::new(node(at)),
             manner: *manner,
             kept: everything(image(0)).collect(),
             served: 0,
             busy: Instant::ZERO,
+            receives: Instant::ZERO,
             asked: Vec::new(),
             complete: Vec::new(),
             failed: Vec::new(),
             lied: Vec::new(),
         };
-        let mut hosts: Vec<Host> = manners.iter().map(host).collect();
+        let mut hosts: Vec<Host> = manners.iter().enumerate().map(host).collect();
         hosts[0].kept.clear();
         Mesh { now: Instant::ZERO, hosts, due: BTreeMap::new(), count: 0, rng: Rng::with_seed(seed), loss: 0.0 }
     }
@@ -132,6 +139,8 @@ impl Mesh {
                 Action::Lied(provider, _) => host.lied.push(provider),
                 Action::Measured(bytes, _) => assert!(bytes > 0),
                 Action::Survey(root) => self.later(at, wait, Due::Surveyed(root)),
+                // What is on its way comes.
+                Action::Cancel { .. } => {}
                 Action::Send(to, message) => {
                     if self.rng.f64() >= self.loss {
                         self.later(usize::from(to.0[0]), wait, Due::Message(node(at), message));
@@ -143,10 +152,14 @@ impl Mesh {
                     assert!(bytes <= BATCH_BYTES);
                     let provider = usize::from(provider.0[0]);
                     let from = &mut self.hosts[provider];
-                    // Ten megabytes a second.
-                    from.busy = from.busy.max(self.now) + Duration::from_nanos(100 * bytes);
+                    // Ten megabytes a second, out of one and into the other.
+                    let takes = Duration::from_nanos(100 * bytes);
+                    from.busy = from.busy.max(self.now) + takes;
                     let hangs = if from.manner == Manner::Hangs { ms(20_000) } else { Duration::ZERO };
-                    let wait = from.busy.since(self.now) + wait + hangs;
+                    let sent = from.busy + hangs;
+                    let to = &mut self.hosts[at];
+                    to.receives = to.receives.max(self.now) + takes;
+                    let wait = to.receives.max(sent).since(self.now) + wait;
                     self.later(at, wait, Due::Fetched { root, batch, provider, pieces, asked: self.now });
                 }
             }

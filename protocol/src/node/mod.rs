@@ -224,7 +224,7 @@ impl Node {
             custody: Custody::default(),
             custodian: Custodian::new(me, now),
             holder: Holder::new(seed >> 1),
-            exchange: Exchange::default(),
+            exchange: Exchange::new(me),
             dropped: Dropped::default(),
             outputs: VecDeque::new(),
             sends: Vec::new(),
@@ -712,6 +712,12 @@ impl Node {
             }
             exchange::Action::Fetch { root, batch, provider, pieces } => {
                 self.effect(Effect::Fetch { provider, pieces }, Owner::Batch(root, batch));
+            }
+            exchange::Action::Cancel { root, batch } => {
+                let fetches =
+                    |owner: &Owner| matches!(owner, Owner::Batch(of, which) if (*of, *which) == (root, batch));
+                let effect = self.effects.iter().find(|(_, owner)| fetches(owner)).map(|(id, _)| *id);
+                self.outputs.extend(effect.map(Output::Cancel));
             }
             exchange::Action::Send(to, message) => self.sends.push((to, message)),
             exchange::Action::Measured(bytes, elapsed) => self.worker.measured_bandwidth(bytes, elapsed),

@@ -241,6 +241,7 @@ impl Mesh {
                         self.later(wait, Due::Complete { host: at, life, completion });
                     }
                 }
+                Output::Cancel(_) => {}
                 Output::Event(Event::Reply { id, result }) => {
                     self.hosts[at].replies.insert(id.0, result);
                 }

@@ -164,3 +164,24 @@ fn whoever_lies_hangs_or_goes_away_all_others_get_the_image_whole() {
         }
     }
 }
+
+/// Seconds of virtual time until fifteen nodes have an image of the first one, and how many copies that one sent.
+fn spread(seed: u64) -> (f64, f64) {
+    let mut mesh = Mesh::swarm(&[Manner::Honest; 16], seed);
+    mesh.hosts[0].kept = everything(image(LARGE)).collect();
+    (1..16).for_each(|at| mesh.want(at, image(LARGE), Need::Copy));
+    let all_have_it = |mesh: &Mesh| mesh.hosts[1..].iter().all(|host| host.complete.len() == 1);
+    assert!(mesh.run_until(ms(200_000), all_have_it), "seed {seed}");
+    let copies = mesh.hosts[0].served as f64 / contents(image(LARGE)).len() as f64;
+    (mesh.now.since(Instant::ZERO).as_secs_f64(), copies)
+}
+
+#[test]
+fn the_first_sends_little_more_than_one_copy_and_all_have_it_soon_after() {
+    let bound = contents(image(LARGE)).len() as f64 * 262_144.0 / 10e6;
+    for seed in 0..2 {
+        let (took, copies) = spread(seed);
+        assert!(took < bound / 0.8, "seed {seed}: {took:.1} s, {bound:.1} at least");
+        assert!(copies < 1.3, "seed {seed}: the first sent {copies:.2} copies");
+    }
+}

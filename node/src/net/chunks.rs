@@ -1,0 +1,219 @@
+//! How chunks are asked for and given, on whatever stream.
+//!
+//! ```text
+//! asked:     the ids of at most [`BATCH_PIECES`] chunks
+//! answered:  for each: length (4 bytes, all ones for "not here"), bytes
+//!            and where a stream goes on after it: [`END`] in place of a length
+//! ```
+//!
+//! A provider reads a slab of [`SLAB`] bytes at a time; whoever asked may leave between two slabs. Under an upload limit
+//! they go out in pieces of [`PIECE`] bytes, in the order in which they are asked for by all together, so that nobody waits
+//! long for the first of them. What comes is bounded by what was asked for: a chunk of another length than its list says
+//! ends the batch, and so does one of more than [`MAX_CHUNK`] bytes, nothing for [`STALL`], and [`MAX_BATCH`] in all, by which
+//! a provider that sends a byte now and then is known.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use moyai_protocol::contract::{FetchFault, Piece};
+use moyai_protocol::exchange::BATCH_PIECES;
+use moyai_protocol::id::ChunkId;
+use moyai_runtime::store::{Store, StoreError};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// What a daemon of the tests does to each chunk it serves; others do nothing.
+pub type ChunkTamper = fn(Vec<u8>) -> Vec<u8>;
+
+/// Also of an image's root, which is one chunk however many layers it has.
+const MAX_CHUNK: u32 = 4 << 20;
+const NOT_HERE: u32 = u32::MAX;
+/// Nothing more of this batch comes.
+pub(super) const END: u32 = u32::MAX - 1;
+/// Read from the disk, and written to the network, at one time; more only where one chunk is more.
+const SLAB: usize = 256 << 10;
+/// Sent at one time under an upload limit.
+const PIECE: usize = 16 << 10;
+/// A batch that delivers nothing for this long is given to another provider.
+pub(super) const STALL: Duration = Duration::from_secs(10);
+/// For a whole batch: the least upload limit takes half of that for one.
+const MAX_BATCH: Duration = Duration::from_secs(120);
+/// What is sent and not taken for this long is given up, and its request with it.
+const WRITE_STALL: Duration = Duration::from_secs(30);
+
+/// Where chunks are given from.
+#[derive(Clone)]
+pub struct Shelf {
+    /// They are here.
+    pub store: Arc<Store>,
+    /// What becomes of them on their way out.
+    pub tamper: Option<ChunkTamper>,
+    /// How fast they may go out, to all together.
+    pub limit: Arc<Limit>,
+}
+
+/// Bytes a second, in the order in which they are asked for.
+#[derive(Debug)]
+pub struct Limit {
+    rate: Option<u64>,
+    free: Mutex<Instant>,
+}
+
+impl Limit {
+    /// So many bytes a second; nothing for as many as go.
+    pub fn new(rate: Option<u64>) -> Self {
+        Limit { rate: rate.filter(|rate| *rate > 0), free: Mutex::new(Instant::now()) }
+    }
+
+    /// Waits until so many bytes may go.
+    async fn take(&self, bytes: usize) {
+        let Some(rate) = self.rate else { return };
+        let wait = {
+            let mut free = self.free.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let now = Instant::now();
+            let at = (*free).max(now);
+            *free = at + Duration::from_secs_f64(bytes as f64 / rate as f64);
+            at - now
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+impl Shelf {
+    /// Gives these chunks, until all are given or `enough` says so before a slab.
+    pub(super) async fn give<W: AsyncWrite + Unpin>(
+        &self,
+        ids: Vec<ChunkId>,
+        send: &mut W,
+        mut enough: impl FnMut() -> io::Result<bool>,
+    ) -> io::Result<()> {
+        let mut ids = ids.into_iter().take(BATCH_PIECES).peekable();
+        while ids.peek().is_some() && !enough()? {
+            let (store, tamper) = (Arc::clone(&self.store), self.tamper);
+            let read = tokio::task::spawn_blocking(move || {
+                let slab = slab(&store, tamper, &mut ids)?;
+                Ok::<_, StoreError>((slab, ids))
+            });
+            let slab;
+            (slab, ids) = read.await?.map_err(io::Error::other)?;
+            for piece in slab.chunks(if self.limit.rate.is_some() { PIECE } else { slab.len() }) {
+                self.limit.take(piece.len()).await;
+                tokio::time::timeout(WRITE_STALL, send.write_all(piece)).await??;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The next chunks, as they are sent.
+fn slab(
+    store: &Store,
+    tamper: Option<ChunkTamper>,
+    ids: &mut impl Iterator<Item = ChunkId>,
+) -> Result<Vec<u8>, StoreError> {
+    let mut slab = Vec::with_capacity(SLAB + SLAB / 4);
+    while slab.len() < SLAB {
+        let Some(id) = ids.next() else { break };
+        let mut bytes = store.chunk(&id.0)?;
+        if let Some(tamper) = tamper {
+            bytes = bytes.map(tamper);
+        }
+        match bytes {
+            Some(bytes) => {
+                slab.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+                slab.extend_from_slice(&bytes);
+            }
+            None => slab.extend_from_slice(&NOT_HERE.to_be_bytes()),
+        }
+    }
+    Ok(slab)
+}
+
+/// What came of a batch, so far.
+#[derive(Default)]
+pub(super) struct Came {
+    pub(super) chunks: Vec<(ChunkId, Vec<u8>)>,
+    pub(super) missing: Option<ChunkId>,
+    /// The provider has said that nothing more comes.
+    pub(super) ended: bool,
+}
+
+impl Came {
+    /// Reads the answer to a request for `pieces`.
+    pub(super) async fn read<R: AsyncRead + Unpin>(
+        &mut self,
+        pieces: &[Piece],
+        receive: &mut R,
+    ) -> Result<(), FetchFault> {
+        let until = tokio::time::Instant::now() + MAX_BATCH;
+        for piece in pieces {
+            let word = tokio::time::timeout_at(until, read_chunk(receive)).await;
+            match word.map_err(|_| broken("it is too slow"))?.map_err(broken)? {
+                Word::End => {
+                    self.ended = true;
+                    return Ok(());
+                }
+                Word::NotHere => self.missing = self.missing.or(Some(piece.chunk)),
+                // A root's length is known only when it comes.
+                Word::Chunk(bytes) if piece.len != 0 && bytes.len() != piece.len as usize => {
+                    return Err(FetchFault::WrongChunk(piece.chunk));
+                }
+                Word::Chunk(bytes) => self.chunks.push((piece.chunk, bytes)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks and keeps what came: which, and how many bytes.
+    pub(super) async fn keep(self, store: &Arc<Store>) -> Result<(Vec<ChunkId>, u64), FetchFault> {
+        let ids = self.chunks.iter().map(|(id, _)| *id).collect();
+        let bytes = self.chunks.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let store = Arc::clone(store);
+        let chunks: Vec<([u8; 32], Vec<u8>)> = self.chunks.into_iter().map(|(id, bytes)| (id.0, bytes)).collect();
+        let kept = tokio::task::spawn_blocking(move || store.put_chunks(chunks)).await;
+        match kept.map_err(|error| FetchFault::Storage(error.to_string()))? {
+            Ok(()) => Ok((ids, bytes)),
+            Err(StoreError::WrongChunk(chunk)) => Err(FetchFault::WrongChunk(ChunkId(chunk))),
+            Err(error) => Err(FetchFault::Storage(error.to_string())),
+        }
+    }
+}
+
+/// The provider, or the way to it, is at fault.
+pub(super) fn broken(error: impl std::fmt::Display) -> FetchFault {
+    FetchFault::Unreachable(error.to_string())
+}
+
+enum Word {
+    Chunk(Vec<u8>),
+    NotHere,
+    End,
+}
+
+async fn read_chunk<R: AsyncRead + Unpin>(receive: &mut R) -> io::Result<Word> {
+    let mut len = [0; 4];
+    fill(receive, &mut len).await?;
+    let len = match u32::from_be_bytes(len) {
+        NOT_HERE => return Ok(Word::NotHere),
+        END => return Ok(Word::End),
+        len if len > MAX_CHUNK => {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a chunk of {len} bytes")));
+        }
+        len => len,
+    };
+    let mut bytes = vec![0; len as usize];
+    fill(receive, &mut bytes).await?;
+    Ok(Word::Chunk(bytes))
+}
+
+/// Reads until `bytes` are full, each time for [`STALL`] at the most.
+async fn fill<R: AsyncRead + Unpin>(receive: &mut R, mut bytes: &mut [u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let read = tokio::time::timeout(STALL, receive.read(bytes)).await;
+        match read.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it stalled"))?? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => bytes = &mut bytes[count..],
+        }
+    }
+    Ok(())
+}
