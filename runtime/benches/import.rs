@@ -36,7 +36,7 @@ fn main() {
         assert!(!sha256_hex(&archive).is_empty());
         hashing.push(rate(began.elapsed().as_secs_f64()));
         let dir = tempfile::tempdir().expect("a folder");
-        let store = Store::open(dir.path()).expect("a store");
+        let store = Store::open(dir.path(), None).expect("a store");
         let began = Instant::now();
         import(&archive[..], &store, Limits::default(), &Progress::default()).expect("a good archive");
         whole.push(rate(began.elapsed().as_secs_f64()));

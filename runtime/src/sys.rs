@@ -202,6 +202,37 @@ pub(crate) fn attach_mount(mount: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Res
     check(unsafe { libc::syscall(libc::SYS_move_mount, from, none, to, none, flags) }).map(drop)
 }
 
+/// A file system to be, as fsopen(2) has it (Linux 5.2).
+pub(crate) fn open_filesystem(kind: &CStr) -> io::Result<OwnedFd> {
+    const FSOPEN_CLOEXEC: libc::c_uint = 1;
+    // SAFETY: the name ends with NUL.
+    let fd = check(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Gives it an option (fsconfig(2)).
+pub(crate) fn set_option(filesystem: BorrowedFd<'_>, key: &CStr, value: &CStr) -> io::Result<()> {
+    const FSCONFIG_SET_STRING: libc::c_uint = 1;
+    let fd = filesystem.as_raw_fd();
+    // SAFETY: both strings end with NUL, and live for the whole call.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_SET_STRING, key.as_ptr(), value.as_ptr(), 0) })
+        .map(drop)
+}
+
+/// Makes it, and a detached mount of it with these `MOUNT_ATTR_*` (fsmount(2)).
+pub(crate) fn mount_filesystem(filesystem: BorrowedFd<'_>, attributes: u64) -> io::Result<OwnedFd> {
+    const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+    const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+    let (fd, none) = (filesystem.as_raw_fd(), std::ptr::null::<libc::c_char>());
+    // SAFETY: this command takes neither key nor value.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, none, none, 0) })?;
+    // SAFETY: there is no pointer.
+    let mount = check(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, attributes) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(mount as RawFd) })
+}
+
 /// What is changed of a mount: `MOUNT_ATTR_*` to set and to clear, its propagation (`MS_SHARED` …, or 0), and the user
 /// namespace that its owners are shifted by.
 #[derive(Copy, Clone, Default)]

@@ -52,11 +52,16 @@ impl Lab {
 
     /// `count` hosts whose nodes form one mesh, and each of which knows all the others. lab-1 began it.
     pub fn mesh(count: usize) -> Lab {
+        Lab::mesh_with(count, &[])
+    }
+
+    /// The same, and this is given to `init` and to each `join`.
+    pub fn mesh_with(count: usize, options: &[&str]) -> Lab {
         let lab = Lab::new(count);
-        lab.hosts[0].moyai(&["init"]).ok();
+        lab.hosts[0].moyai(&[&["init"], options].concat()).ok();
         if count > 1 {
             let ticket = lab.hosts[0].ticket(&[]);
-            lab.hosts[1..].iter().for_each(|host| drop(host.moyai(&["join", &ticket]).ok()));
+            lab.hosts[1..].iter().for_each(|host| drop(host.moyai(&[&["join", &ticket], options].concat()).ok()));
         }
         lab.wait_for_mesh();
         lab

@@ -9,6 +9,21 @@ use moyai_tests::container::Container;
 use moyai_tests::hostile::{self, Entry};
 use moyai_tests::{Host, Lab, PATIENCE, images, wait_for};
 
+/// Does it in a mesh of `count` nodes for each form that images have on this machine.
+fn in_both_forms(count: usize, test: impl Fn(&Lab)) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let can_mount = (numbers.next(), numbers.next()) >= (Some(6), Some(12));
+    for form in ["image", "folders"].into_iter().filter(|form| *form == "folders" || can_mount) {
+        let lab = Lab::mesh_with(count, &["--rootfs", form]);
+        test(&lab);
+        let made =
+            |folder: &str| fs::read_dir(lab.host("lab-1").data.join("store").join(folder)).expect("a folder").count();
+        let (images, folders) = (made("rootfs"), made("layers"));
+        assert!(if form == "image" { folders == 0 } else { images == 0 }, "{form}: {images} and {folders}");
+    }
+}
+
 /// Starts a container of `image` on lab-2 that only sleeps, to be looked into from outside.
 fn asleep(host: &Host, there: &Host, image: &str) -> Container {
     let name = image.replace(['/', ':'], "-");
@@ -87,93 +102,147 @@ fn stored(data: &Path) -> u64 {
 
 #[test]
 fn what_is_in_a_layer_arrives_unchanged() {
-    let lab = Lab::mesh(2);
-    let [one, two] = lab.hosts();
-    one.load(&images::alpine());
-    let container = asleep(one, two, "alpine");
-    let at = |path: &str| container.path(path);
-    let meta = |path: &str| at(path).symlink_metadata().unwrap_or_else(|error| panic!("{path}: {error}"));
-    assert_eq!(meta("/lab/hard-a").ino(), meta("/lab/hard-b").ino());
-    assert_eq!(fs::read_link(at("/lab/symbolic")).expect("a link"), Path::new("hard-a"));
-    assert_eq!(fs::read_link(at("/lab/dangling")).expect("a link"), Path::new("/nowhere"));
-    assert_eq!(meta("/lab/setuid").permissions().mode() & 0o7777, 0o4755);
-    assert_eq!(meta("/tmp").permissions().mode() & 0o7777, 0o1777);
-    assert_eq!(meta("/root").permissions().mode() & 0o7777, 0o700);
-    let owned = meta("/lab/owned");
-    assert_eq!((owned.uid(), owned.gid(), owned.permissions().mode() & 0o7777), (1000, 2000, 0o640));
-    assert_eq!(owned.mtime(), 981_173_106, "2001-02-03 04:05:06 UTC");
-    let home = meta("/home/app");
-    assert_eq!((home.uid(), home.gid()), (1000, 1000));
-    // 1 << 8 | 3: major 1, minor 3, as the kernel encodes small numbers.
-    assert!(meta("/lab/null").file_type().is_char_device() && meta("/lab/null").rdev() == 0x103);
-    assert!(meta("/lab/fifo").file_type().is_fifo());
-    assert_eq!(attribute(&at("/lab/attributes"), "user.lab"), "0x616e20617474726962757465");
-    assert_eq!(attribute(&at("/lab/capable"), "security.capability"), "0x0100000200200000000000000000000000000000");
-    assert_eq!(fs::read(at("/lab/bytes")).expect("a file"), b"\xff\xfe not utf-8");
-    assert!(at("/lab/name with spaces").exists() && at("/lab/ünïcode").exists());
-    assert_eq!(fs::read(at("/bin/busybox")).expect("a file"), fs::read("/bin/busybox").expect("busybox-static"));
-    // What one container writes, the next one does not see.
-    let run = ["run", "--rm", "--on", "node=lab-2", "alpine", "sh", "-c"];
-    let change = "echo changed > /lab/hard-a; rm /etc/kept; cat /lab/hard-a";
-    assert_eq!(one.moyai(&[&run[..], &[change]].concat()).ok().stdout, "changed\n");
-    let look = "cat /lab/hard-a /etc/kept";
-    assert_eq!(one.moyai(&[&run[..], &[look]].concat()).ok().stdout, "linked\nkept\n");
+    in_both_forms(2, |lab| {
+        let [one, two] = lab.hosts();
+        one.load(&images::alpine());
+        let container = asleep(one, two, "alpine");
+        let at = |path: &str| container.path(path);
+        let meta = |path: &str| at(path).symlink_metadata().unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert_eq!(meta("/lab/hard-a").ino(), meta("/lab/hard-b").ino());
+        assert_eq!(fs::read_link(at("/lab/symbolic")).expect("a link"), Path::new("hard-a"));
+        assert_eq!(fs::read_link(at("/lab/dangling")).expect("a link"), Path::new("/nowhere"));
+        assert_eq!(meta("/lab/setuid").permissions().mode() & 0o7777, 0o4755);
+        assert_eq!(meta("/tmp").permissions().mode() & 0o7777, 0o1777);
+        assert_eq!(meta("/root").permissions().mode() & 0o7777, 0o700);
+        let owned = meta("/lab/owned");
+        assert_eq!((owned.uid(), owned.gid(), owned.permissions().mode() & 0o7777), (1000, 2000, 0o640));
+        assert_eq!(owned.mtime(), 981_173_106, "2001-02-03 04:05:06 UTC");
+        let home = meta("/home/app");
+        assert_eq!((home.uid(), home.gid()), (1000, 1000));
+        // 1 << 8 | 3: major 1, minor 3, as the kernel encodes small numbers.
+        assert!(meta("/lab/null").file_type().is_char_device() && meta("/lab/null").rdev() == 0x103);
+        assert!(meta("/lab/fifo").file_type().is_fifo());
+        assert_eq!(attribute(&at("/lab/attributes"), "user.lab"), "0x616e20617474726962757465");
+        assert_eq!(attribute(&at("/lab/capable"), "security.capability"), "0x0100000200200000000000000000000000000000");
+        assert_eq!(fs::read(at("/lab/bytes")).expect("a file"), b"\xff\xfe not utf-8");
+        assert!(at("/lab/name with spaces").exists() && at("/lab/ünïcode").exists());
+        assert_eq!(fs::read(at("/bin/busybox")).expect("a file"), fs::read("/bin/busybox").expect("busybox-static"));
+        // What one container writes, the next one does not see.
+        let run = ["run", "--rm", "--on", "node=lab-2", "alpine", "sh", "-c"];
+        let change = "echo changed > /lab/hard-a; rm /etc/kept; cat /lab/hard-a";
+        assert_eq!(one.moyai(&[&run[..], &[change]].concat()).ok().stdout, "changed\n");
+        let look = "cat /lab/hard-a /etc/kept";
+        assert_eq!(one.moyai(&[&run[..], &[look]].concat()).ok().stdout, "linked\nkept\n");
+    });
+}
+
+#[test]
+fn a_container_writes_over_its_image_as_over_any_folder() {
+    in_both_forms(1, |lab| {
+        let [one] = lab.hosts();
+        one.load(&images::alpine());
+        let sh = |options: &[&str], script: &str| {
+            one.moyai(&[&["run", "--rm"], options, &["alpine", "sh", "-ec", script]].concat()).ok().stdout
+        };
+        // What is copied up keeps owner, mode and contents; hard links, folders and what is gone are as they should be.
+        let script = "echo more >> /lab/owned; stat -c '%u %g %a' /lab/owned; mv /lab/setuid /tmp/; stat -c %a /tmp/setuid
+                      mv /root /home/; test ! -e /root; cat /lab/hard-b; rm -r /home; mkdir /home; ls -A /home
+                      ln /etc/kept /etc/kept2; echo x >> /etc/kept2; tail -n 1 /etc/kept; rm -r /lab; ls -d /lab 2>&1 || :";
+        let said = sh(&[], script);
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines[..4], ["1000 2000 640", "4755", "linked", "x"], "{said}");
+        assert!(lines.len() == 5 && lines[4].contains("No such file"), "{said}");
+        // Its users are looked up in it.
+        assert_eq!(sh(&["-u", "app"], "id -u; cat /lab/hard-a"), "1000\nlinked\n");
+        // In a sandbox its root owns what root owns in the image, and everything is read-only.
+        let strict = sh(
+            &["--sandbox", "strict"],
+            "stat -c %u:%g /etc/kept /lab/owned; echo x 2> /dev/null > /etc/kept || echo no",
+        );
+        assert_eq!(strict, "0:0\n1000:2000\nno\n");
+        // Many at once mount the same, and after the daemon's next start too.
+        let names: Vec<String> = (0..5).map(|number| format!("same-{number}")).collect();
+        for name in &names {
+            one.moyai(&[
+                "run",
+                "-d",
+                "--name",
+                name,
+                "alpine",
+                "sh",
+                "-c",
+                "while :; do cat /lab/hard-a; sleep 1; done",
+            ])
+            .ok();
+        }
+        one.kill_daemon();
+        one.up();
+        for name in &names {
+            let running = || (one.workload(name)?["state"] == "running").then_some(());
+            wait_for("it to run on", PATIENCE, running);
+            assert_eq!(one.moyai(&["exec", name, "cat", "/lab/hard-b"]).ok().stdout, "linked\n");
+        }
+        one.moyai(&["image", "rm", "alpine"]).says("is used by");
+    });
 }
 
 #[test]
 fn upper_layers_hide_and_replace() {
-    let lab = Lab::mesh(2);
-    let [one, two] = lab.hosts();
-    one.load(&images::alpine());
-    let layers = one.moyai(&["--json", "load", &images::busybox("layers.tar").to_string_lossy()]).ok().json();
-    assert_eq!(layers["reference"], "lab/layers:1");
-    assert!(layers["new"].as_u64() < Some(20), "what two images share is stored once: {layers}");
-    let container = asleep(one, two, "lab/layers:1");
-    let names = |path: &str| {
-        let entries = fs::read_dir(container.path(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let mut names: Vec<String> =
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-        names.sort();
-        names
-    };
-    assert!(!names("/etc").contains(&"gone".to_owned()) && names("/etc").contains(&"kept".to_owned()));
-    assert!(!names("/etc").iter().any(|name| name.starts_with(".wh.")));
-    assert_eq!(names("/opaque"), ["new"], "an opaque folder hides all below it");
-    assert_eq!(names("/lab/changes"), ["inside"], "a file that became a folder");
-    let run = one.moyai(&["run", "--rm", "--on", "node=lab-2", "lab/layers:1", "cat", "/etc/gone"]);
-    run.exits(1);
+    in_both_forms(2, |lab| {
+        let [one, two] = lab.hosts();
+        one.load(&images::alpine());
+        let layers = one.moyai(&["--json", "load", &images::busybox("layers.tar").to_string_lossy()]).ok().json();
+        assert_eq!(layers["reference"], "lab/layers:1");
+        assert!(layers["new"].as_u64() < Some(20), "what two images share is stored once: {layers}");
+        let container = asleep(one, two, "lab/layers:1");
+        let names = |path: &str| {
+            let entries = fs::read_dir(container.path(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+            let mut names: Vec<String> =
+                entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+            names.sort();
+            names
+        };
+        assert!(!names("/etc").contains(&"gone".to_owned()) && names("/etc").contains(&"kept".to_owned()));
+        assert!(!names("/etc").iter().any(|name| name.starts_with(".wh.")));
+        assert_eq!(names("/opaque"), ["new"], "an opaque folder hides all below it");
+        assert_eq!(names("/lab/changes"), ["inside"], "a file that became a folder");
+        let run = one.moyai(&["run", "--rm", "--on", "node=lab-2", "lab/layers:1", "cat", "/etc/gone"]);
+        run.exits(1);
+    });
 }
 
 #[test]
 fn a_layer_that_umoci_inserted_is_taken() {
-    let lab = Lab::mesh(1);
-    let [one] = lab.hosts();
-    one.load(&images::busybox("inserted.tar"));
-    assert_eq!(one.moyai(&["run", "--rm", "inserted", "ls", "/opaque"]).ok().stdout, "new\n");
+    in_both_forms(1, |lab| {
+        let [one] = lab.hosts();
+        one.load(&images::busybox("inserted.tar"));
+        assert_eq!(one.moyai(&["run", "--rm", "inserted", "ls", "/opaque"]).ok().stdout, "new\n");
+    });
 }
 
 #[test]
 fn files_that_are_alike_are_not_the_same_file() {
     use moyai_tests::hostile::{Entry, docker_archive, tar};
-    let lab = Lab::mesh(1);
-    let [one] = lab.hosts();
-    let busybox = fs::read("/bin/busybox").expect("busybox-static");
-    let layer = tar(&[
-        Entry::Folder("bin/".to_owned()),
-        Entry::File("bin/sh".to_owned(), busybox),
-        Entry::file("one"),
-        Entry::file("other"),
-        Entry::hardlink("link", "one"),
-    ]);
-    let archive = lab.folder().join("alike.tar");
-    docker_archive(&archive, "alike", &[layer]);
-    one.load(&archive);
-    let sh = |script: &str| one.moyai(&["run", "--rm", "alike", "sh", "-c", script]);
-    sh("echo changed > /one; cat /other").ok().says("content");
-    sh("test /one -ef /link").ok();
-    sh("test /one -ef /other").exits(1);
-    // cp(1) refuses to copy a file onto itself.
-    sh("cp /one /other").ok();
+    in_both_forms(1, |lab| {
+        let [one] = lab.hosts();
+        let busybox = fs::read("/bin/busybox").expect("busybox-static");
+        let layer = tar(&[
+            Entry::Folder("bin/".to_owned()),
+            Entry::File("bin/sh".to_owned(), busybox),
+            Entry::file("one"),
+            Entry::file("other"),
+            Entry::hardlink("link", "one"),
+        ]);
+        let archive = lab.folder().join("alike.tar");
+        docker_archive(&archive, "alike", &[layer]);
+        one.load(&archive);
+        let sh = |script: &str| one.moyai(&["run", "--rm", "alike", "sh", "-c", script]);
+        sh("echo changed > /one; cat /other").ok().says("content");
+        sh("test /one -ef /link").ok();
+        sh("test /one -ef /other").exits(1);
+        // cp(1) refuses to copy a file onto itself.
+        sh("cp /one /other").ok();
+    });
 }
 
 #[test]

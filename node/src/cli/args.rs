@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use moyai_runtime::store::Form;
 
 /// Moyai: machines lashed together to run containers, with no controller.
 #[derive(Debug, Parser)]
@@ -151,6 +152,9 @@ pub struct NodeWish {
     /// Where docker, podman, skopeo and others push to and pull from the mesh; `off` for nowhere [default: 127.0.0.1:5000]
     #[arg(long, value_name = "ADDR")]
     pub registry: Option<String>,
+    /// What images become on this node: `image`, an EROFS image whose files are the store's own (Linux 6.12 and root), or `folders`, unpacked layers [default: what the kernel can]
+    #[arg(long, value_name = "FORM")]
+    pub rootfs: Option<Form>,
     /// The most bytes a second that this node gives of its images to others, like 2M [default: as fast as it goes]
     #[arg(long, value_name = "RATE")]
     pub upload_limit: Option<String>,

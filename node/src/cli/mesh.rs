@@ -229,6 +229,7 @@ fn settings(context: &Context, wish: &NodeWish, mesh: moyai_protocol::id::MeshId
         offer_host_network: wish.offer_host_network,
         registry: wish.registry.clone(),
         upload_limit,
+        rootfs: wish.rootfs,
     })
 }
 

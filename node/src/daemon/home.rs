@@ -27,6 +27,7 @@ use ed25519_dalek::SigningKey;
 use moyai_protocol::codec;
 use moyai_protocol::id::{MeshId, NodeId};
 use moyai_protocol::trust::{Chain, Vouchers};
+use moyai_runtime::store::Form;
 use serde::{Deserialize, Serialize};
 
 /// What a node keeps of its mesh and of how it is to run.
@@ -55,6 +56,9 @@ pub struct Settings {
     /// Where its registry listens, `address:port`, or `off`; nothing is the usual place.
     #[serde(default)]
     pub registry: Option<String>,
+    /// What images become here; nothing is the best that the kernel can.
+    #[serde(default)]
+    pub rootfs: Option<Form>,
     /// Bytes a second that it gives of its images to others; nothing is as fast as it goes.
     #[serde(default)]
     pub upload_limit: Option<u64>,

@@ -190,7 +190,8 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let membership = membership
         .map_err(|error| problem(error.to_string(), "ask an admin for an invitation, and join again: `moyai join`"))?;
 
-    let store = Arc::new(Store::open(&home.path("store"))?);
+    let store = Arc::new(Store::open(&home.path("store"), settings.rootfs)?);
+    tracing::info!(form = ?store.form(), "the images' file systems");
     let records = records::Records::open(&home.path("state.redb"))?;
     let mut restored = records.restore()?;
     if home.is_revoked() {

@@ -183,6 +183,7 @@ pub fn write(dir: &Path, image: &Runnable, request: &Request) -> Result<(), Bund
     }
     let launch = Launch {
         layers: image.layers.clone(),
+        file: image.file.clone(),
         cgroup: request.cgroup.clone(),
         shifted_by: request.strict,
         input: request.input,
@@ -248,7 +249,7 @@ fn spec(image: &Runnable, request: &Request) -> Result<Spec, BundleError> {
         return Err(BundleError::NoCommand);
     }
     let user = request.user.clone().or(defaults.user).unwrap_or_default();
-    let user = user::resolve(&user, &image.layers).map_err(BundleError::User)?;
+    let user = user::resolve(&user, &image.accounts).map_err(BundleError::User)?;
     let workdir = request.workdir.clone().or(defaults.working_dir).filter(|dir| !dir.is_empty());
     let workdir = workdir.unwrap_or_else(|| "/".to_owned());
     if !workdir.starts_with('/') {

@@ -28,6 +28,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::store::ImageFile;
+
 pub use bundle::{BundleError, Limits, Network, Put, Request, example as example_spec, write as write_bundle};
 pub use log::{LogLine, LogReader, LogWriter, Stream, timestamp};
 
@@ -36,6 +38,9 @@ pub use log::{LogLine, LogReader, LogWriter, Stream, timestamp};
 pub struct Launch {
     /// Lower layers, lowest first.
     pub layers: Vec<PathBuf>,
+    /// Or one file system for all of them.
+    #[serde(default)]
+    pub file: Option<ImageFile>,
     /// Its cgroup, below the hierarchies' roots.
     pub cgroup: String,
     /// Of a strict sandbox: what its root is on the machine. Its ids follow from there.

@@ -12,7 +12,7 @@ pub(super) struct User {
     pub(super) home: Option<String>,
 }
 
-/// Resolves `user`, `uid`, `user:group` or `uid:gid`. `layers` are lowest first.
+/// Resolves `user`, `uid`, `user:group` or `uid:gid`. `layers` are lowest first, as far as these files are concerned.
 pub(super) fn resolve(text: &str, layers: &[PathBuf]) -> Result<User, String> {
     let passwd = read(layers, "etc/passwd");
     let group = read(layers, "etc/group");

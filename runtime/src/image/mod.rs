@@ -11,6 +11,7 @@
 mod archive;
 mod chunker;
 mod config;
+pub mod erofs;
 mod layer;
 pub mod media;
 mod original;

@@ -1,9 +1,10 @@
 //! The overlay that a container's root file system is.
 
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
@@ -11,8 +12,10 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 
 use crate::container::{IDS, Launch, OPEN_ROOT};
 use crate::oci::{RootfsError, Step, user_namespace};
+use crate::store::ImageFile;
 use crate::sys::{self, MountChange};
 
+const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 const NONE: Option<&str> = None;
 
 /// Mounts the overlay on `rootfs`, in the shim's own mount namespace. The current folder is the container's.
@@ -20,9 +23,10 @@ pub(super) fn mount_overlay(launch: &Launch) -> Result<(), RootfsError> {
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).step("make private", "/")?;
     let here = std::env::current_dir().step("find", ".")?;
     let shown = |path: &Path| path.display().to_string().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
-    let layers = match launch.shifted_by {
-        Some(base) => shifted(&launch.layers, &here, base)?,
-        None => launch.layers.clone(),
+    let layers = match (&launch.file, launch.shifted_by) {
+        (Some(file), base) => vec![image(file, &here, base)?],
+        (None, Some(base)) => shifted(&launch.layers, &here, base)?,
+        (None, None) => launch.layers.clone(),
     };
     // Names relative to the layers' folder, so that the page the kernel has for options holds a hundred of them.
     let folder = layers.first().and_then(|layer| layer.parent()).map(Path::to_owned);
@@ -35,7 +39,11 @@ pub(super) fn mount_overlay(launch: &Launch) -> Result<(), RootfsError> {
         })
         .collect();
     // An image without layers has an empty folder to stand on.
-    let lower = if lower.is_empty() { shown(&here.join("work")) } else { lower.join(":") };
+    let mut lower = if lower.is_empty() { shown(&here.join("work")) } else { lower.join(":") };
+    if let Some(file) = &launch.file {
+        // All files are of one device then, as over folders.
+        lower = format!("{lower}::{},xino=auto", shown(&file.objects));
+    }
     let (upper, work) = (shown(&here.join("upper")), shown(&here.join("work")));
     let own = if crate::rootless::is_rootless() { ",userxattr" } else { "" };
     let options = format!("lowerdir={lower},upperdir={upper},workdir={work}{own}");
@@ -47,7 +55,12 @@ pub(super) fn mount_overlay(launch: &Launch) -> Result<(), RootfsError> {
         std::env::set_current_dir(folder).step("enter", folder)?;
     }
     // No device node of an image is ever opened: what a container may have is made in its own /dev.
-    let mounted = mount(Some("overlay"), &target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()));
+    let mount = |options: &str| mount(Some("overlay"), &target, Some("overlay"), MsFlags::MS_NODEV, Some(options));
+    let mut mounted = mount(&options);
+    if launch.file.is_some() && mounted == Err(Errno::EINVAL) {
+        // Before Linux 6.16 files without bytes have to be asked for.
+        mounted = mount(&format!("{options},metacopy=on,redirect_dir=on"));
+    }
     std::env::set_current_dir(&here).step("enter", &here)?;
     mounted.step("mount the overlay on", &target)
 }
@@ -55,6 +68,25 @@ pub(super) fn mount_overlay(launch: &Launch) -> Result<(), RootfsError> {
 /// The layers as they are owned in a sandbox whose root is `base`, mounted below the container's folder in this mount
 /// namespace (overlayfs takes such layers since Linux 5.19).
 fn shifted(layers: &[PathBuf], here: &Path, base: u32) -> Result<Vec<PathBuf>, RootfsError> {
+    let users = users(here, base)?;
+    let mut made = Vec::new();
+    for (at, layer) in layers.iter().enumerate() {
+        let fd = nix::fcntl::open(layer, FOLDER, Mode::empty()).step("open", layer)?;
+        let tree = sys::clone_mount(fd.as_fd(), false).step("take", layer)?;
+        made.push(attach(&tree, layer, Some(&users), here, &at.to_string())?);
+    }
+    Ok(made)
+}
+
+/// The file system of an image, mounted below the container's folder in this mount namespace.
+fn image(file: &ImageFile, here: &Path, base: Option<u32>) -> Result<PathBuf, RootfsError> {
+    let users = base.map(|base| users(here, base)).transpose()?;
+    let mounted = file.mount().step("mount", &file.image)?;
+    attach(&mounted, &file.image, users.as_ref(), here, "image")
+}
+
+/// The user namespace that owners are shifted by.
+fn users(here: &Path, base: u32) -> Result<OwnedFd, RootfsError> {
     let ids: [LinuxIdMapping; 1] = [LinuxIdMappingBuilder::default()
         .container_id(0u32)
         .host_id(base)
@@ -62,21 +94,20 @@ fn shifted(layers: &[PathBuf], here: &Path, base: u32) -> Result<Vec<PathBuf>, R
         .build()
         .map_err(std::io::Error::other)
         .step("make the ids of", here)?];
-    let users = user_namespace(&ids, &ids).step("make the ids of", here)?;
-    let mut made = Vec::new();
-    for (at, layer) in layers.iter().enumerate() {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::open(layer, flags, Mode::empty()).step("open", layer)?;
-        let tree = sys::clone_mount(fd.as_fd(), false).step("take", layer)?;
+    user_namespace(&ids, &ids).step("make the ids of", here)
+}
+
+/// Mounts `tree`, which is what `of` was, at `lower/name`.
+fn attach(tree: &OwnedFd, of: &Path, users: Option<&OwnedFd>, here: &Path, name: &str) -> Result<PathBuf, RootfsError> {
+    if let Some(users) = users {
         let change = MountChange { shifted_by: Some(users.as_fd()), ..MountChange::default() };
-        sys::change_mount(tree.as_fd(), &change, false).step("shift the ids of", layer)?;
-        let place = here.join("lower").join(at.to_string());
-        fs::create_dir_all(&place).step("make", &place)?;
-        let to = nix::fcntl::open(&place, flags, Mode::empty()).step("open", &place)?;
-        sys::attach_mount(tree.as_fd(), to.as_fd()).step("mount on", &place)?;
-        made.push(place);
+        sys::change_mount(tree.as_fd(), &change, false).step("shift the ids of", of)?;
     }
-    Ok(made)
+    let place = here.join("lower").join(name);
+    fs::create_dir_all(&place).step("make", &place)?;
+    let to = nix::fcntl::open(&place, FOLDER, Mode::empty()).step("open", &place)?;
+    sys::attach_mount(tree.as_fd(), to.as_fd()).step("mount on", &place)?;
+    Ok(place)
 }
 
 /// A place that the sandbox's root may walk to, and a writable layer that is its own.

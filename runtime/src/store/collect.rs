@@ -115,6 +115,9 @@ impl Store {
             let dir = self.layer_dir(layer);
             drop(fs::remove_dir_all(&dir));
         }
+        for root in roots {
+            drop(fs::remove_dir_all(self.rootfs_dir(root)));
+        }
         let mut freed = 0;
         for (id, content) in &doomed.contents {
             if fs::remove_file(self.object(id)).is_ok() {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! objects/ab/abcd…     one file for each distinct content, under its id; sparse while its chunks still come
-//! layers/0123456789…/  a layer, unpacked, ready to be a lower layer of overlayfs; its files are links to objects
+//! rootfs/0123456789…/  an image's file system without its files' bytes, where the kernel can put both together
+//! layers/0123456789…/  a layer, unpacked, where it cannot: a lower layer of overlayfs; its files are links to objects
 //! index.redb           where each chunk lies, which contents, layers, images and originals are complete
 //! tmp/                 what is being written; emptied at start
 //! ```
@@ -22,6 +23,7 @@ mod blobs;
 mod collect;
 mod index;
 mod receive;
+mod rootfs;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -38,6 +40,7 @@ use std::time::Instant;
 
 pub use collect::{Removed, Usage};
 pub use receive::Missing;
+pub use rootfs::{Form, ImageFile, NoForm};
 pub(crate) use write::Sink;
 pub use write::Writer;
 
@@ -76,6 +79,9 @@ pub enum StoreError {
     /// A layer could not be unpacked.
     #[error(transparent)]
     Unpack(#[from] UnpackError),
+    /// File system images were asked for.
+    #[error("this machine cannot mount images over the store's files (that takes Linux 6.12, root, and a disk): {0}")]
+    NoImages(#[source] io::Error),
     /// The bytes of one import are more than allowed.
     #[error("more than {limit} bytes, which is the limit for one import")]
     Limit {
@@ -131,8 +137,12 @@ pub struct Runnable {
     pub id: [u8; 32],
     /// Its config.
     pub config: ImageConfig,
-    /// Its layers' folders, lowest first.
+    /// Its layers' folders, lowest first; none where there is a file system for all of them.
     pub layers: Vec<PathBuf>,
+    /// That file system.
+    pub file: Option<ImageFile>,
+    /// Folders, the topmost last, in one of which its `etc/passwd` and `etc/group` are, if it has any.
+    pub accounts: Vec<PathBuf>,
 }
 
 /// Keeps a store from removing anything.
@@ -147,6 +157,7 @@ impl Drop for Hold {
 /// Contents, chunks and images.
 pub struct Store {
     dir: PathBuf,
+    form: Form,
     index: Index,
     /// Where chunks that are awaited go.
     awaited: Mutex<BTreeMap<Chunk, Location>>,
@@ -161,9 +172,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `dir`, making it if need be.
-    pub fn open(dir: &Path) -> Result<Store, StoreError> {
-        for sub in ["", "objects", "layers", "tmp"] {
+    /// Opens the store in `dir`, making it if need be. Images get this form, or by default the best that the kernel can.
+    pub fn open(dir: &Path, form: Option<Form>) -> Result<Store, StoreError> {
+        for sub in ["", "objects", "rootfs", "layers", "tmp"] {
             let path = dir.join(sub);
             fs::DirBuilder::new()
                 .recursive(true)
@@ -177,7 +188,16 @@ impl Store {
                 if left.path().is_dir() { fs::remove_dir_all(left.path()) } else { fs::remove_file(left.path()) };
             gone.map_err(|error| StoreError::io("remove", &left.path(), error))?;
         }
+        let form = match form {
+            Some(Form::Folders) => Form::Folders,
+            wanted => match (rootfs::try_image(dir), wanted) {
+                (Ok(()), _) => Form::Image,
+                (Err(error), Some(_)) => return Err(StoreError::NoImages(error)),
+                (Err(_), None) => Form::Folders,
+            },
+        };
         Ok(Store {
+            form,
             index: Index::open(&dir.join("index.redb"))?,
             dir: dir.to_owned(),
             awaited: Mutex::new(BTreeMap::new()),
@@ -207,8 +227,13 @@ impl Store {
         let parsed = self.root(root)?;
         let config = self.content(&parsed.config)?;
         let config = ImageConfig::parse(&config).map_err(|error| StoreError::Damaged(error.to_string()))?;
-        let layers = parsed.layers.iter().map(|layer| self.layer_dir(&layer.tree.id())).collect();
-        Ok(Some(Runnable { id: held.id, config, layers }))
+        let (layers, file, accounts) = self.rootfs(root, &parsed)?;
+        Ok(Some(Runnable { id: held.id, config, layers, file, accounts }))
+    }
+
+    /// The form that images get here.
+    pub fn form(&self) -> Form {
+        self.form
     }
 
     /// A chunk's bytes, checked; `None` when it is not here.
@@ -250,11 +275,6 @@ impl Store {
         self.changing.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A short name, so that the kernel's page for mount options holds many layers.
-    fn layer_dir(&self, tree: &ContentId) -> PathBuf {
-        self.dir.join("layers").join(&hex(tree)[..20])
-    }
-
     fn read_at(&self, location: &Location) -> Result<Option<Vec<u8>>, StoreError> {
         let path = self.object(&location.content);
         let file = match File::open(&path) {
@@ -287,34 +307,6 @@ impl Store {
         // SAFETY: the descriptor is open for the whole call, and there is no pointer.
         if unsafe { libc::syncfs(dir.as_raw_fd()) } != 0 {
             return Err(StoreError::io("sync", &self.dir, io::Error::last_os_error()));
-        }
-        Ok(())
-    }
-
-    /// Unpacks the layers of an image whose contents are all here.
-    fn unpack_layers(&self, root: &Root, trees: &[Tree]) -> Result<(), StoreError> {
-        let _one_at_a_time = lock(&self.unpacking);
-        for (layer, tree) in root.layers.iter().zip(trees) {
-            let id = layer.tree.id();
-            let target = self.layer_dir(&id);
-            if self.index.layer(&id)? {
-                continue;
-            }
-            let half = self.dir.join("tmp").join(hex(&id));
-            for left in [&half, &target] {
-                if left.exists() {
-                    fs::remove_dir_all(left).map_err(|error| StoreError::io("remove", left, error))?;
-                }
-            }
-            let unpacked = crate::image::unpack(tree, &half, &|id| self.object(id));
-            if let Err(error) = unpacked {
-                // What is left is emptied at the next start at the latest.
-                drop(fs::remove_dir_all(&half));
-                return Err(error.into());
-            }
-            fs::rename(&half, &target).map_err(|error| StoreError::io("rename", &half, error))?;
-            self.sync()?;
-            self.index.add_layer(&id)?;
         }
         Ok(())
     }

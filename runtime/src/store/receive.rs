@@ -235,7 +235,7 @@ impl Store {
         }
         self.sync()?;
         self.index.add(&Changes { contents, ..Changes::default() }, true)?;
-        self.unpack_layers(parsed, trees)?;
+        self.make_rootfs(root, parsed, trees)?;
         let listed: u64 = lists.map(Content::size).sum();
         let size = pieces.iter().map(|(_, len)| u64::from(*len)).sum::<u64>() + listed + parsed.encode().len() as u64;
         let held = Held { id: Sha256::digest(&config).into(), root: *root, size };

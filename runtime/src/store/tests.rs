@@ -67,17 +67,39 @@ fn transfer(from: &Arc<Store>, to: &Arc<Store>, root: &Chunk) -> usize {
 }
 
 fn two_stores() -> (tempfile::TempDir, Arc<Store>, Arc<Store>) {
+    two_stores_of(Form::Folders)
+}
+
+fn two_stores_of(form: Form) -> (tempfile::TempDir, Arc<Store>, Arc<Store>) {
     let dir = tempfile::tempdir().unwrap();
-    let open = |name: &str| Arc::new(Store::open(&dir.path().join(name)).unwrap());
+    let open = |name: &str| Arc::new(Store::open(&dir.path().join(name), Some(form)).unwrap());
     let (one, two) = (open("one"), open("two"));
     (dir, one, two)
+}
+
+/// The forms that this machine can.
+fn forms() -> Vec<Form> {
+    let dir = tempfile::tempdir().unwrap();
+    let best = Store::open(dir.path(), None).unwrap().form();
+    if best == Form::Folders { vec![best] } else { vec![Form::Folders, best] }
+}
+
+/// What a container would read.
+fn read(runnable: &Runnable, path: &str) -> Vec<u8> {
+    match &runnable.file {
+        Some(file) => {
+            let mounted = file.mount_with_bytes().unwrap();
+            fs::read(format!("/proc/self/fd/{}/{path}", std::os::fd::AsRawFd::as_raw_fd(&mounted))).unwrap()
+        }
+        None => fs::read(runnable.layers[0].join(path)).unwrap(),
+    }
 }
 
 #[test]
 fn an_image_travels_chunk_by_chunk_and_arrives_whole() {
     // Many rounds: batches that arrive side by side once cut one another's file short.
-    for round in 0..5 {
-        let (_dir, one, two) = two_stores();
+    for (round, form) in (0..5).flat_map(|round| forms().into_iter().map(move |form| (round, form))) {
+        let (_dir, one, two) = two_stores_of(form);
         let files = [
             ("big", noise(round, 9 << 20)),
             ("twice", noise(round, 3 << 20)),
@@ -88,7 +110,7 @@ fn an_image_travels_chunk_by_chunk_and_arrives_whole() {
         transfer(&one, &two, &image.root);
         let runnable = two.runnable(&image.root).unwrap().unwrap();
         for (path, bytes) in &files {
-            assert_eq!(fs::read(runnable.layers[0].join(path)).unwrap(), *bytes, "{path} in round {round}");
+            assert_eq!(read(&runnable, path), *bytes, "{path} in round {round}, {form:?}");
         }
         assert_eq!(two.images().unwrap(), one.images().unwrap());
     }
@@ -256,18 +278,21 @@ fn an_image_that_lies_about_lengths_harms_no_other() {
 }
 
 #[test]
-fn a_store_that_is_opened_again_knows_what_it_had() {
+fn a_store_that_is_opened_again_knows_what_it_had_in_any_form() {
     let dir = tempfile::tempdir().unwrap();
+    let bytes = noise(9, 100_000);
     let image = {
-        let store = Store::open(dir.path()).unwrap();
-        import(&archive(&[("a", noise(9, 100_000))])[..], &store, Limits::default(), &Progress::default())
+        let store = Store::open(dir.path(), None).unwrap();
+        import(&archive(&[("a", bytes.clone())])[..], &store, Limits::default(), &Progress::default())
             .unwrap()
             .remove(0)
     };
-    fs::write(dir.path().join("tmp/left"), b"x").unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    assert!(store.runnable(&image.root).unwrap().is_some());
-    assert!(!dir.path().join("tmp/left").exists());
+    for form in forms().into_iter().chain([Form::Folders]) {
+        fs::write(dir.path().join("tmp/left"), b"x").unwrap();
+        let store = Store::open(dir.path(), Some(form)).unwrap();
+        assert_eq!(read(&store.runnable(&image.root).unwrap().unwrap(), "a"), bytes, "{form:?}");
+        assert!(!dir.path().join("tmp/left").exists());
+    }
 }
 
 fn load(store: &Store, bytes: &[u8]) -> crate::image::Imported {
@@ -284,31 +309,34 @@ fn of_many(more: &[(&str, Vec<u8>)]) -> Vec<u8> {
 
 #[test]
 fn what_is_removed_takes_nothing_with_it_that_another_needs() {
-    let (_dir, one, two) = two_stores();
-    let first = load(&one, &of_many(&[("shared", noise(1, 300_000)), ("z-first", noise(2, 300_000))]));
-    let second = load(&one, &of_many(&[("shared", noise(1, 300_000)), ("z-second", noise(3, 300_000))]));
-    // The second's list comes by chunks, of which the first's has most already.
-    for root in [first.root, first.original.root, second.root, second.original.root] {
-        transfer(&one, &two, &root);
-    }
-    assert!(two.root(&second.root).unwrap().layers[0].tree.chunks.len() > 3, "a list of several chunks");
-    for store in [&one, &two] {
-        let usage = store.usage(&[vec![first.root, first.original.root], vec![second.root]]).unwrap();
-        assert!(usage[0].own > 300_000 && usage[0].own < usage[0].size, "{usage:?}");
-        let freed = store.remove(&[first.root, first.original.root], &[]).unwrap();
-        assert!(matches!(freed, Removed::Freed(bytes) if bytes > 300_000), "{freed:?}");
-        assert!(store.runnable(&first.root).unwrap().is_none());
-        let runnable = store.runnable(&second.root).unwrap().unwrap();
-        assert_eq!(fs::read(runnable.layers[0].join("shared")).unwrap(), noise(1, 300_000));
-        for root in [second.root, second.original.root] {
-            assert_eq!(store.verify(&root).unwrap(), Vec::<String>::new());
+    for form in forms() {
+        let (_dir, one, two) = two_stores_of(form);
+        let first = load(&one, &of_many(&[("shared", noise(1, 300_000)), ("z-first", noise(2, 300_000))]));
+        let second = load(&one, &of_many(&[("shared", noise(1, 300_000)), ("z-second", noise(3, 300_000))]));
+        // The second's list comes by chunks, of which the first's has most already.
+        for root in [first.root, first.original.root, second.root, second.original.root] {
+            transfer(&one, &two, &root);
         }
-        // What is gone can come again.
-        assert!(store.chunk(&first.root).unwrap().is_none());
+        assert!(two.root(&second.root).unwrap().layers[0].tree.chunks.len() > 3, "a list of several chunks");
+        for store in [&one, &two] {
+            let usage = store.usage(&[vec![first.root, first.original.root], vec![second.root]]).unwrap();
+            assert!(usage[0].own > 300_000 && usage[0].own < usage[0].size, "{usage:?}");
+            let freed = store.remove(&[first.root, first.original.root], &[]).unwrap();
+            assert!(matches!(freed, Removed::Freed(bytes) if bytes > 300_000), "{freed:?}");
+            assert!(store.runnable(&first.root).unwrap().is_none());
+            assert!(!store.rootfs_dir(&first.root).exists());
+            let runnable = store.runnable(&second.root).unwrap().unwrap();
+            assert_eq!(read(&runnable, "shared"), noise(1, 300_000));
+            for root in [second.root, second.original.root] {
+                assert_eq!(store.verify(&root).unwrap(), Vec::<String>::new());
+            }
+            // What is gone can come again.
+            assert!(store.chunk(&first.root).unwrap().is_none());
+        }
+        load(&one, &of_many(&[("shared", noise(1, 300_000)), ("z-first", noise(2, 300_000))]));
+        transfer(&one, &two, &first.root);
+        assert_eq!(two.verify(&first.root).unwrap(), Vec::<String>::new());
     }
-    load(&one, &of_many(&[("shared", noise(1, 300_000)), ("z-first", noise(2, 300_000))]));
-    transfer(&one, &two, &first.root);
-    assert_eq!(two.verify(&first.root).unwrap(), Vec::<String>::new());
 }
 
 #[test]

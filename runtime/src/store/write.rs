@@ -226,7 +226,7 @@ impl Writer<'_> {
             }
         }
         for (root, trees) in &self.trees {
-            self.store.unpack_layers(root, trees)?;
+            self.store.make_rootfs(blake3::hash(&root.encode()).as_bytes(), root, trees)?;
         }
         let (images, originals) = (std::mem::take(&mut self.images), std::mem::take(&mut self.originals));
         self.store.index.add(&Changes { images, originals, ..Changes::default() }, true)

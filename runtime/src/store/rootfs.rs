@@ -1,0 +1,252 @@
+//! What a container's root is made of, once an image is complete.
+//!
+//! Two forms, and containers see the same in both:
+//! - [`Form::Image`]: one EROFS image of all layers together, without the files' bytes, which overlayfs takes from the objects
+//!   ([`crate::image::erofs`]). No file is there twice, whoever owns it and whatever it is called; nothing is unpacked.
+//! - [`Form::Folders`]: each layer unpacked ([`crate::image::unpack`]), for kernels before 6.12, for an ordinary user's
+//!   daemon, and for an image that EROFS has no room for (attributes of more than 64 KiB, say).
+//!
+//! Which one is found out when the store is opened, by doing it. An image that was made complete as a file system gets its
+//! folders when it is to run where these are wanted; folders that are there are used in both.
+//!
+//! **If it dies.** Either is made in `tmp`, synced, and renamed to its place; what is in its place is whole.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Store, StoreError, hex, lock, object_in};
+use crate::image::erofs::{self, ErofsError};
+use crate::image::{Chunk, Content, ContentId, Entry, Kind, Root, Tree};
+use crate::sys;
+
+/// The most bytes of a file of users or groups.
+const MAX_ACCOUNTS: u64 = 1 << 20;
+const ACCOUNTS: [&str; 2] = ["etc/passwd", "etc/group"];
+
+/// What images become.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    /// One file system image each, over the objects.
+    Image,
+    /// A folder for each layer.
+    Folders,
+}
+
+/// Neither `image` nor `folders`.
+#[derive(Debug, thiserror::Error)]
+#[error("it is `image` or `folders`")]
+pub struct NoForm;
+
+impl std::str::FromStr for Form {
+    type Err = NoForm;
+
+    fn from_str(text: &str) -> Result<Form, NoForm> {
+        match text {
+            "image" => Ok(Form::Image),
+            "folders" => Ok(Form::Folders),
+            _ => Err(NoForm),
+        }
+    }
+}
+
+/// An image's file system, and where its files' bytes are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFile {
+    /// EROFS.
+    pub image: PathBuf,
+    /// A data-only lower layer of overlayfs.
+    pub objects: PathBuf,
+}
+
+impl ImageFile {
+    /// A detached, read-only mount of the image by itself.
+    pub(crate) fn mount(&self) -> io::Result<OwnedFd> {
+        let filesystem = sys::open_filesystem(c"erofs")?;
+        let source = CString::new(self.image.as_os_str().as_bytes())?;
+        sys::set_option(filesystem.as_fd(), c"source", &source)?;
+        sys::mount_filesystem(filesystem.as_fd(), libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV)
+    }
+
+    /// A detached, read-only mount of the image with its files' bytes.
+    pub(super) fn mount_with_bytes(&self) -> io::Result<OwnedFd> {
+        let image = self.mount()?;
+        let overlay = sys::open_filesystem(c"overlay")?;
+        let lower = CString::new(format!("/proc/self/fd/{}", image.as_raw_fd()))?;
+        sys::set_option(overlay.as_fd(), c"lowerdir+", &lower)?;
+        sys::set_option(overlay.as_fd(), c"datadir+", &CString::new(self.objects.as_os_str().as_bytes())?)?;
+        sys::mount_filesystem(overlay.as_fd(), libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV)
+    }
+}
+
+/// Layers' folders, or the file system of all of them, and where users are looked up.
+type Made = (Vec<PathBuf>, Option<ImageFile>, Vec<PathBuf>);
+
+impl Store {
+    /// Makes what a complete image's containers stand on.
+    pub(super) fn make_rootfs(&self, root: &Chunk, parsed: &Root, trees: &[Tree]) -> Result<(), StoreError> {
+        if self.form == Form::Image {
+            match self.make_image(root, trees) {
+                Ok(true) => return Ok(()),
+                // As folders it may be had.
+                Ok(false) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.unpack_layers(parsed, trees)
+    }
+
+    /// What a complete image's containers stand on; makes it when the image became complete in the other form.
+    pub(super) fn rootfs(&self, root: &Chunk, parsed: &Root) -> Result<Made, StoreError> {
+        let _not_removed = self.changing();
+        if let Some(made) = self.made(root, parsed)? {
+            return Ok(made);
+        }
+        let trees = parsed.layers.iter().map(|layer| self.tree(&layer.tree)).collect::<Result<Vec<Tree>, _>>()?;
+        self.make_rootfs(root, parsed, &trees)?;
+        self.made(root, parsed)?.ok_or_else(|| StoreError::Damaged(format!("image {} has no files", hex(root))))
+    }
+
+    fn made(&self, root: &Chunk, parsed: &Root) -> Result<Option<Made>, StoreError> {
+        let dir = self.rootfs_dir(root);
+        let file = ImageFile { image: dir.join("image"), objects: self.dir.join("objects") };
+        if self.form == Form::Image && file.image.exists() {
+            return Ok(Some((Vec::new(), Some(file), vec![dir.join("accounts")])));
+        }
+        let mut folders = Vec::new();
+        for layer in &parsed.layers {
+            let id = layer.tree.id();
+            if !self.index.layer(&id)? {
+                return Ok(None);
+            }
+            folders.push(self.layer_dir(&id));
+        }
+        Ok(Some((folders.clone(), None, folders)))
+    }
+
+    pub(super) fn rootfs_dir(&self, root: &Chunk) -> PathBuf {
+        self.dir.join("rootfs").join(hex(root))
+    }
+
+    /// A short name, so that the kernel's page for mount options holds many layers.
+    pub(super) fn layer_dir(&self, tree: &ContentId) -> PathBuf {
+        self.dir.join("layers").join(&hex(tree)[..20])
+    }
+
+    /// Whether it could be made.
+    fn make_image(&self, root: &Chunk, trees: &[Tree]) -> Result<bool, StoreError> {
+        let _one_at_a_time = lock(&self.unpacking);
+        let target = self.rootfs_dir(root);
+        if target.exists() {
+            return Ok(true);
+        }
+        let half = self.dir.join("tmp").join(format!("rootfs-{}", hex(root)));
+        let io_error = |step, path: &Path| {
+            let path = path.to_owned();
+            move |error| StoreError::io(step, &path, error)
+        };
+        if half.exists() {
+            fs::remove_dir_all(&half).map_err(io_error("remove", &half))?;
+        }
+        fs::create_dir_all(half.join("accounts/etc")).map_err(io_error("make", &half))?;
+        let image = half.join("image");
+        let uuid = root[..16].try_into().expect("sixteen of thirty-two");
+        match File::create(&image).map_err(ErofsError::Io).and_then(|file| write(trees, uuid, file)) {
+            Ok(()) => {}
+            Err(ErofsError::Io(error)) => return Err(StoreError::io("write", &image, error)),
+            // What is left is emptied at the next start at the latest.
+            Err(_) => {
+                drop(fs::remove_dir_all(&half));
+                return Ok(false);
+            }
+        }
+        for name in ACCOUNTS {
+            if let Some(content) = topmost(trees, name) {
+                let path = half.join("accounts").join(name);
+                fs::write(&path, self.content(content)?).map_err(io_error("write", &path))?;
+            }
+        }
+        self.sync()?;
+        fs::rename(&half, &target).map_err(io_error("rename", &half))?;
+        Ok(true)
+    }
+
+    /// Unpacks the layers of an image whose contents are all here.
+    fn unpack_layers(&self, root: &Root, trees: &[Tree]) -> Result<(), StoreError> {
+        let _one_at_a_time = lock(&self.unpacking);
+        for (layer, tree) in root.layers.iter().zip(trees) {
+            let id = layer.tree.id();
+            let target = self.layer_dir(&id);
+            if self.index.layer(&id)? {
+                continue;
+            }
+            let half = self.dir.join("tmp").join(hex(&id));
+            for left in [&half, &target] {
+                if left.exists() {
+                    fs::remove_dir_all(left).map_err(|error| StoreError::io("remove", left, error))?;
+                }
+            }
+            let unpacked = crate::image::unpack(tree, &half, &|id| self.object(id));
+            if let Err(error) = unpacked {
+                // What is left is emptied at the next start at the latest.
+                drop(fs::remove_dir_all(&half));
+                return Err(error.into());
+            }
+            fs::rename(&half, &target).map_err(|error| StoreError::io("rename", &half, error))?;
+            self.sync()?;
+            self.index.add_layer(&id)?;
+        }
+        Ok(())
+    }
+}
+
+fn write(trees: &[Tree], uuid: [u8; 16], file: File) -> Result<(), ErofsError> {
+    let object =
+        |id: &ContentId| object_in(Path::new(""), id).strip_prefix("objects").map(path_bytes).unwrap_or_default();
+    erofs::write(&erofs::merge(trees)?, uuid, object, file)
+}
+
+fn path_bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
+}
+
+/// The topmost layer's plain file of that path, if it is of a sane size.
+fn topmost<'a>(trees: &'a [Tree], path: &str) -> Option<&'a Content> {
+    let plain = |tree: &'a Tree| {
+        let at = tree.entries.binary_search_by(|entry| entry.path.as_slice().cmp(path.as_bytes())).ok()?;
+        match &tree.entries[at].kind {
+            Kind::File(content) if content.size() <= MAX_ACCOUNTS => Some(content),
+            _ => None,
+        }
+    };
+    trees.iter().rev().find_map(plain)
+}
+
+/// Whether the kernel and this process's rights allow images, found out by doing it in the store's `tmp`; or why not.
+pub(super) fn try_image(dir: &Path) -> io::Result<()> {
+    let probe = dir.join("tmp/probe");
+    let tried = try_in(&probe);
+    drop(fs::remove_dir_all(&probe));
+    tried
+}
+
+fn try_in(dir: &Path) -> io::Result<()> {
+    const BYTES: &[u8] = b"moyai";
+    let chunk = *blake3::hash(BYTES).as_bytes();
+    let kind = Kind::File(Content { chunks: vec![(chunk, BYTES.len() as u32)] });
+    let entry = Entry { path: b"file".to_vec(), kind, mode: 0o644, uid: 0, gid: 0, mtime: 0, xattrs: Vec::new() };
+    let object = object_in(dir, &chunk);
+    fs::create_dir_all(object.parent().expect("an object is in a folder"))?;
+    fs::write(&object, BYTES)?;
+    let file = ImageFile { image: dir.join("image"), objects: dir.join("objects") };
+    write(&[Tree { entries: vec![entry] }], [1; 16], File::create(&file.image)?).map_err(io::Error::other)?;
+    let mounted = file.mount_with_bytes()?;
+    let read = fs::read(format!("/proc/self/fd/{}/file", mounted.as_raw_fd()))?;
+    if read == BYTES { Ok(()) } else { Err(io::Error::other("it reads other bytes than were written")) }
+}
