@@ -183,7 +183,7 @@ pub enum Outcome {
     /// Of [`Effect::Extend`].
     Extended,
     /// Of [`Effect::Survey`].
-    Surveyed(Result<Survey, String>),
+    Surveyed(Result<Survey, SurveyFault>),
     /// Of [`Effect::Fetch`].
     Fetched(Fetched),
 }
@@ -200,6 +200,15 @@ pub struct Survey {
     pub pieces: Vec<Piece>,
     /// Which of them are here.
     pub present: Vec<bool>,
+}
+
+/// Why the store cannot say what an image needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SurveyFault {
+    /// It is not an image: what it names is not what it says of it. Nobody's copy of it is any better.
+    pub damaged: bool,
+    /// In words.
+    pub reason: String,
 }
 
 /// What came of asking a provider for chunks.
@@ -273,6 +282,13 @@ pub enum Command {
     FetchImage {
         /// Its root chunk.
         root: ChunkId,
+    },
+    /// Something that runs already reads these chunks of an image: they come before all others of it.
+    DemandChunks {
+        /// The image's root chunk.
+        root: ChunkId,
+        /// Which, in the order in which they are wanted.
+        chunks: Vec<ChunkId>,
     },
     /// Run this. Answered when it is written down here.
     Submit(Box<Spec>),

@@ -203,6 +203,9 @@ pub struct Spec {
     /// Never two of one replica at once: see [`crate::lease`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub singleton: bool,
+    /// It is started as soon as its image's lists are there, and waits for the bytes that it reads.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lazy: bool,
     /// What has a lower one makes way when there is no room; up to [`MAX_PRIORITY`].
     #[serde(default = "default_priority", skip_serializing_if = "is_default_priority")]
     pub priority: u8,
@@ -524,6 +527,7 @@ pub(crate) mod tests {
             auto_remove: false,
             gang: false,
             singleton: false,
+            lazy: false,
             priority: PRIORITY,
             layout: Layout::Balance,
             near: Vec::new(),

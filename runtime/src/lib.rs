@@ -21,6 +21,7 @@ pub mod copy;
 pub mod host;
 pub mod image;
 pub mod launch;
+pub mod lazy;
 pub mod network;
 pub mod oci;
 pub mod rootless;

@@ -1,8 +1,11 @@
 //! System calls that nix does not have, each in the safest shape it can be given.
 
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
 use crate::seccomp::Instruction;
 
@@ -220,6 +223,14 @@ pub(crate) fn set_option(filesystem: BorrowedFd<'_>, key: &CStr, value: &CStr) -
         .map(drop)
 }
 
+/// The same, an option without a value.
+pub(crate) fn set_flag(filesystem: BorrowedFd<'_>, key: &CStr) -> io::Result<()> {
+    const FSCONFIG_SET_FLAG: libc::c_uint = 0;
+    let (fd, none) = (filesystem.as_raw_fd(), std::ptr::null::<libc::c_char>());
+    // SAFETY: the string ends with NUL, and lives for the whole call.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_SET_FLAG, key.as_ptr(), none, 0) }).map(drop)
+}
+
 /// Makes it, and a detached mount of it with these `MOUNT_ATTR_*` (fsmount(2)).
 pub(crate) fn mount_filesystem(filesystem: BorrowedFd<'_>, attributes: u64) -> io::Result<OwnedFd> {
     const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
@@ -231,6 +242,17 @@ pub(crate) fn mount_filesystem(filesystem: BorrowedFd<'_>, attributes: u64) -> i
     let mount = check(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, attributes) })?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(mount as RawFd) })
+}
+
+/// A socket's path has 108 bytes at most; through its folder's descriptor it is short wherever that is.
+pub(crate) fn short_path(folder: &File, socket: &Path) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(socket.file_name().unwrap_or_default())
+}
+
+/// Connects to a Unix socket, however long its path is.
+pub(crate) fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let folder = File::open(socket.parent().unwrap_or(Path::new(".")))?;
+    UnixStream::connect(short_path(&folder, socket))
 }
 
 /// What is changed of a mount: `MOUNT_ATTR_*` to set and to clear, its propagation (`MS_SHARED` …, or 0), and the user

@@ -177,6 +177,7 @@ pub fn service(name: &str) -> Spec {
         auto_remove: false,
         gang: false,
         singleton: false,
+        lazy: false,
         priority: PRIORITY,
         layout: Layout::Balance,
         near: Vec::new(),

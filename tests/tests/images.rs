@@ -9,12 +9,17 @@ use moyai_tests::container::Container;
 use moyai_tests::hostile::{self, Entry};
 use moyai_tests::{Host, Lab, PATIENCE, images, wait_for};
 
-/// Does it in a mesh of `count` nodes for each form that images have on this machine.
-fn in_both_forms(count: usize, test: impl Fn(&Lab)) {
+/// The forms that images have on this machine.
+fn forms() -> impl Iterator<Item = &'static str> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let can_mount = (numbers.next(), numbers.next()) >= (Some(6), Some(12));
-    for form in ["image", "folders"].into_iter().filter(|form| *form == "folders" || can_mount) {
+    ["image", "folders"].into_iter().filter(move |form| *form == "folders" || can_mount)
+}
+
+/// Does it in a mesh of `count` nodes for each form that images have on this machine.
+fn in_both_forms(count: usize, test: impl Fn(&Lab)) {
+    for form in forms() {
         let lab = Lab::mesh_with(count, &["--rootfs", form]);
         test(&lab);
         let made =
@@ -325,6 +330,75 @@ fn what_two_images_share_is_sent_once() {
     let sent = one.sent_bytes() - before;
     assert!(sent < 5_000_000, "{sent} bytes were sent for what lab-2 had already");
     assert_eq!(two.images().len(), 2);
+}
+
+#[test]
+fn a_container_starts_before_all_of_its_image_is_there() {
+    use moyai_tests::hostile::{Entry, docker_archive, noise, sha256, tar};
+    const FILES: u64 = 12;
+    for form in forms() {
+        let lab = Lab::mesh_with(2, &["--rootfs", form]);
+        let [one, two] = lab.hosts();
+        let file = |number| noise(4_000_000, number);
+        let mut entries = vec![
+            Entry::Folder("bin/".to_owned()),
+            Entry::File("bin/sh".to_owned(), fs::read("/bin/busybox").expect("busybox-static")),
+            Entry::Folder("etc/".to_owned()),
+            Entry::File("etc/passwd".to_owned(), b"app:x:1000:1000::/:/bin/sh\n".to_vec()),
+        ];
+        entries.extend((0..FILES).map(|number| Entry::File(format!("bulk-{number:02}"), file(number))));
+        let path = lab.folder().join("large.tar");
+        docker_archive(&path, "large", &[tar(&entries)]);
+        one.shape("12mbit");
+        one.load(&path);
+        let run = [
+            "run",
+            "-d",
+            "--lazy",
+            "--name",
+            "early",
+            "--on",
+            "node=lab-2",
+            "-u",
+            "app",
+            "large",
+            "sh",
+            "-c",
+            "sleep 1000",
+        ];
+        one.moyai(&run).ok();
+        wait_for("it to run", PATIENCE, || (one.workload("early")?["state"] == "running").then_some(()));
+        let sum = |number| {
+            let name = format!("sha256sum < /bulk-{number:02}");
+            one.moyai(&["exec", "early", "sh", "-c", &name]).ok().stdout[..64].to_owned()
+        };
+        let is_whole = || one.images()[0]["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2);
+        if form == "image" {
+            // The last comes long before all that is before it.
+            assert_eq!(sum(FILES - 1), sha256(&file(FILES - 1)));
+            assert!(!is_whole(), "it ran only when all of its image was there");
+            // Whoever reads while there is no daemon waits for the next one.
+            two.kill_daemon();
+            let container = two.container(one.workload("early").expect("a workload")["id"].as_str().expect("an id"));
+            let path = container.path("/bulk-06");
+            let reading = std::thread::spawn(move || fs::read(path));
+            two.up();
+            assert_eq!(reading.join().expect("a reader").expect("a file"), file(6));
+            assert_eq!(one.moyai(&["exec", "early", "sh", "-c", "id -u"]).ok().stdout, "1000\n");
+        } else {
+            assert!(is_whole(), "where it cannot be otherwise it waits for all of its image");
+        }
+        one.shape("1gbit");
+        wait_for("all of the image", PATIENCE, || is_whole().then_some(()));
+        for number in 0..FILES {
+            assert_eq!(sum(number), sha256(&file(number)), "{form}: file {number}");
+        }
+        two.kill_daemon();
+        let container = two.container(one.workload("early").expect("a workload")["id"].as_str().expect("an id"));
+        assert_eq!(fs::read(container.path("/bulk-03")).expect("a file"), file(3), "what is whole needs no daemon");
+        two.up();
+        one.moyai(&["rm", "-f", "early"]).ok();
+    }
 }
 
 #[test]

@@ -278,6 +278,7 @@ async fn run(AxumState(state): AxumState<State>, Json(request): Json<RunRequest>
         auto_remove: request.auto_remove,
         gang: request.gang,
         singleton: request.singleton,
+        lazy: request.lazy,
         priority: request.priority.unwrap_or(PRIORITY),
         layout: parse_layout(&request.layout)?,
         near: request.near,

@@ -200,6 +200,9 @@ pub struct RunRequest {
     pub gang: bool,
     /// Never two of one replica at once.
     pub singleton: bool,
+    /// It starts before all of its image is there.
+    #[serde(default)]
+    pub lazy: bool,
     /// What has a lower one makes way when there is no room; none is the usual one.
     pub priority: Option<u8>,
     /// balance, spread, pack; empty is balance.

@@ -463,6 +463,10 @@ pub struct RunWish {
     /// Never two of one replica at once, not even when the network is cut; it runs where a majority of its custodians is
     #[arg(long)]
     pub singleton: bool,
+    /// Start as soon as the list of the image's files is there; what is read of them comes first, the rest meanwhile (Linux 6.12 and root;
+    /// elsewhere it waits for all of the image)
+    #[arg(long)]
+    pub lazy: bool,
     /// What has a lower one makes way when there is no room: 0 to 100 [default: 50]
     #[arg(long, value_name = "N")]
     pub priority: Option<u8>,

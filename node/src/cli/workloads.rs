@@ -264,6 +264,7 @@ fn request(wish: RunWish) -> anyhow::Result<RunRequest> {
         auto_remove: wish.rm && wish.detach,
         gang: wish.gang,
         singleton: wish.singleton,
+        lazy: wish.lazy,
         priority: wish.priority,
         layout: match (wish.spread, wish.pack) {
             (true, _) => "spread".to_owned(),

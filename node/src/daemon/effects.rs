@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use moyai_protocol::confinement::{Confinement, Device, Mount, MountKind, Offers, Sandbox};
-use moyai_protocol::contract::{Completion, Effect, EffectId, Outcome, Survey};
+use moyai_protocol::contract::{Completion, Effect, EffectId, Outcome, Survey, SurveyFault};
 use moyai_protocol::id::{ChunkId, NodeId};
 use moyai_protocol::node::Node;
 use moyai_protocol::time::Instant;
@@ -16,7 +16,7 @@ use moyai_protocol::workload::{PlacementId, Spec};
 use moyai_runtime::cdi::Edits;
 use moyai_runtime::container::{self, Exit, Failure, Found, Report, Request};
 use moyai_runtime::launch::Launcher;
-use moyai_runtime::store::{Runnable, Store};
+use moyai_runtime::store::{Runnable, Store, StoreError};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 use super::devices::Devices;
 use super::driver::Handle;
 use super::health::LookedAfter;
+use super::lazy::Reads;
 use super::networks::{Joined, Networks};
 use super::records::Writer;
 use crate::net::data::DataPlane;
@@ -71,6 +72,8 @@ pub(super) struct Effects {
     pub(super) zero: Duration,
     /// Until when singletons may run. Bounded by the placements of this node.
     pub(super) deadlines: Arc<Mutex<HashMap<PlacementId, Duration>>>,
+    /// What containers read of images that are not all here.
+    pub(super) reads: Reads,
     /// What is being fetched, and may be called off. Bounded by the exchange.
     pub(super) fetches: Arc<Mutex<HashMap<EffectId, Arc<Notify>>>>,
 }
@@ -190,6 +193,7 @@ impl Effects {
                 self.spawn(id, move |effects| async move {
                     let fetched = effects.plane.fetch(provider, &addresses, pieces, &enough).await;
                     effects.fetches().remove(&id);
+                    effects.reads.arrived();
                     Outcome::Fetched(fetched)
                 });
             }
@@ -256,8 +260,9 @@ impl Effects {
 
     async fn start(&self, placement: PlacementId, spec: &Arc<Spec>) -> Result<(), StartError> {
         let machine = |error: &dyn std::fmt::Display| StartError::Node(error.to_string());
+        let image = self.reads.runnable(spec.image.root, spec.lazy).await.map_err(StartError::Node)?;
         let (effects, spec, wanted) = (self.clone(), Arc::clone(spec), Arc::clone(spec));
-        let begun = tokio::task::spawn_blocking(move || effects.begin(&placement, &spec)).await;
+        let begun = tokio::task::spawn_blocking(move || effects.begin(&placement, &spec, &image)).await;
         let Begun { stream, stop_signal, joined } = begun.map_err(|error| machine(&error))??;
         let (read, write) = match into_tokio(stream) {
             Ok(halves) => halves,
@@ -288,10 +293,7 @@ impl Effects {
     }
 
     /// The part of a start that blocks: writes the bundle and asks the zygote.
-    fn begin(&self, placement: &PlacementId, spec: &Spec) -> Result<Begun, StartError> {
-        let machine = |error: &dyn std::fmt::Display| StartError::Node(error.to_string());
-        let image = self.store.runnable(&spec.image.root.0).map_err(|error| machine(&error))?;
-        let image = image.ok_or_else(|| StartError::Node("its image is not complete here".to_owned()))?;
+    fn begin(&self, placement: &PlacementId, spec: &Spec, image: &Runnable) -> Result<Begun, StartError> {
         if image.id != spec.image.id.0 {
             let reason = format!(
                 "its image has the id {}, not the one it was asked for by",
@@ -310,7 +312,7 @@ impl Effects {
         }
         let devices = self.devices.grant(&dir, &self.plain_devices(&spec.confinement.devices)?)?;
         let joined = self.networks.join(&dir, spec, placement.replica);
-        let begun = joined.and_then(|joined| self.launch(placement, spec, &dir, &image, (puts, devices), joined));
+        let begun = joined.and_then(|joined| self.launch(placement, spec, &dir, image, (puts, devices), joined));
         if begun.is_err() {
             self.networks.leave(&dir);
             self.devices.release(&dir);
@@ -537,10 +539,14 @@ impl Effects {
         }
     }
 
-    async fn survey(&self, root: ChunkId) -> Result<Survey, String> {
+    async fn survey(&self, root: ChunkId) -> Result<Survey, SurveyFault> {
         let store = Arc::clone(&self.store);
         let surveyed = tokio::task::spawn_blocking(move || store.survey(&root.0)).await;
-        let missing = surveyed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let surveyed = surveyed.map_err(|error| SurveyFault { damaged: false, reason: error.to_string() })?;
+        let missing = surveyed.map_err(|error| SurveyFault {
+            damaged: matches!(error, StoreError::Damaged(_)),
+            reason: error.to_string(),
+        })?;
         let piece =
             |(chunk, len): &([u8; 32], u32)| moyai_protocol::contract::Piece { chunk: ChunkId(*chunk), len: *len };
         Ok(Survey {

@@ -18,6 +18,7 @@ mod execs;
 mod health;
 pub mod home;
 pub mod images;
+mod lazy;
 mod logs;
 mod names;
 mod networks;
@@ -276,6 +277,7 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let seed = u64::from_le_bytes(random()?);
     let devices = Arc::new(devices::Devices::new(cdi_files, &containers));
     let networks = Arc::new(networks::Networks::new(&node_of(&key).short(), containers.clone()));
+    let reads = lazy::Reads::new(handle.clone(), Arc::clone(&store));
     let effects = effects::Effects {
         handle: handle.clone(),
         store: Arc::clone(&store),
@@ -294,6 +296,7 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         zero: moyai_runtime::host::boot_time(),
         deadlines: Arc::default(),
         fetches: Arc::default(),
+        reads: reads.clone(),
     };
     let capacity = capacity(&settings);
     let (stop_sender, stop) = watch::channel(false);
@@ -301,6 +304,7 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
         Driver::new(config, seed, effects, outgoing, book, Arc::clone(&gate), home.clone(), capacity, plane.port());
     let driver = tokio::spawn(driver.run(requests, incoming));
 
+    reads.listen().context("cannot listen for what containers read of images that are not all here")?;
     let images = images::Images::new(handle.clone(), Arc::clone(&store));
     tokio::spawn(images.clone().collect());
     let address = settings.registry.as_deref().unwrap_or(registry::USUAL);

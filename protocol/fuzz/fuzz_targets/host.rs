@@ -9,7 +9,7 @@ use arbitrary::{Result, Unstructured};
 use moyai_protocol::codec::{self, MESSAGE_LIMIT};
 use moyai_protocol::contract::{
     Command, CommandId, Completion, Effect, EffectId, Event, FetchFault, Fetched, Input, Outcome, Output, Piece,
-    RecordKey, Reply, Survey,
+    RecordKey, Reply, Survey, SurveyFault,
 };
 use moyai_protocol::id::{ChunkId, NodeId, WorkloadId};
 use moyai_protocol::message::Message;
@@ -57,7 +57,8 @@ pub struct Host {
     chunks: BTreeSet<ChunkId>,
 }
 
-fn pieces(root: &ChunkId) -> Vec<Piece> {
+/// What an image is made of, here.
+pub fn pieces(root: &ChunkId) -> Vec<Piece> {
     let chunk = |at: u8| {
         let mut id = root.0;
         id[31] ^= at;
@@ -247,7 +248,7 @@ impl Host {
                 Outcome::Done
             }
             Effect::Survey { root } => Outcome::Surveyed(if luck == 7 {
-                Err("the store cannot be read".to_owned())
+                Err(SurveyFault { damaged: u.arbitrary()?, reason: "the store cannot be read".to_owned() })
             } else {
                 let pieces = pieces(&root);
                 let present: Vec<bool> = pieces.iter().map(|piece| self.chunks.contains(&piece.chunk)).collect();

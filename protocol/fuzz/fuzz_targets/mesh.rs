@@ -120,6 +120,7 @@ pub fn spec(kind: u8) -> Spec {
         auto_remove: kind == 3,
         gang: kind == 1,
         singleton: kind == 2,
+        lazy: kind == 4,
         priority: if kind == 4 { 90 } else { PRIORITY },
         layout: Layout::Balance,
         near: if kind == 4 { vec![name(0)] } else { Vec::new() },

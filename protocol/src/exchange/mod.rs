@@ -19,6 +19,10 @@
 //! so a share of a node that is slow or gone costs time, and nothing else. Nothing of it is agreed upon: nodes that count
 //! the receivers differently fetch some pieces twice.
 //!
+//! **What a container waits for** that was started before all of its image is here comes before everything else of the image:
+//! [`Exchange::demand`]. For [`QUIET`] after a demand nothing else of it is asked for, so that the next one does not queue behind
+//! it; for at most [`MAX_QUIET`] in all, since an image must be whole one day.
+//!
 //! **At the end**, what is in flight for much longer than usual is asked for a second time elsewhere; whichever comes last
 //! is called off.
 //!
@@ -38,7 +42,7 @@ use fastrand::Rng;
 
 pub use bitfield::Bitfield;
 
-use crate::contract::{FetchFault, Fetched, Piece, Survey};
+use crate::contract::{FetchFault, Fetched, Piece, Survey, SurveyFault};
 use crate::id::{ChunkId, NodeId};
 use crate::message::Message;
 use crate::time::Instant;
@@ -72,6 +76,13 @@ const ENDGAME: Duration = Duration::from_millis(500);
 const GIVE_UP: Duration = Duration::from_secs(60);
 /// The same where every node that had all of it has sent a wrong chunk: those that are left are fetching it themselves.
 const STALEMATE: Duration = Duration::from_secs(5);
+/// After a demand nothing else of its image is asked for, so long and so long in all.
+const QUIET: Duration = Duration::from_secs(1);
+const MAX_QUIET: Duration = Duration::from_secs(60);
+/// Pieces of an image that are demanded; whoever waits for more asks again.
+const MAX_DEMANDED: usize = 4096;
+/// Batches with one provider while something is demanded.
+const PER_PROVIDER_DEMANDED: usize = 4;
 /// The most pieces of one image: a bitfield over them fills half a message.
 const MAX_PIECES: usize = 1 << 22;
 
@@ -109,10 +120,19 @@ pub enum Action {
     },
     /// Send this.
     Send(NodeId, Message),
+    /// What names its contents is here.
+    Listed(ChunkId),
     /// Everything is here.
     Complete(ChunkId),
     /// It cannot be had.
-    Failed(ChunkId, String),
+    Failed {
+        /// Which.
+        root: ChunkId,
+        /// It is not what it says it is.
+        damaged: bool,
+        /// In words.
+        reason: String,
+    },
     /// This provider sent bytes that are not the chunk it was asked for.
     Lied(NodeId, ChunkId),
     /// A batch of so many bytes took so long.
@@ -154,6 +174,12 @@ pub struct Download {
     receivers: Vec<NodeId>,
     /// What is this node's share among them.
     share: Bitfield,
+    /// What somebody waits for, in that order.
+    demanded: VecDeque<u32>,
+    /// Nothing but that is asked for until then.
+    quiet_until: Instant,
+    /// How long it has been so.
+    quiet: Duration,
     /// How long batches take, smoothed.
     usual: Duration,
     providers: BTreeMap<NodeId, Provider>,
@@ -230,6 +256,27 @@ impl Exchange {
         self.failures.iter().find(|(failed, _)| failed == root).map(|(_, reason)| reason.as_str())
     }
 
+    /// Whether what names its contents is here.
+    pub fn is_listed(&self, root: &ChunkId) -> bool {
+        self.downloads.get(root).is_some_and(|download| download.contents)
+    }
+
+    /// Somebody waits for these chunks. Before the contents are known nothing is done: they are to be demanded again.
+    pub fn demand(&mut self, root: &ChunkId, chunks: &[ChunkId], now: Instant, rng: &mut Rng) {
+        let Some(download) = self.downloads.get_mut(root).filter(|download| download.contents) else { return };
+        for at in chunks.iter().filter_map(|chunk| download.index.get(chunk)) {
+            let known = download.have.has(*at as usize) || download.demanded.contains(at);
+            if !known && download.demanded.len() < MAX_DEMANDED {
+                download.demanded.push_back(*at);
+            }
+        }
+        if download.quiet < MAX_QUIET {
+            download.quiet += (now + QUIET).since(download.quiet_until.max(now));
+            download.quiet_until = now + QUIET;
+        }
+        self.pump(*root, now, rng);
+    }
+
     /// Everything that is on its way here, or waits for its turn.
     pub fn wanted(&self) -> impl Iterator<Item = ChunkId> {
         self.downloads.keys().copied().chain(self.waiting.iter().map(|(root, _)| *root))
@@ -286,7 +333,7 @@ impl Exchange {
     }
 
     /// The store's answer to [`Action::Survey`].
-    pub fn surveyed(&mut self, root: ChunkId, result: Result<Survey, String>, now: Instant, rng: &mut Rng) {
+    pub fn surveyed(&mut self, root: ChunkId, result: Result<Survey, SurveyFault>, now: Instant, rng: &mut Rng) {
         let Some(download) = self.downloads.get_mut(&root) else { return };
         match result {
             Ok(survey) if survey.complete => {
@@ -294,9 +341,13 @@ impl Exchange {
                 self.actions.push(Action::Complete(root));
             }
             Ok(survey) if survey.pieces.len() > MAX_PIECES => {
-                self.fail(root, format!("the image has {} pieces, {MAX_PIECES} is the most", survey.pieces.len()), now);
+                let reason = format!("the image has {} pieces, {MAX_PIECES} is the most", survey.pieces.len());
+                self.fail(root, true, reason, now);
             }
             Ok(survey) => {
+                if survey.contents && !download.contents {
+                    self.actions.push(Action::Listed(root));
+                }
                 download.take(survey);
                 download.receivers.clear();
                 download.count_receivers(&root, &self.me);
@@ -305,7 +356,7 @@ impl Exchange {
                 download.last_progress = now;
                 self.pump(root, now, rng);
             }
-            Err(reason) => self.fail(root, reason, now),
+            Err(SurveyFault { damaged, reason }) => self.fail(root, damaged, reason, now),
         }
     }
 
@@ -334,7 +385,7 @@ impl Exchange {
         if let Some(fault) = result.fault {
             download.last_fault = Some(describe(&fault, &node));
             match (fault, download.providers.get_mut(&node)) {
-                (FetchFault::Storage(reason), _) => return self.fail(root, reason, now),
+                (FetchFault::Storage(reason), _) => return self.fail(root, false, reason, now),
                 (FetchFault::WrongChunk(chunk), _) => {
                     download.last_lie = download.last_fault.clone();
                     // Also when it was taken off the list meanwhile: it may be put on it again.
@@ -381,7 +432,7 @@ impl Exchange {
             let Some(download) = self.downloads.get_mut(&root) else { continue };
             download.next_look = now + LOOK;
             if let Some(reason) = download.hopeless(now) {
-                self.fail(root, reason, now);
+                self.fail(root, false, reason, now);
                 continue;
             }
             if download.contents {
@@ -423,18 +474,26 @@ impl Exchange {
         }
         let mut providers: Vec<NodeId> = download.providers.keys().copied().collect();
         rng.shuffle(&mut providers);
+        let have = &download.have;
+        download.demanded.retain(|at| !have.has(*at as usize));
         // One batch for each provider in turn, so that none gets all the work.
-        for _ in 0..PER_PROVIDER {
+        for _ in 0..PER_PROVIDER_DEMANDED {
             for node in &providers {
                 let provider = &download.providers[node];
                 let busy = download.batches.values().filter(|batch| batch.provider == *node).count();
-                let idle = busy < PER_PROVIDER && !provider.banned && provider.rest_until <= now;
-                let in_flight: u64 = download.batches.values().map(|batch| batch.bytes).sum();
-                if !idle || download.batches.len() >= MAX_BATCHES || in_flight >= MAX_IN_FLIGHT {
+                if provider.banned || provider.rest_until > now || busy >= PER_PROVIDER_DEMANDED {
                     continue;
                 }
-                let mut pieces = download.pick(provider, rng);
-                if pieces.is_empty() && busy == 0 {
+                let in_flight: u64 = download.batches.values().map(|batch| batch.bytes).sum();
+                let room = busy < PER_PROVIDER && download.batches.len() < MAX_BATCHES && in_flight < MAX_IN_FLIGHT;
+                let mut pieces = Vec::new();
+                if download.batches.len() < MAX_BATCHES + PER_PROVIDER {
+                    pieces = download.pick_demanded(provider);
+                }
+                if pieces.is_empty() && room && now >= download.quiet_until {
+                    pieces = download.pick(provider, rng);
+                }
+                if pieces.is_empty() && room && busy == 0 {
                     pieces = download.endgame(node, now);
                 }
                 if pieces.is_empty() {
@@ -453,13 +512,13 @@ impl Exchange {
         }
     }
 
-    fn fail(&mut self, root: ChunkId, reason: String, now: Instant) {
+    fn fail(&mut self, root: ChunkId, damaged: bool, reason: String, now: Instant) {
         self.finish(root, now);
         if self.failures.len() >= MAX_FAILURES {
             self.failures.pop_front();
         }
         self.failures.push_back((root, reason.clone()));
-        self.actions.push(Action::Failed(root, reason));
+        self.actions.push(Action::Failed { root, damaged, reason });
     }
 
     /// What of it is in flight is wanted no more.
@@ -491,6 +550,9 @@ impl Download {
             partly: Vec::new(),
             receivers: Vec::new(),
             share: Bitfield::default(),
+            demanded: VecDeque::new(),
+            quiet_until: now,
+            quiet: Duration::ZERO,
             usual: Duration::ZERO,
             providers: BTreeMap::new(),
             batches: BTreeMap::new(),
@@ -539,6 +601,7 @@ impl Download {
         self.have = Bitfield::default();
         self.in_flight = Bitfield::default();
         self.batches.clear();
+        self.demanded.clear();
         // What a provider has was told of the list before.
         self.providers.values_mut().for_each(|provider| provider.has = Bitfield::default());
         for (piece, present) in survey.pieces.into_iter().zip(survey.present) {

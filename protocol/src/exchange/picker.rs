@@ -35,6 +35,18 @@ impl Download {
         run
     }
 
+    /// What of the demanded pieces `provider` has, as many as fit one batch.
+    pub(super) fn pick_demanded(&self, provider: &Provider) -> Vec<u32> {
+        let mut bytes = 0;
+        let wanted = |at: usize| !self.have.has(at) && !self.in_flight.has(at) && self.offers(provider, at);
+        let pieces = self.demanded.iter().copied().filter(|at| wanted(*at as usize));
+        let fit = pieces.take_while(|at| {
+            bytes += u64::from(self.pieces[*at as usize].len);
+            bytes <= SHARED_BATCH_BYTES.max(u64::from(self.pieces[*at as usize].len))
+        });
+        fit.take(BATCH_PIECES).collect()
+    }
+
     /// Whether others receive the image too, and can give and take parts of it.
     fn is_shared(&self) -> bool {
         self.contents && self.receivers.len() > 1

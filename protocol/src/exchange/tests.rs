@@ -135,7 +135,8 @@ impl Mesh {
                     host.complete.push(root);
                     assert!(self.has(at, root));
                 }
-                Action::Failed(root, reason) => host.failed.push((root, reason)),
+                Action::Failed { root, reason, .. } => host.failed.push((root, reason)),
+                Action::Listed(_) => {}
                 Action::Lied(provider, _) => host.lied.push(provider),
                 Action::Measured(bytes, _) => assert!(bytes > 0),
                 Action::Survey(root) => self.later(at, wait, Due::Surveyed(root)),

@@ -613,6 +613,13 @@ impl Node {
                 }
                 Ok(Reply::Done)
             }
+            Command::DemandChunks { root, chunks } => {
+                if !self.has_image(&root) {
+                    self.exchange.want(root, exchange::Need::Use, now);
+                    self.exchange.demand(&root, &chunks, now, &mut self.rng);
+                }
+                Ok(Reply::Done)
+            }
             Command::Submit(spec) => self.submit(*spec, now),
             Command::Scale { workload, replicas } => self.scale(workload, replicas, now),
             Command::Update { workload, spec, rollout } => self.update(workload, *spec, rollout, now),
@@ -721,14 +728,15 @@ impl Node {
             }
             exchange::Action::Send(to, message) => self.sends.push((to, message)),
             exchange::Action::Measured(bytes, elapsed) => self.worker.measured_bandwidth(bytes, elapsed),
+            exchange::Action::Listed(root) => self.worker.image_listed(&root, now),
             exchange::Action::Complete(root) => self.image_complete(root, now),
             exchange::Action::Lied(provider, chunk) => {
                 let reason =
                     format!("bytes that are not chunk {}; it is asked for no more of that image", chunk.short());
                 self.tell(Event::Dropped { from: provider, reason });
             }
-            exchange::Action::Failed(root, reason) => {
-                self.worker.image_failed(&root, &reason, now);
+            exchange::Action::Failed { root, damaged, reason } => {
+                self.worker.image_failed(&root, damaged, &reason, now);
                 self.tell(Event::ImageFailed { root, reason });
                 self.publish_node(now);
             }

@@ -226,7 +226,8 @@ impl Node {
             {
                 return Err(Refusal::Superseded { epoch });
             }
-            let here = self.has_image(&spec.image.root);
+            let root = &spec.image.root;
+            let here = self.has_image(root) || (spec.lazy && self.exchange.is_listed(root));
             let at = (fact.generation, form);
             self.worker.award(from, placement, &spec, award, at, here, (now, wall))
         });
@@ -299,6 +300,10 @@ impl Node {
                 self.publish(Key::Placement(self.me, workload, replica), &Body::Gone, now);
                 continue;
             };
+            if spec.lazy && fact.state.is_active() && !self.has_image(&spec.image.root) {
+                // It may have been started before all of it was here.
+                self.exchange.want(spec.image.root, Need::Use, now);
+            }
             self.worker.restore(workload, replica, spec, fact);
         }
     }

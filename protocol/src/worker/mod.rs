@@ -97,6 +97,8 @@ pub struct Held {
     lease: Option<Instant>,
     /// Its lease has ended while its container ran.
     lapsed: bool,
+    /// It runs of an image that turned out to be damaged.
+    quarantined: Option<String>,
     /// It makes way, whatever else becomes of it: what it takes is promised to another.
     leaving: bool,
     /// What was said of it while it ran.
@@ -369,7 +371,19 @@ impl Worker {
 
     /// An image is complete here.
     pub fn image_here(&mut self, root: &ChunkId, now: Instant) {
-        let ready = |held: &Held| held.spec.image.root == *root && held.fact.state == PlacementState::Fetching;
+        self.image_ready(root, false, now);
+    }
+
+    /// What names an image's contents is here: enough for what waits for no more.
+    pub fn image_listed(&mut self, root: &ChunkId, now: Instant) {
+        self.image_ready(root, true, now);
+    }
+
+    fn image_ready(&mut self, root: &ChunkId, lazy: bool, now: Instant) {
+        let ready = |held: &Held| {
+            let waits = held.spec.image.root == *root && held.fact.state == PlacementState::Fetching;
+            waits && (held.spec.lazy || !lazy)
+        };
         let keys: Vec<_> = self.placements.iter().filter(|(_, held)| ready(held)).map(|(key, _)| *key).collect();
         for key in keys {
             if let Some(held) = self.placements.get_mut(&key) {
@@ -432,13 +446,36 @@ impl Worker {
         }
     }
 
-    /// An image cannot be had here.
-    pub fn image_failed(&mut self, root: &ChunkId, reason: &str, now: Instant) {
-        let waits = |held: &Held| held.spec.image.root == *root && held.fact.state == PlacementState::Fetching;
+    /// An image cannot be had here. What was started before all of it was here goes on with what there is, unless it is `damaged`:
+    /// then nothing of it is to be believed.
+    pub fn image_failed(&mut self, root: &ChunkId, damaged: bool, reason: &str, now: Instant) {
+        let of_it = |held: &Held| held.spec.image.root == *root;
+        let runs = |held: &Held| damaged && of_it(held) && held.spec.lazy && held.fact.state.may_run();
+        let keys: Vec<_> = self.placements.iter().filter(|(_, held)| runs(held)).map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(held) = self.placements.get_mut(&key) {
+                held.quarantined = Some(format!("its image turned out to be damaged while it ran: {reason}"));
+                self.end_quarantined(key);
+            }
+        }
+        let waits = |held: &Held| of_it(held) && held.fact.state == PlacementState::Fetching;
         let keys: Vec<_> = self.placements.iter().filter(|(_, held)| waits(held)).map(|(key, _)| *key).collect();
         for key in keys {
             self.fail(key, reason.to_owned(), now);
         }
+    }
+
+    /// Kills what runs of an image that is not to be believed.
+    fn end_quarantined(&mut self, key: (WorkloadId, u32)) {
+        let Some(held) = self.placements.get_mut(&key) else { return };
+        if held.quarantined.is_none() || held.busy.is_some() || held.fact.state != PlacementState::Running {
+            return;
+        }
+        let placement = PlacementId { workload: key.0, replica: key.1, epoch: held.fact.epoch };
+        held.stop_sent = true;
+        held.fact.state = PlacementState::Stopping;
+        self.actions.push(Action::Effect(placement, Effect::Stop { placement, grace: Duration::ZERO }));
+        self.actions.push(Action::Publish(key.0, key.1));
     }
 
     /// How many replicas of a workload are wanted; none at all when it is `removed`.
@@ -507,6 +544,7 @@ impl Worker {
                     self.actions.push(Action::Effect(placement, Effect::Extend { placement, until }));
                 }
                 self.actions.push(Action::Publish(key.0, key.1));
+                self.end_quarantined(key);
                 self.pursue(key);
             }
             Outcome::Started(Err(StartError::Workload { code, reason })) => {
@@ -698,6 +736,9 @@ impl Worker {
 
     fn exited(&mut self, key: (WorkloadId, u32), status: ExitStatus, may_restart: bool, adopted: bool, now: Instant) {
         let Some(held) = self.placements.get_mut(&key) else { return };
+        if let Some(reason) = held.quarantined.take().filter(|_| held.intent == Intent::Run) {
+            return self.fail(key, reason, now);
+        }
         let restarts = held.fact.restarts;
         if held.fact.detail == std::mem::take(&mut held.note) {
             held.fact.detail.clear();
@@ -804,6 +845,7 @@ impl Held {
             image_here: false,
             lease: None,
             lapsed: false,
+            quarantined: None,
             leaving: false,
             note: String::new(),
             predecessor: None,

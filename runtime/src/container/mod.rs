@@ -20,7 +20,6 @@ mod user;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -29,6 +28,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::store::ImageFile;
+use crate::sys;
 
 pub use bundle::{BundleError, Limits, Network, Put, Request, example as example_spec, write as write_bundle};
 pub use log::{LogLine, LogReader, LogWriter, Stream, timestamp};
@@ -131,9 +131,7 @@ fn read_exit(dir: &Path) -> io::Result<Option<Exit>> {
 }
 
 fn connect(dir: &Path) -> io::Result<UnixStream> {
-    // A socket's path has 108 bytes at most; through the folder's descriptor it is short wherever that is.
-    let folder = fs::File::open(dir)?;
-    UnixStream::connect(format!("/proc/self/fd/{}/shim.sock", folder.as_raw_fd()))
+    sys::connect(&dir.join("shim.sock"))
 }
 
 /// Until when the container in `dir` may run, by [`boot_time`](crate::host::boot_time): it is killed then, unless a later time is

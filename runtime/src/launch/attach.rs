@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -31,8 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A line to the container whose folder is `dir`.
 pub(super) fn connect(dir: &Path) -> io::Result<UnixStream> {
-    let folder = File::open(dir)?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd()))
+    sys::connect(&dir.join(SOCKET))
 }
 
 struct User {

@@ -11,6 +11,7 @@ use nix::sys::stat::Mode;
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 
 use crate::container::{IDS, Launch, OPEN_ROOT};
+use crate::lazy;
 use crate::oci::{RootfsError, Step, user_namespace};
 use crate::store::ImageFile;
 use crate::sys::{self, MountChange};
@@ -41,8 +42,16 @@ pub(super) fn mount_overlay(launch: &Launch) -> Result<(), RootfsError> {
     // An image without layers has an empty folder to stand on.
     let mut lower = if lower.is_empty() { shown(&here.join("work")) } else { lower.join(":") };
     if let Some(file) = &launch.file {
+        let objects = match &file.lazy {
+            Some(lazy) => {
+                // SAFETY: a shim is a fork of the single-threaded zygote and starts no thread.
+                let served = unsafe { lazy::mount(lazy, &file.objects) }.step("serve", &file.objects)?;
+                attach(&served, &file.objects, None, &here, "objects")?
+            }
+            None => file.objects.clone(),
+        };
         // All files are of one device then, as over folders.
-        lower = format!("{lower}::{},xino=auto", shown(&file.objects));
+        lower = format!("{lower}::{},xino=auto", shown(&objects));
     }
     let (upper, work) = (shown(&here.join("upper")), shown(&here.join("work")));
     let own = if crate::rootless::is_rootless() { ",userxattr" } else { "" };

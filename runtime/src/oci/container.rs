@@ -397,11 +397,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// A socket's path has 108 bytes at most; through the folder's descriptor it is short wherever that is.
 fn bind_at(path: &Path) -> io::Result<UnixListener> {
     let folder = File::open(path.parent().unwrap_or(Path::new(".")))?;
-    UnixListener::bind(short(&folder, path))
-}
-
-fn short(folder: &File, path: &Path) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(path.file_name().unwrap_or_default())
+    UnixListener::bind(sys::short_path(&folder, path))
 }
 
 /// Below the hierarchies' roots, without a leading slash.
@@ -501,8 +497,7 @@ impl Container {
     pub fn start(&self) -> Result<(), Failure> {
         self.require(&["created"], "start")?;
         let gate = self.dir.join("gate");
-        let folder = File::open(&self.dir).map_err(|error| failure(error.to_string()))?;
-        let mut line = UnixStream::connect(short(&folder, &gate))
+        let mut line = sys::connect(&gate)
             .and_then(|mut line| line.write_all(&[0]).map(|()| line))
             .map_err(|error| failure(format!("`{}` does not answer: {error}", self.record.id)))?;
         drop(fs::remove_file(&gate));

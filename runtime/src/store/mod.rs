@@ -28,7 +28,7 @@ mod rootfs;
 mod tests;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -145,6 +145,17 @@ pub struct Runnable {
     pub accounts: Vec<PathBuf>,
 }
 
+/// Whether an image can be run before all of it is here.
+#[derive(Debug)]
+pub enum Startable {
+    /// With this.
+    Now(Box<Runnable>),
+    /// When these chunks are here: its users are in them.
+    After(Vec<Chunk>),
+    /// Not here, or not yet.
+    No,
+}
+
 /// Keeps a store from removing anything.
 pub struct Hold(Arc<Store>);
 
@@ -158,6 +169,7 @@ impl Drop for Hold {
 pub struct Store {
     dir: PathBuf,
     form: Form,
+    can_be_lazy: bool,
     index: Index,
     /// Where chunks that are awaited go.
     awaited: Mutex<BTreeMap<Chunk, Location>>,
@@ -198,6 +210,7 @@ impl Store {
         };
         Ok(Store {
             form,
+            can_be_lazy: crate::lazy::is_possible(),
             index: Index::open(&dir.join("index.redb"))?,
             dir: dir.to_owned(),
             awaited: Mutex::new(BTreeMap::new()),
@@ -229,6 +242,57 @@ impl Store {
         let config = ImageConfig::parse(&config).map_err(|error| StoreError::Damaged(error.to_string()))?;
         let (layers, file, accounts) = self.rootfs(root, &parsed)?;
         Ok(Some(Runnable { id: held.id, config, layers, file, accounts }))
+    }
+
+    /// What is needed to run an image of which what names its contents is here, and perhaps no more.
+    pub fn startable(&self, root: &Chunk) -> Result<Startable, StoreError> {
+        if self.form != Form::Image || !self.can_be_lazy {
+            return Ok(Startable::No);
+        }
+        let _not_removed = self.changing();
+        let lacks = |chunks: &mut dyn Iterator<Item = &Chunk>| {
+            let mut missing = Vec::new();
+            for chunk in chunks {
+                if self.chunk(chunk)?.is_none() {
+                    missing.push(*chunk);
+                }
+            }
+            Ok::<Vec<Chunk>, StoreError>(missing)
+        };
+        if !lacks(&mut [root].into_iter())?.is_empty() {
+            return Ok(Startable::No);
+        }
+        let parsed = self.root(root)?;
+        let lists = [&parsed.config].into_iter().chain(parsed.layers.iter().map(|layer| &layer.tree));
+        if !lacks(&mut lists.flat_map(|list| &list.chunks).map(|(chunk, _)| chunk))?.is_empty() {
+            return Ok(Startable::No);
+        }
+        let config = self.content(&parsed.config)?;
+        let id = <sha2::Sha256 as sha2::Digest>::digest(&config).into();
+        let config = ImageConfig::parse(&config).map_err(|error| StoreError::Damaged(error.to_string()))?;
+        let trees = parsed.layers.iter().map(|layer| self.tree(&layer.tree)).collect::<Result<Vec<Tree>, _>>()?;
+        let accounts = rootfs::accounts(&trees).flat_map(|(_, content)| &content.chunks);
+        let missing = lacks(&mut accounts.map(|(chunk, _)| chunk))?;
+        if !missing.is_empty() {
+            return Ok(Startable::After(missing));
+        }
+        let Some((file, accounts)) = self.make_lazy(root, &trees)? else { return Ok(Startable::No) };
+        Ok(Startable::Now(Box::new(Runnable { id, config, layers: Vec::new(), file: Some(file), accounts })))
+    }
+
+    /// The contents of an image's files, by id; its lists are here.
+    pub fn contents_of(&self, root: &Chunk) -> Result<HashMap<ContentId, Content>, StoreError> {
+        let mut contents = HashMap::new();
+        for layer in self.root(root)?.layers {
+            let tree = self.tree(&layer.tree)?;
+            contents.extend(tree.contents().map(|content| (content.id(), content.clone())));
+        }
+        Ok(contents)
+    }
+
+    /// Where keepers ([`crate::lazy`]) are to reach the daemon.
+    pub fn lazy_socket(&self) -> PathBuf {
+        self.dir.join("lazy.sock")
     }
 
     /// The form that images get here.
@@ -313,8 +377,13 @@ impl Store {
 }
 
 fn object_in(dir: &Path, id: &ContentId) -> PathBuf {
+    object_below(&dir.join("objects"), id)
+}
+
+/// Where a content is below a folder of objects.
+pub(crate) fn object_below(objects: &Path, id: &ContentId) -> PathBuf {
     let name = hex(id);
-    dir.join("objects").join(&name[..2]).join(name)
+    objects.join(&name[..2]).join(name)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -240,6 +240,7 @@ impl Store {
         let size = pieces.iter().map(|(_, len)| u64::from(*len)).sum::<u64>() + listed + parsed.encode().len() as u64;
         let held = Held { id: Sha256::digest(&config).into(), root: *root, size };
         self.index.add(&Changes { images: vec![held], ..Changes::default() }, true)?;
+        self.tell_keepers(root)?;
         Ok(Vec::new())
     }
 

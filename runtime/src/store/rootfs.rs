@@ -23,10 +23,13 @@ use serde::{Deserialize, Serialize};
 use super::{Store, StoreError, hex, lock, object_in};
 use crate::image::erofs::{self, ErofsError};
 use crate::image::{Chunk, Content, ContentId, Entry, Kind, Root, Tree};
+use crate::lazy::{self, Lazy};
 use crate::sys;
 
 /// The most bytes of a file of users or groups.
 const MAX_ACCOUNTS: u64 = 1 << 20;
+/// Says that everything of an image is here, to the keepers of containers that were started before.
+const COMPLETE: &str = "complete";
 const ACCOUNTS: [&str; 2] = ["etc/passwd", "etc/group"];
 
 /// What images become.
@@ -63,6 +66,9 @@ pub struct ImageFile {
     pub image: PathBuf,
     /// A data-only lower layer of overlayfs.
     pub objects: PathBuf,
+    /// Of an image that is not whole yet: who has the bytes instead of `objects`.
+    #[serde(default)]
+    pub lazy: Option<Lazy>,
 }
 
 impl ImageFile {
@@ -113,9 +119,43 @@ impl Store {
         self.made(root, parsed)?.ok_or_else(|| StoreError::Damaged(format!("image {} has no files", hex(root))))
     }
 
+    /// The file system of an image whose contents are still coming, where its users are looked up, and what its keepers need.
+    pub(super) fn make_lazy(
+        &self,
+        root: &Chunk,
+        trees: &[Tree],
+    ) -> Result<Option<(ImageFile, Vec<PathBuf>)>, StoreError> {
+        let dir = self.rootfs_dir(root);
+        if !self.make_image(root, trees)? {
+            return Ok(None);
+        }
+        let contents = dir.join("contents");
+        if !contents.exists() {
+            let half = self.dir.join("tmp").join(format!("contents-{}", hex(root)));
+            let listed = fs::write(&half, lazy::list(trees.iter().flat_map(Tree::contents)));
+            listed
+                .and_then(|()| fs::rename(&half, &contents))
+                .map_err(|error| StoreError::io("write", &contents, error))?;
+        }
+        let (complete, socket) = (dir.join(COMPLETE), self.lazy_socket());
+        let lazy = Some(Lazy { root: *root, contents, complete, socket });
+        let file = ImageFile { image: dir.join("image"), objects: self.dir.join("objects"), lazy };
+        Ok(Some((file, vec![dir.join("accounts")])))
+    }
+
+    /// Tells the keepers of an image that all of it is here, if there may be any.
+    pub(super) fn tell_keepers(&self, root: &Chunk) -> Result<(), StoreError> {
+        let dir = self.rootfs_dir(root);
+        let complete = dir.join(COMPLETE);
+        if dir.join("contents").exists() {
+            fs::write(&complete, b"").map_err(|error| StoreError::io("write", &complete, error))?;
+        }
+        Ok(())
+    }
+
     fn made(&self, root: &Chunk, parsed: &Root) -> Result<Option<Made>, StoreError> {
         let dir = self.rootfs_dir(root);
-        let file = ImageFile { image: dir.join("image"), objects: self.dir.join("objects") };
+        let file = ImageFile { image: dir.join("image"), objects: self.dir.join("objects"), lazy: None };
         if self.form == Form::Image && file.image.exists() {
             return Ok(Some((Vec::new(), Some(file), vec![dir.join("accounts")])));
         }
@@ -166,11 +206,9 @@ impl Store {
                 return Ok(false);
             }
         }
-        for name in ACCOUNTS {
-            if let Some(content) = topmost(trees, name) {
-                let path = half.join("accounts").join(name);
-                fs::write(&path, self.content(content)?).map_err(io_error("write", &path))?;
-            }
+        for (name, content) in accounts(trees) {
+            let path = half.join("accounts").join(name);
+            fs::write(&path, self.content(content)?).map_err(io_error("write", &path))?;
         }
         self.sync()?;
         fs::rename(&half, &target).map_err(io_error("rename", &half))?;
@@ -216,6 +254,11 @@ fn path_bytes(path: &Path) -> Vec<u8> {
     path.as_os_str().as_bytes().to_vec()
 }
 
+/// The files in which an image's users and groups are, as far as it has them.
+pub(super) fn accounts(trees: &[Tree]) -> impl Iterator<Item = (&'static str, &Content)> {
+    ACCOUNTS.into_iter().filter_map(|name| topmost(trees, name).map(|content| (name, content)))
+}
+
 /// The topmost layer's plain file of that path, if it is of a sane size.
 fn topmost<'a>(trees: &'a [Tree], path: &str) -> Option<&'a Content> {
     let plain = |tree: &'a Tree| {
@@ -244,7 +287,7 @@ fn try_in(dir: &Path) -> io::Result<()> {
     let object = object_in(dir, &chunk);
     fs::create_dir_all(object.parent().expect("an object is in a folder"))?;
     fs::write(&object, BYTES)?;
-    let file = ImageFile { image: dir.join("image"), objects: dir.join("objects") };
+    let file = ImageFile { image: dir.join("image"), objects: dir.join("objects"), lazy: None };
     write(&[Tree { entries: vec![entry] }], [1; 16], File::create(&file.image)?).map_err(io::Error::other)?;
     let mounted = file.mount_with_bytes()?;
     let read = fs::read(format!("/proc/self/fd/{}/file", mounted.as_raw_fd()))?;
