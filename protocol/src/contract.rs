@@ -278,6 +278,8 @@ pub enum Command {
     Unname(crate::reference::Reference),
     /// Images, or what they were made of, are here no more.
     ImagesRemoved(Vec<ChunkId>),
+    /// Whether images take as much room here as they may: then no copy is taken that nothing here asks for.
+    StoreFull(bool),
     /// Fetch an image, or what it was made of, from whoever has it.
     FetchImage {
         /// Its root chunk.

@@ -402,6 +402,41 @@ fn a_container_starts_before_all_of_its_image_is_there() {
 }
 
 #[test]
+fn a_node_keeps_to_its_budget_and_gives_up_only_what_others_have() {
+    use moyai_tests::hostile::{Entry, docker_archive, noise, tar};
+    let lab = Lab::new(4);
+    let [one, two, three, four] = lab.hosts();
+    one.moyai(&["init", "--image-budget", "much"]).fails(1).says("--image-budget");
+    one.moyai(&["init", "--image-budget", "12m"]).ok();
+    let ticket = one.ticket(&[]);
+    [two, three, four].iter().for_each(|host| drop(host.moyai(&["join", &ticket]).ok()));
+    lab.wait_for_mesh();
+    let load = |name: &str, seed| {
+        let path = lab.folder().join(format!("{name}.tar"));
+        docker_archive(&path, name, &[tar(&[Entry::File("bulk".to_owned(), noise(8_000_000, seed))])]);
+        one.load(&path);
+    };
+    load("first", 1);
+    load("second", 2);
+    let nodes = |name: &str| {
+        let images = two.images();
+        let image = images.iter().find(|image| image["reference"] == format!("{name}:latest")).expect("it is named");
+        image["nodes"].as_array().expect("nodes").iter().map(|node| node.as_str().expect("a name").to_owned()).collect()
+    };
+    wait_for("the oldest to be given up where there is no room for it", PATIENCE, || {
+        let nodes: Vec<String> = nodes("first");
+        (nodes.len() >= 2 && !nodes.contains(&one.name)).then_some(())
+    });
+    let second: Vec<String> = nodes("second");
+    assert!(second.contains(&one.name), "there is room for one of them: {second:?}");
+    one.moyai(&["image", "verify", "second"]).ok();
+    one.moyai(&["image", "prune"]).ok().says("0 B free again here");
+    // It can be had again by whoever asks for it.
+    one.moyai(&["pull", "first"]).ok();
+    one.moyai(&["image", "verify", "first"]).ok();
+}
+
+#[test]
 fn a_name_moves_to_the_newer_image() {
     use moyai_tests::hostile::{Entry, docker_archive, tar};
     let lab = Lab::mesh(2);

@@ -285,6 +285,15 @@ pub(super) async fn remove(
     Ok(Json((held.reference.familiar(), freed)))
 }
 
+/// Removes what belongs to no image.
+pub(super) async fn prune(AxumState(state): AxumState<State>) -> Answer<u64> {
+    match state.images.sweep().await {
+        Ok(Some(freed)) => Ok(Json(freed)),
+        Ok(None) => Err(failed("something is being loaded or pushed here", "again when that is done")),
+        Err(error) => Err(failed(error.to_string(), "")),
+    }
+}
+
 /// Reads all of an image that is here.
 pub(super) async fn verify(AxumState(state): AxumState<State>, Query(query): Query<NameQuery>) -> Answer<Verified> {
     let held = find(&state, &query.name).await?;

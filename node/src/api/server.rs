@@ -100,6 +100,7 @@ pub fn start(socket: &Path, state: State) -> anyhow::Result<()> {
         .route("/v1/nodes", get(nodes))
         .route("/v1/images", get(images).delete(super::images::remove))
         .route("/v1/images/save", post(super::images::save))
+        .route("/v1/images/prune", post(super::images::prune))
         .route("/v1/images/tag", post(super::images::tag))
         .route("/v1/images/verify", post(super::images::verify))
         .route("/v1/images/where", get(super::images::places))

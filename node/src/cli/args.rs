@@ -155,6 +155,9 @@ pub struct NodeWish {
     /// What images become on this node: `image`, an EROFS image whose files are the store's own (Linux 6.12 and root), or `folders`, unpacked layers [default: what the kernel can]
     #[arg(long, value_name = "FORM")]
     pub rootfs: Option<Form>,
+    /// How much room images may take here, like 50G: beyond it what other nodes have too is given up [default: as much as there is]
+    #[arg(long, value_name = "SIZE")]
+    pub image_budget: Option<String>,
     /// The most bytes a second that this node gives of its images to others, like 2M [default: as fast as it goes]
     #[arg(long, value_name = "RATE")]
     pub upload_limit: Option<String>,
@@ -396,6 +399,8 @@ pub enum ImageVerb {
         #[arg(required = true)]
         images: Vec<String>,
     },
+    /// Remove what belongs to no image on this node: what downloads left that were given up
+    Prune,
     /// Read all of an image on this node, and compare it with its digests
     Verify {
         /// A name, or the beginning of an id

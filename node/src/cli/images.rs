@@ -231,6 +231,10 @@ pub async fn image(context: &Context, verb: ImageVerb) -> anyhow::Result<u8> {
                 println!("{name}  {} free again here", size(freed));
             }
         }
+        ImageVerb::Prune => {
+            let freed: u64 = client.post("/v1/images/prune", &()).await?;
+            println!("{} free again here", size(freed));
+        }
         ImageVerb::Verify { image } => {
             let verified: Verified = client.post(&format!("/v1/images/verify?name={}", encode(&image)), &()).await?;
             if !verified.wrong.is_empty() {

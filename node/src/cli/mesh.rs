@@ -196,6 +196,13 @@ fn settings(context: &Context, wish: &NodeWish, mesh: moyai_protocol::id::MeshId
         }
         None => None,
     };
+    let image_budget =
+        match &wish.image_budget {
+            Some(text) => Some(parse_size(text).ok_or_else(|| {
+                problem(format!("`{text}` is no size for --image-budget"), "write it like 500m or 50g")
+            })?),
+            None => None,
+        };
     let upload_limit = match &wish.upload_limit {
         Some(text) => Some(parse_size(text).filter(|rate| *rate >= MIN_UPLOAD).ok_or_else(|| {
             let hint = "write bytes a second, like 512k or 2m; 16k is the least";
@@ -229,6 +236,7 @@ fn settings(context: &Context, wish: &NodeWish, mesh: moyai_protocol::id::MeshId
         offer_host_network: wish.offer_host_network,
         registry: wish.registry.clone(),
         upload_limit,
+        image_budget,
         rootfs: wish.rootfs,
     })
 }

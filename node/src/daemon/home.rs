@@ -59,6 +59,9 @@ pub struct Settings {
     /// What images become here; nothing is the best that the kernel can.
     #[serde(default)]
     pub rootfs: Option<Form>,
+    /// Bytes that images may take here; nothing is as much as there is.
+    #[serde(default)]
+    pub image_budget: Option<u64>,
     /// Bytes a second that it gives of its images to others; nothing is as fast as it goes.
     #[serde(default)]
     pub upload_limit: Option<u64>,

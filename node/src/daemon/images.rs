@@ -1,7 +1,11 @@
 //! Images beyond their chunks: having one here, giving up what nothing needs any more.
 //!
 //! What is here and nothing names, runs or fetches any more is removed, two rounds of [`ROUND`] after it was seen so: an image
-//! that has just been loaded gets its name a moment later. A removal that a user asks for does not wait.
+//! that has just been loaded gets its name a moment later. A removal that a user asks for does not wait. What belongs to nothing at
+//! all, as what a download left that was given up, goes with a sweep each [`SWEEP`] rounds, or when a user asks for it.
+//!
+//! Under a *budget*, what other nodes have often enough and nothing here runs is given up until the store fits it; until then no copy
+//! is taken that only the mesh wants. What is loaded, pulled or run here is not refused for it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,6 +22,9 @@ use super::driver::Handle;
 
 /// Between two looks at what is needed.
 const ROUND: Duration = Duration::from_secs(20);
+/// Rounds between two sweeps: two hours. The first is a minute after a start.
+const SWEEP: u64 = 360;
+const FIRST_SWEEP: u64 = 3;
 /// Between two looks at how far a download is.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -88,19 +95,64 @@ impl Images {
         original.ok_or_else(|| "what it was made of has just been removed".to_owned())
     }
 
+    /// Removes what nothing here needs, whole or in part; how many bytes are free again. `None` while something is imported, or when
+    /// it is not known what is needed.
+    pub async fn sweep(&self) -> Result<Option<u64>, StoreError> {
+        let asked = self.handle.ask(|node, _| (node.wanted_images(), node.exchange().wanted().collect::<Vec<_>>()));
+        let Ok((Some(wanted), coming)) = asked.await else { return Ok(None) };
+        let keep: Vec<[u8; 32]> = wanted.into_iter().chain(coming).map(|root| root.0).collect();
+        let store = Arc::clone(&self.store);
+        match tokio::task::spawn_blocking(move || store.sweep(&keep)).await {
+            Ok(Ok(Removed::Freed(bytes))) => Ok(Some(bytes)),
+            Ok(Ok(Removed::Busy)) | Err(_) => Ok(None),
+            Ok(Err(error)) => Err(error),
+        }
+    }
+
+    /// Gives up what others have too, until what is here fits `budget` bytes or nothing is left that may go.
+    async fn keep_to(&self, budget: u64) -> Result<(), StoreError> {
+        let size = || {
+            let store = Arc::clone(&self.store);
+            async move { tokio::task::spawn_blocking(move || store.size()).await.unwrap_or_default() }
+        };
+        let mut used = size().await;
+        if used > budget {
+            let Ok(spare) = self.handle.ask(|node, _| node.spare_images()).await else { return Ok(()) };
+            for root in spare {
+                let freed = self.give_up([root].into()).await?;
+                info!(root = %root.short(), bytes = freed, "given up for the budget: other nodes have it");
+                used = size().await;
+                if used <= budget {
+                    break;
+                }
+            }
+        }
+        // When the daemon ends, the next one is told.
+        let _ended = self.handle.command(Command::StoreFull(used >= budget)).await;
+        Ok(())
+    }
+
     /// Removes what of `candidates` nothing here needs any more; how many bytes are free again.
     pub async fn release(&self, candidates: BTreeSet<ChunkId>) -> Result<u64, StoreError> {
-        let asked = self.handle.ask(|node, _| {
-            let coming: Vec<[u8; 32]> = node.exchange().wanted().map(|root| root.0).collect();
-            (node.wanted_images(), coming)
-        });
         // When the daemon ends, the next one does it.
-        let Ok((Some(wanted), coming)) = asked.await else { return Ok(0) };
-        let doomed: Vec<[u8; 32]> = candidates.difference(&wanted).map(|root| root.0).collect();
-        if doomed.is_empty() {
+        let Ok(Some(wanted)) = self.handle.ask(|node, _| node.wanted_images()).await else { return Ok(0) };
+        self.give_up(candidates.difference(&wanted).copied().collect()).await
+    }
+
+    /// Removes these, whatever needs them.
+    async fn give_up(&self, roots: BTreeSet<ChunkId>) -> Result<u64, StoreError> {
+        if roots.is_empty() {
             return Ok(0);
         }
-        let (store, roots) = (Arc::clone(&self.store), doomed.iter().map(|root| ChunkId(*root)).collect());
+        // What of others is on its way here, or runs before all of it is.
+        let asked = self.handle.ask(|node, _| {
+            let wanted = node.wanted_images().into_iter().flatten();
+            wanted.chain(node.exchange().wanted()).collect::<BTreeSet<ChunkId>>()
+        });
+        let Ok(needed) = asked.await else { return Ok(0) };
+        let coming: Vec<[u8; 32]> = needed.difference(&roots).map(|root| root.0).collect();
+        let doomed: Vec<[u8; 32]> = roots.iter().map(|root| root.0).collect();
+        let (store, roots) = (Arc::clone(&self.store), roots.into_iter().collect());
         let removed = tokio::task::spawn_blocking(move || store.remove(&doomed, &coming)).await;
         match removed {
             Ok(Ok(Removed::Freed(bytes))) => {
@@ -114,11 +166,13 @@ impl Images {
     }
 
     /// Gives up, round after round, what nothing needs.
-    pub async fn collect(self) {
+    pub async fn collect(self, budget: Option<u64>) {
+        let mut rounds = 0;
         let mut unneeded = BTreeSet::new();
         let mut round = tokio::time::interval(ROUND);
         loop {
             round.tick().await;
+            rounds += 1;
             let store = Arc::clone(&self.store);
             let complete = tokio::task::spawn_blocking(move || {
                 let images = store.images()?.into_iter().map(|image| ChunkId(image.root));
@@ -139,6 +193,18 @@ impl Images {
                 Err(error) => warn!(%error, "cannot remove images that nothing needs any more"),
             }
             unneeded = now;
+            if rounds % SWEEP == FIRST_SWEEP {
+                match self.sweep().await {
+                    Ok(Some(0) | None) => {}
+                    Ok(Some(bytes)) => info!(bytes, "removed what belonged to nothing"),
+                    Err(error) => warn!(%error, "cannot look for what belongs to nothing"),
+                }
+            }
+            if let Some(budget) = budget
+                && let Err(error) = self.keep_to(budget).await
+            {
+                warn!(%error, "cannot keep to the budget");
+            }
         }
     }
 }

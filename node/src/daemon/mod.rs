@@ -306,7 +306,7 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
 
     reads.listen().context("cannot listen for what containers read of images that are not all here")?;
     let images = images::Images::new(handle.clone(), Arc::clone(&store));
-    tokio::spawn(images.clone().collect());
+    tokio::spawn(images.clone().collect(settings.image_budget));
     let address = settings.registry.as_deref().unwrap_or(registry::USUAL);
     if address != "off" {
         let uploads = home.path("uploads");

@@ -274,3 +274,27 @@ impl Mesh {
         self.run_until(limit, |mesh| mesh.hosts[0].complete == [image(0)])
     }
 }
+
+#[test]
+fn what_somebody_waits_for_comes_before_everything_else() {
+    let mut mesh = Mesh::new(&[Manner::Honest; 2], 7);
+    mesh.hosts[1].kept.extend(everything(image(LARGE)));
+    mesh.want(0, image(LARGE), Need::Use);
+    assert!(mesh.run_until(ms(60_000), |mesh| mesh.hosts[0].exchange.is_listed(&image(LARGE))));
+    let wanted: Vec<ChunkId> = contents(image(LARGE)).iter().rev().take(8).map(|piece| piece.chunk).collect();
+    let here = |mesh: &Mesh| wanted.iter().all(|chunk| mesh.hosts[0].kept.contains(chunk));
+    let before = mesh.hosts[0].kept.len();
+    mesh.on(0, |exchange, now, rng| exchange.demand(&image(LARGE), &wanted, now, rng));
+    assert!(mesh.run_until(ms(60_000), here));
+    let besides = mesh.hosts[0].kept.len() - before - wanted.len();
+    assert!(besides <= 8 * MAX_BATCHES, "{besides} others came first: only what was in flight may");
+    // Whoever demands without end does not keep the image from being whole.
+    let begun = mesh.now;
+    while mesh.hosts[0].complete.is_empty() {
+        assert!(mesh.now.since(begun) < MAX_QUIET * 3, "it never gets whole");
+        mesh.on(0, |exchange, now, rng| exchange.demand(&image(LARGE), &wanted, now, rng));
+        let until = mesh.now + ms(300);
+        mesh.run_until(ms(300), |mesh| !mesh.hosts[0].complete.is_empty());
+        mesh.now = mesh.now.max(until);
+    }
+}

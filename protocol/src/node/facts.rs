@@ -475,6 +475,9 @@ impl Node {
             let images = fact.images.iter().filter(|image| image.is_image());
             made_into.extend(images.filter_map(|image| Some((image.original.as_ref()?.root, image.root))));
         }
+        if self.store_full {
+            holders.clear();
+        }
         holders.retain(|root, _| self.is_vouched_for(root));
         for (root, nodes) in holders {
             // What could not be had is fetched again when something needs it, not for its own sake.

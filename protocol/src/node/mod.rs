@@ -164,6 +164,8 @@ pub struct Node {
     next_tend: Instant,
     /// Some node got or lost an image, or went: it may be on too few.
     images_moved: bool,
+    /// No copy of an image is taken that nothing here asks for.
+    store_full: bool,
 
     membership: Membership,
     catalog: Catalog,
@@ -217,6 +219,7 @@ impl Node {
             next_spread: now,
             next_tend: now + leases::TEND,
             images_moved: true,
+            store_full: false,
             membership: Membership::new(config.key.clone(), config.wall.0, now),
             catalog: Catalog::new(config.mesh, config.memo),
             auctioneer: Auctioneer::default(),
@@ -380,6 +383,22 @@ impl Node {
         let active = self.worker.placements().filter(|(_, held)| held.fact.state.is_active());
         let used = active.map(|(_, held)| held.spec.image.root);
         Some(named.chain(used).chain(self.exchange.wanted()).collect())
+    }
+
+    /// What is here of images that nothing here runs or fetches, and that enough other nodes have: what was named longest ago comes
+    /// first.
+    pub fn spare_images(&self) -> Vec<ChunkId> {
+        let active = self.worker.placements().filter(|(_, held)| held.fact.state.is_active());
+        let used: BTreeSet<ChunkId> =
+            active.map(|(_, held)| held.spec.image.root).chain(self.exchange.wanted()).collect();
+        let mut here: Vec<_> =
+            self.images.iter().flat_map(|image| image.held().map(|root| (image.named, root))).collect();
+        here.sort_unstable();
+        let enough = self.image_copies.saturating_sub(1).max(1);
+        let spare = |root: &ChunkId| self.providers(root).iter().filter(|(_, whole)| *whole).count() >= enough;
+        let mut seen = BTreeSet::new();
+        let roots = here.into_iter().map(|(_, root)| root).filter(|root| seen.insert(*root));
+        roots.filter(|root| !used.contains(root) && spare(root)).collect()
     }
 
     /// Images that are here, and what they were made of, by every name.
@@ -603,6 +622,10 @@ impl Node {
             }
             Command::ImagesRemoved(roots) => {
                 self.images_gone(&roots, now);
+                Ok(Reply::Done)
+            }
+            Command::StoreFull(full) => {
+                self.store_full = full;
                 Ok(Reply::Done)
             }
             Command::Unname(reference) => self.unname(reference, now),

@@ -426,3 +426,32 @@ fn an_ordinary_user_s_node_refuses_what_it_cannot_hold_to() {
     assert_eq!(refused(&|spec| spec.resources.memory = 1 << 20), lacks("limits"));
     assert_eq!(refused(&|spec| spec.pids = 5), lacks("limits"));
 }
+
+/// It reads of an image that is still coming; a plain one waits for all of it.
+#[test]
+fn what_is_lazy_starts_with_the_lists_and_is_killed_when_they_lied() {
+    let (mut worker, now) = (worker(), Instant::ZERO);
+    let lazy = Arc::new(Spec { lazy: true, restart: crate::workload::Restart::Always, ..spec("web") });
+    let plain = Arc::new(Spec { id: spec("other").id, ..spec("web") });
+    let root = lazy.image.root;
+    let other = PlacementId { workload: plain.id, replica: 0, epoch: 1 };
+    worker.award(ME, placement(0, 1), &lazy, award(), (0, 0), false, T).unwrap();
+    worker.award(ME, other, &plain, award(), (0, 0), false, T).unwrap();
+    assert_eq!(started(&worker.take_actions()), []);
+    worker.image_listed(&root, now);
+    assert_eq!(started(&worker.take_actions()), [placement(0, 1)]);
+    // It cannot be had for now: what runs reads what there is. That it lies is another matter, also while it starts.
+    worker.image_failed(&root, false, "no live node has it", now);
+    assert_eq!(worker.placement(&lazy.id, 0).unwrap().fact.state, PlacementState::Starting);
+    assert_eq!(worker.placement(&plain.id, 0).unwrap().fact.state, PlacementState::Failed);
+    worker.image_failed(&root, true, "a tree that is none", now);
+    worker.take_actions();
+    worker.ended(placement(0, 1), Outcome::Started(Ok(())), now, UnixMillis(1));
+    let kills = |action: &Action| matches!(action, Action::Effect(_, Effect::Stop { grace: Duration::ZERO, .. }));
+    assert_eq!(worker.take_actions().iter().filter(|action| kills(action)).count(), 1);
+    worker.ended(placement(0, 1), Outcome::Exited(ExitStatus { code: 137, out_of_memory: false }), now, UnixMillis(1));
+    let held = worker.placement(&lazy.id, 0).unwrap();
+    assert_eq!(held.fact.state, PlacementState::Failed, "and is not started again here");
+    assert!(held.fact.detail.contains("a tree that is none"), "{}", held.fact.detail);
+    worker.invariants();
+}

@@ -1,17 +1,20 @@
 //! What takes room, and giving it back.
 //!
 //! An image and an original *reach* their lists, and the contents and layers that those name. What is removed with them is what
-//! nothing else reaches: no other complete image or original, and none that is on its way here (`keep`).
+//! nothing else reaches: no other complete image or original, and none that is on its way here (`keep`). A *sweep* removes what
+//! nothing at all reaches: what downloads left that were given up, and what was removed but for its file.
 //!
 //! **Races.** A removal waits until nobody takes up chunks or completes an image, and those wait for it; it does not begin
-//! while an import runs, which does not yet say what it will reach. Whoever asks for it keeps what containers use.
+//! while an import runs, which does not yet say what it will reach. Most of what must stay is found before that, without holding
+//! anybody up: only what was completed since is found then. Whoever asks for it keeps what containers use.
 //!
-//! **If it dies.** The index forgets first, in one transaction; files that then stay are in nobody's way, and overwritten when
-//! they come again.
+//! **If it dies.** The index forgets first, in one transaction; files that then stay are in nobody's way, and go with the next
+//! sweep.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use super::index::{Location, Removal};
 use super::{Store, StoreError, hex, lock};
@@ -87,15 +90,76 @@ impl Store {
         Ok(wrong)
     }
 
-    /// Removes images and originals, and what nothing else reaches. `keep` are those on their way here.
-    pub fn remove(&self, roots: &[Chunk], keep: &[Chunk]) -> Result<Removed, StoreError> {
+    /// Bytes of this store on its disk.
+    pub fn size(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let files = folders(&self.dir.join("objects")).flat_map(|folder| folders(&folder));
+        files.filter_map(|file| fs::symlink_metadata(file).ok()).map(|file| file.blocks() * 512).sum()
+    }
+
+    /// Removes what neither a complete image or original reaches, nor one of `keep` as far as it is here.
+    pub fn sweep(&self, keep: &[Chunk]) -> Result<Removed, StoreError> {
+        let _one_at_a_time = lock(&self.removing);
+        let mut kept = Reached::default();
+        let before = self.roots()?;
+        for root in &before {
+            self.reach(root, &mut kept)?;
+        }
         let _nobody_else = self.changing.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if self.importing.load(std::sync::atomic::Ordering::Acquire) > 0 {
             return Ok(Removed::Busy);
         }
         let complete = self.roots()?;
+        for root in complete.iter().filter(|root| !before.contains(root)) {
+            self.reach(root, &mut kept)?;
+        }
+        let stays = kept.contents.clone();
+        for root in keep.iter().filter(|root| !complete.contains(root)) {
+            drop(self.reach(root, &mut kept));
+        }
+        let awaited: BTreeSet<ContentId> = lock(&self.awaited).values().map(|location| location.content).collect();
+        let goes = |id: &ContentId| !kept.contents.contains_key(id) && !awaited.contains(id);
+        // What complete images have of their own, and the index knows only in what goes.
+        let mut elsewhere = BTreeMap::new();
+        for (chunk, _) in stays.values().flat_map(|content| &content.chunks) {
+            if self.index.chunk(chunk)?.is_some_and(|location| goes(&location.content)) {
+                elsewhere.insert(*chunk, None);
+            }
+        }
+        self.place_elsewhere(&stays, &mut elsewhere)?;
+        self.index.sweep(&elsewhere, &goes, &|layer| !kept.layers.contains(layer))?;
+        let mut freed = 0;
+        for path in folders(&self.dir.join("objects")).flat_map(|folder| folders(&folder)) {
+            let id = path.file_name().and_then(|name| data_encoding::HEXLOWER.decode(name.as_encoded_bytes()).ok());
+            let id: Option<ContentId> = id.and_then(|id| id.try_into().ok());
+            let size = fs::symlink_metadata(&path).map(|file| file.len()).unwrap_or_default();
+            if id.is_none_or(|id| goes(&id)) && fs::remove_file(&path).is_ok() {
+                freed += size;
+            }
+        }
+        let used: BTreeSet<PathBuf> = complete.iter().chain(keep).map(|root| self.rootfs_dir(root)).collect();
+        let layers: BTreeSet<PathBuf> = kept.layers.iter().map(|layer| self.layer_dir(layer)).collect();
+        let left = folders(&self.dir.join("rootfs")).filter(|dir| !used.contains(dir));
+        for dir in left.chain(folders(&self.dir.join("layers")).filter(|dir| !layers.contains(dir))) {
+            drop(fs::remove_dir_all(dir));
+        }
+        Ok(Removed::Freed(freed))
+    }
+
+    /// Removes images and originals, and what nothing else reaches. `keep` are those on their way here.
+    pub fn remove(&self, roots: &[Chunk], keep: &[Chunk]) -> Result<Removed, StoreError> {
+        let _one_at_a_time = lock(&self.removing);
         let (mut kept, mut doomed) = (Reached::default(), Reached::default());
-        for root in complete.iter().filter(|root| !roots.contains(root)) {
+        let before = self.roots()?;
+        for root in before.iter().filter(|root| !roots.contains(root)) {
+            self.reach(root, &mut kept)?;
+        }
+        let _nobody_else = self.changing.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.importing.load(std::sync::atomic::Ordering::Acquire) > 0 {
+            return Ok(Removed::Busy);
+        }
+        let complete = self.roots()?;
+        for root in complete.iter().filter(|root| !roots.contains(root) && !before.contains(root)) {
             self.reach(root, &mut kept)?;
         }
         let stays = Reached { contents: kept.contents.clone(), blobs: kept.blobs.clone(), ..Reached::default() };
@@ -138,8 +202,20 @@ impl Store {
                 }
             }
         }
+        self.place_elsewhere(&kept.contents, &mut chunks)?;
+        let blobs = doomed.blobs.keys().map(|digest| (*digest, kept.blobs.get(digest).copied())).collect();
+        let (contents, layers) = (doomed.contents.keys().copied().collect(), doomed.layers.iter().copied().collect());
+        Ok(Removal { roots: roots.to_vec(), contents, layers, chunks, blobs })
+    }
+
+    /// Where else those of `chunks` are to be looked for that `kept` contents have too.
+    fn place_elsewhere(
+        &self,
+        kept: &BTreeMap<ContentId, Content>,
+        chunks: &mut BTreeMap<Chunk, Option<Location>>,
+    ) -> Result<(), StoreError> {
         let mut moved = false;
-        for (id, content) in &kept.contents {
+        for (id, content) in kept {
             let mut offset = 0;
             for (chunk, len) in &content.chunks {
                 if let Some(place @ None) = chunks.get_mut(chunk) {
@@ -159,9 +235,7 @@ impl Store {
         if moved {
             self.sync()?;
         }
-        let blobs = doomed.blobs.keys().map(|digest| (*digest, kept.blobs.get(digest).copied())).collect();
-        let (contents, layers) = (doomed.contents.keys().copied().collect(), doomed.layers.iter().copied().collect());
-        Ok(Removal { roots: roots.to_vec(), contents, layers, chunks, blobs })
+        Ok(())
     }
 
     fn roots(&self) -> Result<Vec<Chunk>, StoreError> {
@@ -198,4 +272,9 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// What is in a folder; nothing, when that cannot be read.
+fn folders(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
 }

@@ -196,6 +196,26 @@ impl Index {
         write.commit().map_err(failed)
     }
 
+    /// Forgets contents that go, what lies in them but for what lies `elsewhere` too, and layers that go.
+    pub(super) fn sweep(
+        &self,
+        elsewhere: &BTreeMap<Chunk, Option<Location>>,
+        goes: &dyn Fn(&ContentId) -> bool,
+        layer_goes: &dyn Fn(&ContentId) -> bool,
+    ) -> Result<(), StoreError> {
+        let write = self.db.begin_write().map_err(failed)?;
+        {
+            let mut table = write.open_table(CHUNKS).map_err(failed)?;
+            for (chunk, at) in elsewhere.iter().filter_map(|(chunk, at)| Some((chunk, at.as_ref()?))) {
+                table.insert(chunk, (at.content, at.offset, at.len)).map_err(failed)?;
+            }
+            table.retain(|_, (content, ..)| !goes(&content)).map_err(failed)?;
+            write.open_table(CONTENTS).map_err(failed)?.retain(|id, ()| !goes(id)).map_err(failed)?;
+            write.open_table(LAYERS).map_err(failed)?.retain(|id, ()| !layer_goes(id)).map_err(failed)?;
+        }
+        write.commit().map_err(failed)
+    }
+
     /// Adds all of it or nothing. Without `durable` it is seen at once and on disk with the next durable commit.
     pub(super) fn add(&self, changes: &Changes, durable: bool) -> Result<(), StoreError> {
         let mut write = self.db.begin_write().map_err(failed)?;

@@ -177,6 +177,8 @@ pub struct Store {
     unpacking: Mutex<()>,
     /// Held for reading by whoever adds to it step by step, for writing by a removal.
     changing: RwLock<()>,
+    /// Held by whoever removes.
+    removing: Mutex<()>,
     /// Imports that run.
     importing: AtomicUsize,
     /// Contents whose files imports have just put in place, each with how many did.
@@ -217,6 +219,7 @@ impl Store {
             last_commit: Mutex::new(Instant::now()),
             unpacking: Mutex::new(()),
             changing: RwLock::new(()),
+            removing: Mutex::new(()),
             importing: AtomicUsize::new(0),
             placed: Mutex::new(BTreeMap::new()),
         })

@@ -340,6 +340,55 @@ fn what_is_removed_takes_nothing_with_it_that_another_needs() {
 }
 
 #[test]
+fn a_sweep_leaves_what_something_reaches_and_nothing_else() {
+    for form in forms() {
+        let (_dir, one, two) = two_stores_of(form);
+        let left = load(&one, &of_many(&[("shared", noise(1, 900_000)), ("z-left", noise(2, 900_000))]));
+        let kept = load(&one, &of_many(&[("shared", noise(1, 900_000)), ("z-kept", noise(3, 900_000))]));
+        let coming = load(&one, &archive(&[("coming", noise(4, 900_000))]));
+        // Of the first most comes, and then it is given up; the second takes from there what it has too.
+        for (root, leave) in [(left.root, 3), (coming.root, 3)] {
+            loop {
+                let missing = two.survey(&root).unwrap();
+                let wanted = missing.pieces.iter().zip(&missing.present).filter(|(_, here)| !**here);
+                let wanted: Vec<Chunk> = wanted.map(|((chunk, _), _)| *chunk).collect();
+                let all = if missing.contents { wanted.len() - leave } else { wanted.len() };
+                for chunk in &wanted[..all] {
+                    two.put_chunks(vec![(*chunk, one.chunk(chunk).unwrap().unwrap())]).unwrap();
+                }
+                if missing.contents {
+                    break;
+                }
+            }
+        }
+        transfer(&one, &two, &kept.root);
+        let two = {
+            let dir = two.dir.clone();
+            drop(two);
+            Arc::new(Store::open(&dir, Some(form)).unwrap())
+        };
+        fs::create_dir_all(two.rootfs_dir(&[7; 32])).unwrap();
+        let before = two.size();
+        let hold = two.hold();
+        assert_eq!(two.sweep(&[coming.root]).unwrap(), Removed::Busy);
+        drop(hold);
+        let freed = two.sweep(&[coming.root]).unwrap();
+        assert!(matches!(freed, Removed::Freed(bytes) if bytes > 500_000), "{freed:?}");
+        assert!(two.size() < before - 500_000);
+        assert!(!two.rootfs_dir(&[7; 32]).exists());
+        assert_eq!(two.verify(&kept.root).unwrap(), Vec::<String>::new());
+        assert_eq!(read(&two.runnable(&kept.root).unwrap().unwrap(), "shared"), noise(1, 900_000));
+        let missing = two.survey(&coming.root).unwrap();
+        assert_eq!(missing.present.iter().filter(|here| !**here).count(), 3, "what is on its way stays");
+        assert_eq!(two.chunk(&left.root).unwrap(), None);
+        // Nothing is left to sweep; and what is gone can come again.
+        assert_eq!(two.sweep(&[coming.root]).unwrap(), Removed::Freed(0));
+        transfer(&one, &two, &left.root);
+        assert_eq!(two.verify(&left.root).unwrap(), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn nothing_is_removed_while_something_is_imported() {
     let (_dir, one, _) = two_stores();
     let image = load(&one, &archive(&[("a", noise(1, 100_000))]));
