@@ -285,6 +285,11 @@ pub enum Command {
         /// Its root chunk.
         root: ChunkId,
     },
+    /// Ask the nodes that are getting an image how far they are: [`Node::parts`](crate::node::Node::parts).
+    AskParts {
+        /// Its root chunk.
+        root: ChunkId,
+    },
     /// Something that runs already reads these chunks of an image: they come before all others of it.
     DemandChunks {
         /// The image's root chunk.
@@ -428,6 +433,15 @@ pub enum Event {
         root: ChunkId,
         /// Why.
         reason: String,
+    },
+    /// Two images were given one name at about the same time: the later word counts. Each is told with one that has it.
+    NameContested {
+        /// The name.
+        reference: crate::reference::Reference,
+        /// Which is meant from now on.
+        meant: (crate::id::ImageId, NodeId),
+        /// And which is not.
+        other: (crate::id::ImageId, NodeId),
     },
     /// An image is complete here.
     ImageComplete {

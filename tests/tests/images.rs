@@ -436,6 +436,84 @@ fn a_node_keeps_to_its_budget_and_gives_up_only_what_others_have() {
     one.moyai(&["image", "verify", "first"]).ok();
 }
 
+/// An archive of one file of random bytes.
+fn bulk(lab: &Lab, name: &str, len: usize, seed: u64) -> std::path::PathBuf {
+    use moyai_tests::hostile::{Entry, docker_archive, noise, tar};
+    let path = lab.folder().join(format!("{name}-{seed}.tar"));
+    docker_archive(&path, name, &[tar(&[Entry::File("bulk".to_owned(), noise(len, seed))])]);
+    path
+}
+
+#[test]
+fn a_pull_says_where_it_came_from_and_where_it_is_shows_how_far_others_are() {
+    let lab = Lab::mesh(2);
+    let [one, two] = lab.hosts();
+    one.shape("40mbit");
+    one.load(&bulk(&lab, "large", 20_000_000, 1));
+    let pulling = two.start(&["pull", "large"]);
+    let part = wait_for("it to be on its way", PATIENCE, || {
+        let row =
+            one.moyai(&["--json", "image", "where", "large"]).rows().into_iter().find(|row| row["node"] == "lab-2")?;
+        (row["image"] == "fetching" && row["chunks"][0].as_u64() > Some(0)).then_some(row)
+    });
+    assert!(part["chunks"][1].as_u64() > part["chunks"][0].as_u64(), "{part}");
+    wait_for("its end", PATIENCE, || pulling.text().contains("MB/s from lab-1").then_some(()));
+    assert!(pulling.text().contains("large:latest  sha256:"), "{}", pulling.text());
+    let shown = one.moyai(&["image", "where", "large"]).ok();
+    assert!(shown.stdout.lines().skip(1).all(|line| line.contains("whole")), "{shown}");
+    // Most of the next one is here.
+    use moyai_tests::hostile::{Entry, docker_archive, noise, tar};
+    let second = lab.folder().join("second.tar");
+    let entries =
+        [Entry::File("bulk".to_owned(), noise(20_000_000, 1)), Entry::File("more".to_owned(), noise(1_000_000, 2))];
+    docker_archive(&second, "second", &[tar(&entries)]);
+    one.load(&second);
+    let came = two.moyai(&["--json", "pull", "second"]).ok().json();
+    if came["came"].is_object() {
+        assert!(came["came"]["had"].as_u64() > Some(15_000_000), "{came}");
+        assert!(came["came"]["from"][0][1].as_u64() < Some(5_000_000), "{came}");
+    }
+    // What is here does not come.
+    assert_eq!(two.moyai(&["--json", "pull", "second"]).ok().json()["came"], serde_json::Value::Null);
+}
+
+#[test]
+fn two_images_under_one_name_at_once_are_both_named() {
+    let lab = Lab::mesh(2);
+    let [one, two] = lab.hosts();
+    let id = |host: &Host, seed| {
+        let path = bulk(&lab, "same", 100_000, seed);
+        host.moyai(&["--json", "load", &path.to_string_lossy()]).ok().json()["id"].as_str().expect("an id").to_owned()
+    };
+    two.cut();
+    let first = id(one, 1);
+    let second = id(two, 2);
+    two.heal();
+    let told =
+        |host: &Host| host.log_tail(200).lines().find(|line| line.contains("two images were given")).map(str::to_owned);
+    let told = wait_for("a warning", PATIENCE, || told(one).or_else(|| told(two)));
+    assert!(told.contains(&first) && told.contains(&second) && told.contains("same"), "{told}");
+    let meant =
+        |host: &Host| host.images().iter().find(|row| row["reference"] == "same:latest").map(|row| row["id"].clone());
+    wait_for("both to mean the later one", PATIENCE, || {
+        [one, two].iter().all(|host| meant(host) == Some(second.as_str().into())).then_some(())
+    });
+}
+
+#[test]
+fn a_node_gives_no_more_than_it_may() {
+    let lab = Lab::new(2);
+    let [one, two] = lab.hosts();
+    one.moyai(&["init", "--upload-limit", "1"]).fails(1).says("--upload-limit");
+    one.moyai(&["init", "--upload-limit", "1m"]).ok();
+    two.moyai(&["join", &one.ticket(&[])]).ok();
+    lab.wait_for_mesh();
+    one.load(&bulk(&lab, "large", 12_000_000, 3));
+    let came = two.moyai(&["--json", "pull", "large"]).ok().json();
+    // 12 MB at 1 MiB a second, of which the first second's worth may come at once.
+    assert!(came["came"]["took"].as_u64() > Some(9_000), "{came}");
+}
+
 #[test]
 fn a_name_moves_to_the_newer_image() {
     use moyai_tests::hostile::{Entry, docker_archive, tar};

@@ -184,7 +184,9 @@ pub(super) fn pull_from_outside(state: State, reference: Reference, body: &[u8])
         let last = loop {
             let step = tokio::select! {
                 pulled = &mut pulled => break pulled,
-                _ = tick.tick() => PullStep::Progress(progress.here.load(Ordering::Relaxed), progress.all.load(Ordering::Relaxed)),
+                _ = tick.tick() => {
+                    PullStep::Progress(progress.here.load(Ordering::Relaxed), progress.all.load(Ordering::Relaxed), 0)
+                }
             };
             if steps.send(Ok(line(&step))).await.is_err() {
                 // Whoever asked has gone. What is here already is gone on with at the next pull.
@@ -196,6 +198,7 @@ pub(super) fn pull_from_outside(state: State, reference: Reference, body: &[u8])
                 reference: held.reference.familiar(),
                 id: format!("sha256:{}", held.id),
                 size: held.size,
+                came: None,
             },
             Err(failure) => PullStep::Failed(failure),
         };
@@ -323,8 +326,26 @@ pub(super) async fn places(
     AxumState(state): AxumState<State>,
     Query(query): Query<NameQuery>,
 ) -> Answer<Vec<PlaceRow>> {
+    /// For nodes to say how far they are.
+    const PATIENCE: std::time::Duration = std::time::Duration::from_millis(300);
     let held = find(&state, &query.name).await?;
-    Ok(Json(state.handle.ask(move |node, _| view::places(node, &held)).await?))
+    let root = held.root;
+    state.handle.command(Command::AskParts { root }).await?.map_err(|refusal| refused(&refusal))?;
+    let getting = state.handle.ask(move |node, _| view::places(node, &held, None)).await?;
+    if getting.iter().all(|row| row.image != view::FETCHING) {
+        return Ok(Json(getting));
+    }
+    tokio::time::sleep(PATIENCE).await;
+    let store = Arc::clone(&state.store);
+    let all = tokio::task::spawn_blocking(move || {
+        let contents = store.contents_of(&root.0).ok()?;
+        let chunks: BTreeSet<[u8; 32]> =
+            contents.values().flat_map(|content| content.chunks.iter().map(|(chunk, _)| *chunk)).collect();
+        Some(chunks.len() as u32)
+    });
+    let all = all.await.ok().flatten();
+    let held = find(&state, &query.name).await?;
+    Ok(Json(state.handle.ask(move |node, _| view::places(node, &held, all)).await?))
 }
 
 /// What the images on this node take.

@@ -589,19 +589,26 @@ async fn pull(
     let (steps, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(16);
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(Duration::from_millis(100));
+        // What was here already did not come.
+        let mut at_once = true;
         loop {
             tick.tick().await;
             let step = match state.images.look(root).await {
-                Fetching::Done => {
+                Fetching::Done(receipt) => {
                     let (reference, id) = (pin.reference.familiar(), format!("sha256:{}", pin.id));
-                    PullStep::Done { reference, id, size: pin.size }
+                    let came = match receipt.filter(|_| !at_once) {
+                        Some(receipt) => state.handle.ask(move |node, _| view::came(node, &receipt)).await.ok(),
+                        None => None,
+                    };
+                    PullStep::Done { reference, id, size: pin.size, came }
                 }
-                Fetching::Progress(here, all) => PullStep::Progress(here, all),
+                Fetching::Progress(here, all, sources) => PullStep::Progress(here, all, sources),
                 Fetching::Failed(error) => {
                     let hint = "`moyai images` shows which nodes have it, `moyai nodes` which are alive".to_owned();
                     PullStep::Failed(Failure { error, hint })
                 }
             };
+            at_once = false;
             let last = !matches!(step, PullStep::Progress(..));
             if steps.send(Ok(line(&step))).await.is_err() || last {
                 return;

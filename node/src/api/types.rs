@@ -104,6 +104,9 @@ pub struct PlaceRow {
     pub node: String,
     /// `whole`, or `fetching`.
     pub image: String,
+    /// Of one that is fetching: chunks of the image's files that are there, and how many there are, as far as it is known.
+    #[serde(default)]
+    pub chunks: Option<(u32, Option<u32>)>,
     /// The same of what it was made of: `whole`, `fetching`, or nothing.
     pub original: String,
 }
@@ -328,12 +331,23 @@ pub enum LoadStep {
     Failed(Failure),
 }
 
+/// How an image came from other nodes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Came {
+    /// Bytes from each node, by name; who gave most comes first.
+    pub from: Vec<(String, u64)>,
+    /// Bytes of its files that were here before, in other images.
+    pub had: u64,
+    /// In milliseconds.
+    pub took: u64,
+}
+
 /// How far a pull is, and its end.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PullStep {
-    /// Bytes of this stage that are here, and all of them.
-    Progress(u64, u64),
+    /// Bytes of this stage that are here, and all of them; nodes that gave some.
+    Progress(u64, u64, u32),
     /// All of it is here.
     Done {
         /// As people write it.
@@ -342,6 +356,8 @@ pub enum PullStep {
         id: String,
         /// Bytes.
         size: u64,
+        /// How it came from other nodes, if it had to.
+        came: Option<Came>,
     },
     /// It cannot be had.
     Failed(Failure),

@@ -3,6 +3,7 @@
 use moyai_protocol::auction::{Cause, Journal, Record};
 use moyai_protocol::catalog::{Hlc, ImageHeld, NodeFact, Placement, Workload};
 use moyai_protocol::custody;
+use moyai_protocol::exchange::Receipt;
 use moyai_protocol::id::{ChunkId, NodeId, WorkloadId};
 use moyai_protocol::membership::State;
 use moyai_protocol::node::Node;
@@ -14,7 +15,7 @@ use moyai_protocol::workload::{ImagePin, PlacementId, Resources};
 use moyai_sim::whatif::{Machine, Model};
 
 use super::types::{
-    EpochRow, Failure, ImageRow, NodeRow, Ordered, PlaceRow, QuoteRow, RolloutRow, Row, Status, WhyRow,
+    Came, EpochRow, Failure, ImageRow, NodeRow, Ordered, PlaceRow, QuoteRow, RolloutRow, Row, Status, WhyRow,
 };
 use crate::daemon::driver::wall_now;
 use moyai_protocol::id::MeshId;
@@ -306,20 +307,25 @@ pub(crate) fn users_of(node: &Node, reference: &Reference) -> Vec<String> {
     users.map(|known| known.spec.name.clone()).collect()
 }
 
-/// Nodes that have an image, or are getting it.
-pub(super) fn places(node: &Node, held: &ImageHeld) -> Vec<PlaceRow> {
+/// What is said of a node that is getting an image.
+pub(super) const FETCHING: &str = "fetching";
+
+/// Nodes that have an image, or are getting it. `all` is how many chunks its files have.
+pub(super) fn places(node: &Node, held: &ImageHeld, all: Option<u32>) -> Vec<PlaceRow> {
+    let parts = node.parts(&held.root);
     let original = held.original.as_ref().map(|original| original.root);
     let mut rows: Vec<PlaceRow> = Vec::new();
     for (id, fact) in node.catalog().nodes().filter(|(id, _)| node.membership().is_live(id)) {
         let word =
             |root: &ChunkId| match (fact.images.iter().any(|image| image.holds(root)), fact.fetching.contains(root)) {
                 (true, _) => "whole".to_owned(),
-                (false, true) => "fetching".to_owned(),
+                (false, true) => FETCHING.to_owned(),
                 (false, false) => String::new(),
             };
         let row = PlaceRow {
             node: name_of(node, &id),
             image: word(&held.root),
+            chunks: parts.get(&id).filter(|_| fact.fetching.contains(&held.root)).map(|here| (*here, all)),
             original: original.as_ref().map(word).unwrap_or_default(),
         };
         if !(row.image.is_empty() && row.original.is_empty()) {
@@ -328,6 +334,13 @@ pub(super) fn places(node: &Node, held: &ImageHeld) -> Vec<PlaceRow> {
     }
     rows.sort_by(|a, b| a.node.cmp(&b.node));
     rows
+}
+
+/// How an image came, with the nodes' names.
+pub(super) fn came(node: &Node, receipt: &Receipt) -> Came {
+    let mut from: Vec<(String, u64)> = receipt.from.iter().map(|(id, bytes)| (name_of(node, id), *bytes)).collect();
+    from.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    Came { from, had: receipt.had, took: receipt.took.as_millis() as u64 }
 }
 
 fn no_image(node: &Node, text: &str) -> Failure {

@@ -11,7 +11,7 @@ use super::Context;
 use super::args::{ImageVerb, LoadWish, PullWish};
 use super::output::{json_lines, parse_size, size, table};
 use crate::api::client::Stream;
-use crate::api::types::{ImageRow, LoadStep, PlaceRow, PullStep, UsageRow, Verified};
+use crate::api::types::{Came, ImageRow, LoadStep, PlaceRow, PullStep, UsageRow, Verified};
 use crate::daemon::problem;
 use crate::pieces::Outgoing;
 use crate::registry::outside::Credentials;
@@ -152,16 +152,20 @@ pub async fn pull(context: &Context, wish: &PullWish) -> anyhow::Result<u8> {
     let mut stream = context.client().post_stream_of(&path, &credentials(&wish.image)).await?;
     while let Some(step) = stream.next::<PullStep>().await? {
         match step {
-            PullStep::Progress(here, all) => {
+            PullStep::Progress(here, all, sources) => {
                 bar.set_length(all);
                 bar.set_position(here);
+                if sources > 0 {
+                    bar.set_message(format!("from {sources} {}", if sources == 1 { "node" } else { "nodes" }));
+                }
             }
-            PullStep::Done { reference, id, size: bytes } => {
+            PullStep::Done { reference, id, size: bytes, came } => {
                 bar.finish_and_clear();
                 if context.json {
-                    println!("{}", serde_json::json!({"reference": reference, "id": id, "size": bytes}));
+                    println!("{}", serde_json::json!({"reference": reference, "id": id, "size": bytes, "came": came}));
                 } else {
                     println!("{reference}  {}…  {}  is here", id.get(..19).unwrap_or(&id), size(bytes));
+                    came.iter().for_each(|came| println!("{}", told(came)));
                 }
                 return Ok(0);
             }
@@ -172,6 +176,21 @@ pub async fn pull(context: &Context, wish: &PullWish) -> anyhow::Result<u8> {
         }
     }
     Err(problem("the daemon broke off", "its log is daemon.log in its data folder"))
+}
+
+/// How an image came, in a line.
+fn told(came: &Came) -> String {
+    const NAMED: usize = 4;
+    let bytes: u64 = came.from.iter().map(|(_, bytes)| bytes).sum();
+    let rate = bytes as f64 / 1e6 / (came.took.max(1) as f64 / 1e3);
+    let mut from: Vec<String> =
+        came.from.iter().take(NAMED).map(|(node, bytes)| format!("{node} ({})", size(*bytes))).collect();
+    if came.from.len() > NAMED {
+        from.push(format!("{} more", came.from.len() - NAMED));
+    }
+    let from = if from.is_empty() { String::new() } else { format!(" from {}", from.join(", ")) };
+    let had = if came.had > 0 { format!("; {} was here already", size(came.had)) } else { String::new() };
+    format!("  {} in {:.1} s, {rate:.0} MB/s{from}{had}", size(bytes), came.took as f64 / 1e3)
 }
 
 /// What docker's or podman's login has left for the registry of an image.
@@ -251,11 +270,23 @@ pub async fn image(context: &Context, verb: ImageVerb) -> anyhow::Result<u8> {
                 json_lines(&rows)?;
                 return Ok(0);
             }
-            let rows: Vec<Vec<String>> = rows.into_iter().map(|row| vec![row.node, row.image, row.original]).collect();
+            let rows: Vec<Vec<String>> =
+                rows.into_iter().map(|row| vec![row.node, part(&row.image, row.chunks), row.original]).collect();
             print!("{}", table(&["NODE", "IMAGE", "ORIGINAL"], &rows));
         }
     }
     Ok(0)
+}
+
+/// How much of an image is somewhere.
+fn part(word: &str, chunks: Option<(u32, Option<u32>)>) -> String {
+    match chunks {
+        Some((here, Some(all))) if all > 0 => {
+            format!("{word}, {here} of {all} chunks ({} %)", u64::from(here) * 100 / u64::from(all))
+        }
+        Some((here, _)) => format!("{word}, {here} chunks"),
+        None => word.to_owned(),
+    }
 }
 
 async fn save(context: &Context, output: Option<&Path>, images: &[String]) -> anyhow::Result<()> {

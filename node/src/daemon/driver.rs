@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use moyai_protocol::catalog::Key;
 use moyai_protocol::contract::{Command, CommandId, Completion, Event, Input, Output, Refused, Reply};
-use moyai_protocol::id::{NodeId, WorkloadId};
+use moyai_protocol::id::{ImageId, NodeId, WorkloadId};
 use moyai_protocol::node::{Config, Node};
 use moyai_protocol::time::{Instant, UnixMillis};
 use moyai_protocol::worker::PlacementState;
@@ -414,6 +414,13 @@ impl Driver {
                 let text = format!("this machine's clock is {} s ahead, says {}", ahead / 1000, self.name_of(&by));
                 error!("{text}");
                 ("clock".to_owned(), text)
+            }
+            Event::NameContested { reference, meant, other } => {
+                let mut who = |(id, node): (ImageId, NodeId)| format!("sha256:{id} on {}", self.name_of(&node));
+                let (meant, other) = (who(meant), who(other));
+                let text = format!("two images were given this name at once: {meant} is meant now, {other} is not");
+                warn!(name = reference.familiar(), text);
+                (reference.familiar(), text)
             }
             Event::Cloned { other_boot } => {
                 error!(other_boot, "another machine runs with this node's key and was first: this one stops");

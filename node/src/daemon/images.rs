@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use moyai_protocol::catalog::ImageHeld;
 use moyai_protocol::contract::Command;
+use moyai_protocol::exchange::Receipt;
 use moyai_protocol::id::ChunkId;
 use moyai_runtime::image::Original;
 use moyai_runtime::store::{Removed, Store, StoreError};
@@ -30,10 +31,10 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// How far something is on its way here.
 pub enum Fetching {
-    /// Bytes of this stage that are here, and all of them.
-    Progress(u64, u64),
-    /// All of it is here.
-    Done,
+    /// Bytes of this stage that are here, and all of them; nodes that gave some.
+    Progress(u64, u64, u32),
+    /// All of it is here; how it came, if it came in this node's life.
+    Done(Option<Receipt>),
     /// It cannot be had.
     Failed(String),
 }
@@ -55,14 +56,14 @@ impl Images {
     pub async fn look(&self, root: ChunkId) -> Fetching {
         let looked = self.handle.ask(move |node, _| {
             if node.images().iter().any(|image| image.holds(&root)) {
-                return Fetching::Done;
+                return Fetching::Done(node.exchange().receipt(&root).cloned());
             }
             match node.exchange().downloads().find(|(other, _)| **other == root) {
                 Some((_, download)) => {
                     let (here, all) = download.progress();
-                    Fetching::Progress(here, all)
+                    Fetching::Progress(here, all, download.receipt().from.len() as u32)
                 }
-                None if node.exchange().is_waiting(&root) => Fetching::Progress(0, 0),
+                None if node.exchange().is_waiting(&root) => Fetching::Progress(0, 0, 0),
                 None => Fetching::Failed(node.exchange().failure(&root).unwrap_or("it was given up").to_owned()),
             }
         });
@@ -78,7 +79,7 @@ impl Images {
         }
         loop {
             match self.look(root).await {
-                Fetching::Done => return Ok(()),
+                Fetching::Done(_) => return Ok(()),
                 Fetching::Failed(reason) => return Err(reason),
                 Fetching::Progress(..) => tokio::time::sleep(LOOK).await,
             }

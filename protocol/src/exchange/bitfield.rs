@@ -23,6 +23,11 @@ impl Bitfield {
         self.bytes.get(at / 8).is_some_and(|byte| byte & (1 << (at % 8)) != 0)
     }
 
+    /// How many are in the set.
+    pub fn count(&self) -> u32 {
+        self.bytes.iter().map(|byte| byte.count_ones()).sum()
+    }
+
     /// Adds piece `at`.
     pub fn set(&mut self, at: usize) {
         if self.bytes.len() <= at / 8 {

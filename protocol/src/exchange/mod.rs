@@ -53,6 +53,8 @@ pub const MAX_DOWNLOADS: usize = 16;
 const MAX_WAITING: usize = 256;
 /// Failures that are remembered for whoever asks.
 const MAX_FAILURES: usize = 64;
+/// Receipts that are remembered.
+const MAX_RECEIPTS: usize = 64;
 /// Batches in flight for one image, and their bytes (a single batch may be more).
 pub const MAX_BATCHES: usize = 16;
 const MAX_IN_FLIGHT: u64 = 8 << 20;
@@ -84,7 +86,7 @@ const MAX_DEMANDED: usize = 4096;
 /// Batches with one provider while something is demanded.
 const PER_PROVIDER_DEMANDED: usize = 4;
 /// The most pieces of one image: a bitfield over them fills half a message.
-const MAX_PIECES: usize = 1 << 22;
+pub(crate) const MAX_PIECES: usize = 1 << 22;
 
 /// Why an image is wanted here.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +95,24 @@ pub enum Need {
     Copy,
     /// Something here is to run it, or somebody asked for it. Takes the place of a copy when there is none left.
     Use,
+}
+
+/// How an image came here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// Bytes from each node, checked.
+    pub from: BTreeMap<NodeId, u64>,
+    /// Bytes of its contents that were here before.
+    pub had: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Receipt {
+    /// Bytes that came.
+    pub fn received(&self) -> u64 {
+        self.from.values().sum()
+    }
 }
 
 /// What the exchange wants done.
@@ -186,7 +206,8 @@ pub struct Download {
     batches: BTreeMap<u64, Batch>,
     last_progress: Instant,
     next_look: Instant,
-    received: u64,
+    begun: Instant,
+    receipt: Receipt,
     last_fault: Option<String>,
     last_lie: Option<String>,
 }
@@ -200,6 +221,8 @@ pub struct Exchange {
     waiting: Vec<(ChunkId, Need)>,
     /// Why downloads failed, until they are wanted again; the latest [`MAX_FAILURES`].
     failures: VecDeque<(ChunkId, String)>,
+    /// How images came, for whoever asks; the latest [`MAX_RECEIPTS`].
+    receipts: VecDeque<(ChunkId, Receipt)>,
     next_batch: u64,
     actions: Vec<Action>,
 }
@@ -212,6 +235,7 @@ impl Exchange {
             downloads: BTreeMap::new(),
             waiting: Vec::new(),
             failures: VecDeque::new(),
+            receipts: VecDeque::new(),
             next_batch: 0,
             actions: Vec::new(),
         }
@@ -249,6 +273,11 @@ impl Exchange {
     /// Images on their way, with what is known of their pieces.
     pub fn downloads(&self) -> impl Iterator<Item = (&ChunkId, &Download)> {
         self.downloads.iter()
+    }
+
+    /// How an image came, if it came in this node's life.
+    pub fn receipt(&self, root: &ChunkId) -> Option<&Receipt> {
+        self.receipts.iter().find(|(other, _)| other == root).map(|(_, receipt)| receipt)
     }
 
     /// Why an image could not be had, when it was wanted last.
@@ -337,6 +366,12 @@ impl Exchange {
         let Some(download) = self.downloads.get_mut(&root) else { return };
         match result {
             Ok(survey) if survey.complete => {
+                if self.receipts.len() >= MAX_RECEIPTS {
+                    self.receipts.pop_front();
+                }
+                self.receipts.retain(|(other, _)| *other != root);
+                let took = now.since(download.begun);
+                self.receipts.push_back((root, Receipt { took, ..std::mem::take(&mut download.receipt) }));
                 self.finish(root, now);
                 self.actions.push(Action::Complete(root));
             }
@@ -345,10 +380,12 @@ impl Exchange {
                 self.fail(root, true, reason, now);
             }
             Ok(survey) => {
-                if survey.contents && !download.contents {
+                let listed = survey.contents && !download.contents;
+                download.take(survey);
+                if listed {
+                    download.receipt.had = download.progress().0;
                     self.actions.push(Action::Listed(root));
                 }
-                download.take(survey);
                 download.receivers.clear();
                 download.count_receivers(&root, &self.me);
                 download.next_look = now;
@@ -371,7 +408,7 @@ impl Exchange {
         }
         if !result.got.is_empty() {
             download.last_progress = now;
-            download.received += result.bytes;
+            *download.receipt.from.entry(node).or_default() += result.bytes;
             download.usual =
                 if download.usual.is_zero() { result.elapsed } else { (download.usual * 7 + result.elapsed) / 8 };
             self.actions.push(Action::Measured(result.bytes, result.elapsed));
@@ -558,7 +595,8 @@ impl Download {
             batches: BTreeMap::new(),
             last_progress: now,
             next_look: now + LOOK,
-            received: 0,
+            begun: now,
+            receipt: Receipt::default(),
             last_fault: None,
             last_lie: None,
         }
@@ -588,9 +626,9 @@ impl Download {
         (here.map(|(_, piece)| u64::from(piece.len)).sum(), total)
     }
 
-    /// Bytes that came from other nodes.
-    pub fn received(&self) -> u64 {
-        self.received
+    /// What has come so far.
+    pub fn receipt(&self) -> &Receipt {
+        &self.receipt
     }
 
     fn take(&mut self, survey: Survey) {

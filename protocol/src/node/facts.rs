@@ -19,6 +19,8 @@ use crate::reference::Reference;
 use crate::time::Instant;
 use crate::trust::Role;
 
+/// Names that are given within so long may have been given by two who did not know of one another.
+const CONTEST: Duration = Duration::from_secs(60);
 /// How long it is said that a name was taken back.
 const UNNAMED: Duration = Duration::from_secs(14 * 24 * 3600);
 /// How long at least, when many are.
@@ -116,7 +118,17 @@ impl Node {
                     let moved = before
                         .is_none_or(|before| before.images != report.images || before.fetching != report.fetching);
                     let unnamed = before.map_or(&[][..], |before| &before.unnamed) != report.unnamed;
+                    let named = report.images.iter().filter(|image| {
+                        let known = before.is_some_and(|before| {
+                            before.images.iter().any(|old| (&old.reference, old.root) == (&image.reference, image.root))
+                        });
+                        !known && image.is_image()
+                    });
+                    let named: Vec<ImageHeld> = named.cloned().collect();
                     self.images_moved |= moved;
+                    if let Some(node) = fact.key.owner().filter(|node| *node != self.me) {
+                        named.iter().for_each(|image| self.contest(image, node));
+                    }
                     if unnamed {
                         self.forget_unnamed(now);
                     }
@@ -340,6 +352,26 @@ impl Node {
 
     pub(super) fn has_image(&self, root: &ChunkId) -> bool {
         self.images.iter().any(|image| image.holds(root))
+    }
+
+    /// Tells of a name that another node gives to one image and this one to another, both a moment ago: neither may have known.
+    fn contest(&mut self, theirs: &ImageHeld, node: NodeId) {
+        let same = |own: &&ImageHeld| own.reference == theirs.reference && own.root != theirs.root && own.is_image();
+        let Some(own) = self.images.iter().find(same) else { return };
+        let (own_at, their_at) = (own.named.time().0, theirs.named.time().0);
+        let told = |(other, fact): (NodeId, &NodeFact)| {
+            let named = |image: &ImageHeld| (&image.reference, image.root) == (&theirs.reference, theirs.root);
+            other != node && fact.images.iter().any(named)
+        };
+        if u128::from(own_at.abs_diff(their_at)) > CONTEST.as_millis() || self.catalog.nodes().any(told) {
+            return;
+        }
+        let (mut meant, mut other) = ((own.id, self.me), (theirs.id, node));
+        if own.named < theirs.named {
+            std::mem::swap(&mut meant, &mut other);
+        }
+        let reference = own.reference.clone();
+        self.tell(Event::NameContested { reference, meant, other });
     }
 
     /// An image is here, or what it was made of, under this name. Of two images with one name, the one named last is meant.

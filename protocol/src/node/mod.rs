@@ -30,7 +30,7 @@ use crate::codec;
 use crate::confinement::Offers;
 use crate::contract::{Command, CommandId, Effect, EffectId, Event, Input, Output, RecordKey, Refused, Reply};
 use crate::custody::Custody;
-use crate::exchange::{self, Exchange};
+use crate::exchange::{self, Bitfield, Exchange, MAX_PIECES};
 use crate::id::{ChunkId, MeshId, NodeId, Signature, WorkloadId};
 use crate::lease::{Custodian, Holder, SeatRecord};
 use crate::membership::{self, Change, Membership, State, jitter};
@@ -49,6 +49,8 @@ use settle::Unwritten;
 /// just begun to listen would think everybody dead and run everything itself.
 pub const WARM_UP: Duration = Duration::from_secs(6);
 /// A process that did nothing for this long was stopped or starved, and its timers say nothing about others.
+/// Nodes that are asked how far they are with one image.
+const MAX_PARTS: usize = 256;
 const FROZEN: Duration = Duration::from_secs(5);
 /// Between two looks at this node's own certificate.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(30);
@@ -166,6 +168,8 @@ pub struct Node {
     images_moved: bool,
     /// No copy of an image is taken that nothing here asks for.
     store_full: bool,
+    /// The image whose parts somebody asked about last, and what each node that is getting it said.
+    parts: Option<(ChunkId, BTreeMap<NodeId, Option<u32>>)>,
 
     membership: Membership,
     catalog: Catalog,
@@ -220,6 +224,7 @@ impl Node {
             next_tend: now + leases::TEND,
             images_moved: true,
             store_full: false,
+            parts: None,
             membership: Membership::new(config.key.clone(), config.wall.0, now),
             catalog: Catalog::new(config.mesh, config.memo),
             auctioneer: Auctioneer::default(),
@@ -383,6 +388,13 @@ impl Node {
         let active = self.worker.placements().filter(|(_, held)| held.fact.state.is_active());
         let used = active.map(|(_, held)| held.spec.image.root);
         Some(named.chain(used).chain(self.exchange.wanted()).collect())
+    }
+
+    /// How many chunks of an image's contents are on the nodes that are getting it, this one among them: as they said last.
+    pub fn parts(&self, root: &ChunkId) -> BTreeMap<NodeId, u32> {
+        let said = self.parts.iter().filter(|(asked, _)| asked == root).flat_map(|(_, parts)| parts);
+        let said = said.filter_map(|(node, count)| Some((*node, (*count)?)));
+        said.chain(self.exchange.bitfield(root).map(|bits| (self.me, bits.count()))).collect()
     }
 
     /// What is here of images that nothing here runs or fetches, and that enough other nodes have: what was named longest ago comes
@@ -561,6 +573,12 @@ impl Node {
                 self.sends.push((from, Message::Bitfield { root, bits, complete }));
             }
             Message::Bitfield { root, bits, complete } => {
+                if let Some((asked, parts)) = &mut self.parts
+                    && *asked == root
+                    && let Some(part) = parts.get_mut(&from)
+                {
+                    *part = Some(Bitfield::from_bytes(bits.clone(), MAX_PIECES).count()).filter(|_| !complete);
+                }
                 self.exchange.bitfield_from(from, &root, bits, complete, now, &mut self.rng);
             }
 
@@ -634,6 +652,13 @@ impl Node {
                     self.exchange.want(root, exchange::Need::Use, now);
                     self.publish_node(now);
                 }
+                Ok(Reply::Done)
+            }
+            Command::AskParts { root } => {
+                let fetching = self.providers(&root).into_iter().filter(|(_, whole)| !whole);
+                let asked: Vec<NodeId> = fetching.map(|(node, _)| node).take(MAX_PARTS).collect();
+                self.sends.extend(asked.iter().map(|node| (*node, Message::BitfieldRequest { root })));
+                self.parts = Some((root, asked.into_iter().map(|node| (node, None)).collect()));
                 Ok(Reply::Done)
             }
             Command::DemandChunks { root, chunks } => {
