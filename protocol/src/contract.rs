@@ -434,6 +434,13 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A provider did not give of an image what it says it has; it is asked for elsewhere.
+    Faulty {
+        /// Who.
+        node: NodeId,
+        /// In words.
+        reason: String,
+    },
     /// Two images were given one name at about the same time: the later word counts. Each is told with one that has it.
     NameContested {
         /// The name.

@@ -150,10 +150,11 @@ impl Host {
         Output::of(self.moyai_command(args), format!("{}: moyai {}", self.name, args.join(" ")))
     }
 
-    /// The same, by the program whose daemon serves wrong chunks.
-    pub fn lying(&self, args: &[&str]) -> Output {
+    /// The same, by the program whose daemon lies in this way about the chunks it serves (`node/examples/lying_peer.rs`).
+    pub fn lying(&self, lie: &str, args: &[&str]) -> Output {
         let data = self.data.to_string_lossy();
-        let command = self.command(crate::lab::lying_binary(), &[&["--data", &*data], args].concat());
+        let mut command = self.command(crate::lab::lying_binary(), &[&["--data", &*data], args].concat());
+        command.env("MOYAI_LIE", lie);
         Output::of(command, format!("{}: lying_peer {}", self.name, args.join(" ")))
     }
 

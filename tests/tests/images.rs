@@ -557,13 +557,58 @@ fn a_node_pulls_what_others_have() {
     without.moyai(&["pull", "nosuchimage"]).fails(1).says("nosuchimage");
 }
 
+/// A pull from a mesh in which one node is honest and one lies: it ends, and whoever lied is named in the log.
+fn pulled_beside_a_liar(lie: &str, told: &str) {
+    let lab = Lab::new(3);
+    let [one, liar, three] = lab.hosts();
+    one.moyai(&["init"]).ok();
+    let ticket = one.ticket(&[]);
+    liar.lying(lie, &["join", &ticket]).ok();
+    three.moyai(&["join", &ticket]).ok();
+    lab.wait_for_mesh();
+    one.shape("40mbit");
+    let archive = bulk(&lab, "large", 16_000_000, 9);
+    liar.load(&archive);
+    one.load(&archive);
+    three.moyai(&["pull", "large"]).ok();
+    three.moyai(&["image", "verify", "large"]).ok();
+    let log = three.log_tail(500);
+    let named = log.lines().any(|line| line.contains(told) && (line.contains("lab-2") || line.contains("from=")));
+    assert!(named, "`{told}` is said of lab-2:\n{log}");
+}
+
+#[test]
+fn a_peer_that_sends_less_of_a_chunk_is_named() {
+    pulled_beside_a_liar("short", "bytes that are not chunk");
+}
+
+#[test]
+fn a_peer_that_promises_more_than_it_sends_is_named() {
+    pulled_beside_a_liar("less", "bytes that are not chunk");
+}
+
+#[test]
+fn a_peer_that_sends_without_end_is_named() {
+    pulled_beside_a_liar("endless", "a chunk of 4294967285 bytes");
+}
+
+#[test]
+fn a_peer_that_sends_too_late_is_named() {
+    pulled_beside_a_liar("late", "too slow");
+}
+
+#[test]
+fn a_peer_that_has_nothing_of_what_it_says_it_has_is_named() {
+    pulled_beside_a_liar("none", "that it says it has");
+}
+
 #[test]
 fn a_peer_that_serves_wrong_chunks_is_named_and_not_believed() {
     let lab = Lab::new(4);
     let [one, liar, three, four] = lab.hosts();
     one.moyai(&["init"]).ok();
     let ticket = one.ticket(&[]);
-    liar.lying(&["join", &ticket]).ok();
+    liar.lying("wrong", &["join", &ticket]).ok();
     three.moyai(&["join", &ticket]).ok();
     four.moyai(&["join", &ticket]).ok();
     lab.wait_for_mesh();

@@ -356,6 +356,15 @@ impl Driver {
                 }
                 return;
             }
+            Event::Faulty { node, reason } => {
+                if self.may_complain(node) {
+                    warn!(
+                        node = self.name_of(&node),
+                        reason, "it did not give what was asked of an image; others are asked"
+                    );
+                }
+                return;
+            }
             Event::ImageFailed { root, reason } => {
                 warn!(root = %root.short(), reason, "an image cannot be had");
                 return;

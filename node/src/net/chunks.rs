@@ -22,8 +22,8 @@ use moyai_protocol::id::ChunkId;
 use moyai_runtime::store::{Store, StoreError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// What a daemon of the tests does to each chunk it serves; others do nothing.
-pub type ChunkTamper = fn(Vec<u8>) -> Vec<u8>;
+/// What a daemon of the tests sends in place of a chunk, which it may have; others send what they have.
+pub type ChunkTamper = fn(Option<Vec<u8>>) -> Vec<u8>;
 
 /// Also of an image's root, which is one chunk however many layers it has.
 const MAX_CHUNK: u32 = 4 << 20;
@@ -114,9 +114,10 @@ fn slab(
     let mut slab = Vec::with_capacity(SLAB + SLAB / 4);
     while slab.len() < SLAB {
         let Some(id) = ids.next() else { break };
-        let mut bytes = store.chunk(&id.0)?;
+        let bytes = store.chunk(&id.0)?;
         if let Some(tamper) = tamper {
-            bytes = bytes.map(tamper);
+            slab.extend(tamper(bytes));
+            continue;
         }
         match bytes {
             Some(bytes) => {

@@ -70,10 +70,14 @@ const BLOCK_BYTES: u64 = SHARED_BATCH_BYTES;
 pub const BATCH_PIECES: usize = 512;
 /// How long a provider that could not be reached is left alone.
 const REST: Duration = Duration::from_secs(3);
+/// The same doubles with each try of which nothing came, so often at the most.
+const MAX_DOUBLED: u32 = 3;
 /// Between two looks at who has what.
 const LOOK: Duration = Duration::from_millis(500);
 /// In flight for longer than this at the end, and than three times as long as batches take, one is asked for elsewhere too.
 const ENDGAME: Duration = Duration::from_millis(500);
+/// Who is overtaken after so long is said to be slow.
+const SLOW: Duration = Duration::from_secs(2);
 /// Without any piece for this long, a download has failed.
 const GIVE_UP: Duration = Duration::from_secs(60);
 /// The same where every node that had all of it has sent a wrong chunk: those that are left are fetching it themselves.
@@ -153,6 +157,8 @@ pub enum Action {
         /// In words.
         reason: String,
     },
+    /// This provider did not give what it said it has, or not in time.
+    Faulty(NodeId, String),
     /// This provider sent bytes that are not the chunk it was asked for.
     Lied(NodeId, ChunkId),
     /// A batch of so many bytes took so long.
@@ -166,6 +172,8 @@ struct Provider {
     /// It sent a wrong chunk.
     banned: bool,
     rest_until: Instant,
+    /// Batches of which nothing came, one after the other.
+    idle: u32,
 }
 
 #[derive(Debug)]
@@ -419,6 +427,10 @@ impl Exchange {
                 download.in_flight.clear(at as usize);
             }
         }
+        let nothing = result.got.is_empty() && result.fault.is_some();
+        if let Some(provider) = download.providers.get_mut(&node) {
+            provider.idle = if nothing { provider.idle + 1 } else { 0 };
+        }
         if let Some(fault) = result.fault {
             download.last_fault = Some(describe(&fault, &node));
             match (fault, download.providers.get_mut(&node)) {
@@ -430,21 +442,33 @@ impl Exchange {
                     self.actions.push(Action::Lied(node, chunk));
                 }
                 (FetchFault::Missing(chunk), Some(provider)) => {
+                    if provider.complete {
+                        let reason = format!("it has no chunk {} of an image that it says it has", chunk.short());
+                        self.actions.push(Action::Faulty(node, reason));
+                    }
                     provider.complete = false;
-                    provider.rest_until = now + LOOK;
+                    provider.rest_until = now + LOOK * (1 << provider.idle.min(MAX_DOUBLED));
                     let mut has = provider.has.clone();
                     if let Some(at) = download.index.get(&chunk) {
                         has.clear(*at as usize);
                     }
                     download.has_now(&node, has);
                 }
-                (FetchFault::Unreachable(_), Some(provider)) => provider.rest_until = now + REST,
+                (FetchFault::Unreachable(reason), Some(provider)) => {
+                    provider.rest_until = now + REST * (1 << provider.idle.saturating_sub(1).min(MAX_DOUBLED));
+                    self.actions.push(Action::Faulty(node, reason));
+                }
                 (_, None) => {}
             }
         }
         for (batch, superfluous) in &mut download.batches {
             if !superfluous.called_off && superfluous.pieces.iter().all(|at| download.have.has(*at as usize)) {
                 superfluous.called_off = true;
+                let waited = now.since(superfluous.asked);
+                if waited >= SLOW {
+                    let reason = format!("too slow: another sent it while it was waited for, {} s", waited.as_secs());
+                    self.actions.push(Action::Faulty(superfluous.provider, reason));
+                }
                 self.actions.push(Action::Cancel { root, batch: *batch });
             }
         }

@@ -45,6 +45,8 @@ enum Manner {
     Away,
     Hangs,
     DiskFull,
+    /// Says that it has what it has not.
+    Boasts,
 }
 
 struct Host {
@@ -136,7 +138,7 @@ impl Mesh {
                     assert!(self.has(at, root));
                 }
                 Action::Failed { root, reason, .. } => host.failed.push((root, reason)),
-                Action::Listed(_) => {}
+                Action::Listed(_) | Action::Faulty(..) => {}
                 Action::Lied(provider, _) => host.lied.push(provider),
                 Action::Measured(bytes, _) => assert!(bytes > 0),
                 Action::Survey(root) => self.later(at, wait, Due::Surveyed(root)),
@@ -182,7 +184,10 @@ impl Mesh {
                 let Survey { present, contents, .. } = self.survey(at, root);
                 let mut bits = Bitfield::default();
                 present.iter().enumerate().filter(|(_, here)| **here && contents).for_each(|(at, _)| bits.set(at));
-                let bits = self.hosts[at].exchange.bitfield(&root).unwrap_or(&bits).as_bytes().to_vec();
+                let mut bits = self.hosts[at].exchange.bitfield(&root).unwrap_or(&bits).as_bytes().to_vec();
+                if self.hosts[at].manner == Manner::Boasts {
+                    bits = vec![0xff; MAX_PIECES / 8 + 1];
+                }
                 let (to, wait) = (usize::from(from.0[0]), ms(self.rng.u64(1..20)));
                 self.later(to, wait, Due::Message(node(at), Message::Bitfield { root, bits, complete }));
             }
@@ -208,6 +213,7 @@ impl Mesh {
                 (_, Manner::DiskFull) => Some(FetchFault::Storage("no space left".to_owned())),
                 (Manner::Away, _) => Some(FetchFault::Unreachable("no route".to_owned())),
                 (Manner::Lies, _) => Some(FetchFault::WrongChunk(piece.chunk)),
+                (Manner::Boasts, _) => Some(FetchFault::Missing(piece.chunk)),
                 _ if self.hosts[provider].kept.contains(&piece.chunk) => None,
                 _ => Some(FetchFault::Missing(piece.chunk)),
             };
@@ -296,5 +302,18 @@ fn what_somebody_waits_for_comes_before_everything_else() {
         let until = mesh.now + ms(300);
         mesh.run_until(ms(300), |mesh| !mesh.hosts[0].complete.is_empty());
         mesh.now = mesh.now.max(until);
+    }
+}
+
+#[test]
+fn who_says_that_it_has_what_it_has_not_holds_nobody_up() {
+    for seed in 0..10 {
+        // The honest one has all; the others receive too, and boast of every piece, and of more than there are.
+        let mut mesh = Mesh::swarm(&[Manner::Honest, Manner::Honest, Manner::Boasts, Manner::Boasts], seed);
+        mesh.hosts[2..].iter_mut().for_each(|host| host.kept = [image(0)].into());
+        for at in 1..4 {
+            mesh.want(at, image(0), Need::Use);
+        }
+        assert!(mesh.run_until(ms(60_000), |mesh| mesh.has(1, image(0))), "seed {seed}");
     }
 }

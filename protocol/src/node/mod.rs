@@ -778,6 +778,7 @@ impl Node {
             exchange::Action::Measured(bytes, elapsed) => self.worker.measured_bandwidth(bytes, elapsed),
             exchange::Action::Listed(root) => self.worker.image_listed(&root, now),
             exchange::Action::Complete(root) => self.image_complete(root, now),
+            exchange::Action::Faulty(node, reason) => self.tell(Event::Faulty { node, reason }),
             exchange::Action::Lied(provider, chunk) => {
                 let reason =
                     format!("bytes that are not chunk {}; it is asked for no more of that image", chunk.short());
