@@ -276,6 +276,9 @@ pub enum Command {
     ImageAdded(ImageHeld),
     /// A name is nobody's any more, here and on every node.
     Unname(crate::reference::Reference),
+    /// An image, or what it was made of, is being given up here for want of room: it is not copied here again unless something
+    /// here asks for it.
+    ImageGivenUp(ChunkId),
     /// Images, or what they were made of, are here no more.
     ImagesRemoved(Vec<ChunkId>),
     /// Whether images take as much room here as they may: then no copy is taken that nothing here asks for.

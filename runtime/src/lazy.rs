@@ -158,7 +158,9 @@ pub(crate) unsafe fn mount(lazy: &Lazy, objects: &Path) -> io::Result<OwnedFd> {
     let shim = sys::pidfd_open(std::process::id() as i32)?;
     let filesystem = sys::open_filesystem(c"fuse")?;
     let fd = std::ffi::CString::new(device.as_raw_fd().to_string())?;
-    for (key, value) in [(c"fd", &*fd), (c"rootmode", c"40000"), (c"user_id", c"0"), (c"group_id", c"0")] {
+    let most = std::ffi::CString::new(MAX_READ.to_string())?;
+    let plain = [(c"rootmode", c"40000"), (c"user_id", c"0"), (c"group_id", c"0")];
+    for (key, value) in [(c"fd", &*fd), (c"max_read", &*most)].into_iter().chain(plain) {
         sys::set_option(filesystem.as_fd(), key, value)?;
     }
     for flag in [c"allow_other", c"default_permissions"] {
@@ -249,18 +251,20 @@ impl Files {
                 file.read_exact_at(&mut bytes, read.offset)?;
                 return Ok(bytes);
             }
-            let asked = LINE.with_borrow_mut(|line| {
+            let (asked, new) = LINE.with_borrow_mut(|line| {
+                let new = line.is_none();
                 let answer = self.ask(line, read);
                 if answer.is_err() {
                     *line = None;
                 }
-                answer
+                (answer, new)
             });
             match asked {
                 Ok(Some(bytes)) => return Ok(bytes),
                 Ok(None) => return Err(io::Error::from_raw_os_error(libc::EIO)),
-                // There will be another daemon.
-                Err(_) => std::thread::sleep(RETRY),
+                // There will be another daemon. One that only closed what was idle is there.
+                Err(_) if new => std::thread::sleep(RETRY),
+                Err(_) => {}
             }
         }
     }
@@ -279,8 +283,11 @@ impl Files {
         let mut len = [0; 4];
         line.read_exact(&mut len)?;
         let len = u32::from_le_bytes(len);
-        if len != read.len {
+        if len == FAILED {
             return Ok(None);
+        }
+        if len != read.len {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer of another length"));
         }
         let mut bytes = vec![0; len as usize];
         line.read_exact(&mut bytes)?;

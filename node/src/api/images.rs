@@ -24,6 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::server::{Answer, Failed, State, failed, import_failure, line, refused};
 use super::types::{Failure, PlaceRow, PullStep, UsageRow, Verified};
 use super::view;
+use crate::daemon::images::Swept;
 use crate::pieces::Outgoing;
 use crate::registry::outside::{Credentials, OutsideError, Progress};
 use crate::registry::{for_this_machine, held_as, read_held};
@@ -291,8 +292,12 @@ pub(super) async fn remove(
 /// Removes what belongs to no image.
 pub(super) async fn prune(AxumState(state): AxumState<State>) -> Answer<u64> {
     match state.images.sweep().await {
-        Ok(Some(freed)) => Ok(Json(freed)),
-        Ok(None) => Err(failed("something is being loaded or pushed here", "again when that is done")),
+        Ok(Swept::Freed(freed)) => Ok(Json(freed)),
+        Ok(Swept::Busy) => Err(failed("something is being loaded or pushed here", "again when that is done")),
+        Ok(Swept::Unknown) => Err(failed(
+            "the names of this node's images were lost, so it is not known what is needed",
+            "`moyai down && moyai up`, and load or pull what is missing",
+        )),
         Err(error) => Err(failed(error.to_string(), "")),
     }
 }

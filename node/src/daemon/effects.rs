@@ -440,9 +440,9 @@ impl Effects {
         let dir = self.containers.join(folder(&placement));
         let (store, wanted) = (Arc::clone(&self.store), spec.clone());
         let found = tokio::task::spawn_blocking(move || {
-            let image = spec.as_ref().and_then(|spec| store.runnable(&spec.image.root.0).ok().flatten());
+            let image = spec.as_ref().and_then(|spec| store.config(&spec.image.root.0).ok());
             let stop = spec.and_then(|spec| spec.stop_signal.clone());
-            let stop = stop.or_else(|| image.and_then(|image| image.config.process().stop_signal));
+            let stop = stop.or_else(|| image.and_then(|image| image.process().stop_signal));
             (container::find(&dir), stop)
         });
         let Ok((found, stop)) = found.await else { return Adopted::Gone };

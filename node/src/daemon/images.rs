@@ -23,7 +23,7 @@ use super::driver::Handle;
 
 /// Between two looks at what is needed.
 const ROUND: Duration = Duration::from_secs(20);
-/// Rounds between two sweeps: two hours. The first is a minute after a start.
+/// Rounds between two sweeps: two hours. The first is in the third round after a start.
 const SWEEP: u64 = 360;
 const FIRST_SWEEP: u64 = 3;
 /// Between two looks at how far a download is.
@@ -37,6 +37,16 @@ pub enum Fetching {
     Done(Option<Receipt>),
     /// It cannot be had.
     Failed(String),
+}
+
+/// What a sweep has come to.
+pub enum Swept {
+    /// So many bytes are free again.
+    Freed(u64),
+    /// Something is imported, and nothing was removed.
+    Busy,
+    /// It is not known what is needed: the names were lost, and this daemon removes nothing.
+    Unknown,
 }
 
 /// The images of this node.
@@ -96,16 +106,15 @@ impl Images {
         original.ok_or_else(|| "what it was made of has just been removed".to_owned())
     }
 
-    /// Removes what nothing here needs, whole or in part; how many bytes are free again. `None` while something is imported, or when
-    /// it is not known what is needed.
-    pub async fn sweep(&self) -> Result<Option<u64>, StoreError> {
+    /// Removes what nothing here needs, whole or in part.
+    pub async fn sweep(&self) -> Result<Swept, StoreError> {
         let asked = self.handle.ask(|node, _| (node.wanted_images(), node.exchange().wanted().collect::<Vec<_>>()));
-        let Ok((Some(wanted), coming)) = asked.await else { return Ok(None) };
+        let Ok((Some(wanted), coming)) = asked.await else { return Ok(Swept::Unknown) };
         let keep: Vec<[u8; 32]> = wanted.into_iter().chain(coming).map(|root| root.0).collect();
         let store = Arc::clone(&self.store);
         match tokio::task::spawn_blocking(move || store.sweep(&keep)).await {
-            Ok(Ok(Removed::Freed(bytes))) => Ok(Some(bytes)),
-            Ok(Ok(Removed::Busy)) | Err(_) => Ok(None),
+            Ok(Ok(Removed::Freed(bytes))) => Ok(Swept::Freed(bytes)),
+            Ok(Ok(Removed::Busy)) | Err(_) => Ok(Swept::Busy),
             Ok(Err(error)) => Err(error),
         }
     }
@@ -118,9 +127,20 @@ impl Images {
         };
         let mut used = size().await;
         if used > budget {
-            let Ok(spare) = self.handle.ask(|node, _| node.spare_images()).await else { return Ok(()) };
+            let Ok(spare) = self.handle.ask(|node, now| node.spare_images(now)).await else { return Ok(()) };
             for root in spare {
+                // Each removal takes its time, and what was spare may be needed now.
+                let still = self.handle.ask(move |node, now| node.spare_images(now).contains(&root)).await;
+                if !still.unwrap_or(false) {
+                    continue;
+                }
+                // First of all, so that nothing is started on it meanwhile.
+                let _ended = self.handle.command(Command::ImageGivenUp(root)).await;
                 let freed = self.give_up([root].into()).await?;
+                if freed == 0 {
+                    // Something is imported, or others need all of it: it is nobody's now, and goes in a later round.
+                    break;
+                }
                 info!(root = %root.short(), bytes = freed, "given up for the budget: other nodes have it");
                 used = size().await;
                 if used <= budget {
@@ -196,8 +216,8 @@ impl Images {
             unneeded = now;
             if rounds % SWEEP == FIRST_SWEEP {
                 match self.sweep().await {
-                    Ok(Some(0) | None) => {}
-                    Ok(Some(bytes)) => info!(bytes, "removed what belonged to nothing"),
+                    Ok(Swept::Freed(0) | Swept::Busy | Swept::Unknown) => {}
+                    Ok(Swept::Freed(bytes)) => info!(bytes, "removed what belonged to nothing"),
                     Err(error) => warn!(%error, "cannot look for what belongs to nothing"),
                 }
             }

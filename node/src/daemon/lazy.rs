@@ -7,12 +7,12 @@
 //!
 //! **If the daemon dies:** keepers connect to the next one, and ask again.
 //!
-//! **Bounds.** A line asks one thing at a time, and a keeper has a few; the contents of an image are known here once, as
-//! long as a keeper is connected.
+//! **Bounds.** A line asks one thing at a time, and a keeper has a few; the contents of an image are known here once, while it
+//! is asked about.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use moyai_protocol::contract::Command;
 use moyai_protocol::id::ChunkId;
@@ -30,7 +30,14 @@ use super::images::{Fetching, Images};
 /// Something that was demanded is demanded again after so long: the exchange does not know contents before it has surveyed them.
 const AGAIN: Duration = Duration::from_millis(250);
 
+/// A line that asks nothing for so long is closed; its keeper makes another when it needs one. What an image's contents are is
+/// known for so long after it was asked about.
+const IDLE: Duration = Duration::from_secs(60);
+
 type Contents = HashMap<ContentId, Content>;
+
+/// By image, and when somebody asked last.
+type Known = HashMap<[u8; 32], (Arc<Contents>, Instant)>;
 
 /// Gives containers what they read of images that are still coming.
 #[derive(Clone)]
@@ -40,7 +47,7 @@ pub struct Reads {
     images: Images,
     /// Told when chunks have come.
     arrived: Arc<Notify>,
-    known: Arc<Mutex<HashMap<[u8; 32], Weak<Contents>>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl Reads {
@@ -105,6 +112,7 @@ impl Reads {
 
     /// Returns when these chunks of an image are here.
     async fn need(&self, root: ChunkId, mut chunks: Vec<ChunkId>) -> Result<(), String> {
+        let mut whole = false;
         loop {
             let came = self.arrived.notified();
             tokio::pin!(came);
@@ -128,11 +136,16 @@ impl Reads {
             if self.handle.command(demand).await.is_err() {
                 return Err("the daemon ends".to_owned());
             }
-            let waited = tokio::time::timeout(AGAIN, came).await;
-            if waited.is_err()
-                && let Fetching::Failed(reason) = self.images.look(root).await
-            {
-                return Err(reason);
+            if tokio::time::timeout(AGAIN, came).await.is_err() {
+                match self.images.look(root).await {
+                    Fetching::Failed(reason) => return Err(reason),
+                    // The next look at the store was the last one.
+                    Fetching::Done(_) if whole => {
+                        return Err("its disk has lost it: `moyai image verify` says more".to_owned());
+                    }
+                    Fetching::Done(_) => whole = true,
+                    Fetching::Progress(..) => {}
+                }
             }
         }
     }
@@ -140,11 +153,15 @@ impl Reads {
     async fn serve(&self, mut line: UnixStream) -> anyhow::Result<()> {
         let mut root = [0; 32];
         line.read_exact(&mut root).await?;
-        let contents = self.contents(root).await.map_err(anyhow::Error::msg)?;
         let mut asked = [0; Read::SIZE];
         loop {
-            line.read_exact(&mut asked).await?;
-            match self.read(ChunkId(root), &contents, Read::decode(&asked)).await {
+            // A keeper whose image is whole asks no more, and says nothing of it.
+            tokio::time::timeout(IDLE, line.read_exact(&mut asked)).await??;
+            let read = match self.contents(root).await {
+                Ok(contents) => self.read(ChunkId(root), &contents, Read::decode(&asked)).await,
+                Err(reason) => Err(reason),
+            };
+            match read {
                 Ok(bytes) => {
                     line.write_u32_le(bytes.len() as u32).await?;
                     line.write_all(&bytes).await?;
@@ -181,13 +198,14 @@ impl Reads {
 
     async fn contents(&self, root: [u8; 32]) -> Result<Arc<Contents>, String> {
         let mut known = self.known.lock().await;
-        if let Some(contents) = known.get(&root).and_then(Weak::upgrade) {
-            return Ok(contents);
+        if let Some((contents, used)) = known.get_mut(&root) {
+            *used = Instant::now();
+            return Ok(Arc::clone(contents));
         }
         let store = Arc::clone(&self.store);
         let contents = Arc::new(self.blocking(move || store.contents_of(&root)).await?);
-        known.retain(|_, contents| contents.strong_count() > 0);
-        known.insert(root, Arc::downgrade(&contents));
+        known.retain(|_, (_, used)| used.elapsed() < IDLE);
+        known.insert(root, (Arc::clone(&contents), Instant::now()));
         Ok(contents)
     }
 

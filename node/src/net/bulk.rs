@@ -20,11 +20,12 @@
 //! another.
 //!
 //! **Bounds.** As for QUIC, and counted together with it ([`super::data::Entrance`]): [`MAX_PER_NODE`] lines of one member,
-//! of which this node opens [`MAX_LINES`]; a line that asks nothing ends after [`IDLE`].
+//! of which this node opens [`MAX_LINES`]; a line on which nothing is asked or given ends after [`IDLE`].
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -277,8 +278,20 @@ async fn serve_line(line: server::TlsStream<BufReader<TcpStream>>, shelf: &Shelf
     let (mut receive, mut send) = tokio::io::split(line);
     // Frames come whole, also while chunks are sent.
     let (sender, mut asks) = mpsc::channel(2);
+    let is_giving = AtomicBool::new(false);
     let reading = async {
-        while let Ok(Ok(ask)) = tokio::time::timeout(IDLE, read_frame::<_, Ask>(&mut receive)).await {
+        loop {
+            let frame = read_frame::<_, Ask>(&mut receive);
+            tokio::pin!(frame);
+            let ask = loop {
+                match tokio::time::timeout(IDLE, &mut frame).await {
+                    // Whoever waits for a batch says nothing.
+                    Err(_) if is_giving.load(Ordering::Relaxed) => {}
+                    Ok(Ok(ask)) => break Some(ask),
+                    Ok(Err(_)) | Err(_) => break None,
+                }
+            };
+            let Some(ask) = ask else { break };
             if sender.send(ask).await.is_err() {
                 break;
             }
@@ -294,7 +307,9 @@ async fn serve_line(line: server::TlsStream<BufReader<TcpStream>>, shelf: &Shelf
                 Err(mpsc::error::TryRecvError::Empty) => Ok(false),
                 Err(mpsc::error::TryRecvError::Disconnected) => Err(io::ErrorKind::ConnectionAborted.into()),
             };
+            is_giving.store(true, Ordering::Relaxed);
             shelf.give(ids, &mut send, enough).await?;
+            is_giving.store(false, Ordering::Relaxed);
             send.write_u32(END).await?;
             send.flush().await?;
         }

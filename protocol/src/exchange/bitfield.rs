@@ -10,6 +10,9 @@ impl Bitfield {
     /// From what a peer sent, cut to `pieces`.
     pub fn from_bytes(mut bytes: Vec<u8>, pieces: usize) -> Self {
         bytes.truncate(pieces.div_ceil(8));
+        if let Some(last) = bytes.get_mut(pieces / 8) {
+            *last &= (1 << (pieces % 8)) - 1;
+        }
         Bitfield { bytes }
     }
 

@@ -26,8 +26,9 @@
 //! **At the end**, what is in flight for much longer than usual is asked for a second time elsewhere; whichever comes last
 //! is called off.
 //!
-//! **Bounds.** [`MAX_DOWNLOADS`] downloads, [`MAX_BATCHES`] batches in flight for each and [`MAX_IN_FLIGHT`] bytes,
-//! [`PER_PROVIDER`] batches with one provider, a batch of at most [`BATCH_BYTES`] and [`BATCH_PIECES`] pieces.
+//! **Bounds.** [`MAX_DOWNLOADS`] downloads, [`MAX_BATCHES`] batches in flight for each and [`MAX_IN_FLIGHT`] bytes, and
+//! [`PER_PROVIDER`] more of what is demanded or hangs elsewhere; [`PER_PROVIDER`] batches with one provider
+//! ([`PER_PROVIDER_DEMANDED`] of what is demanded), a batch of at most [`BATCH_BYTES`] and [`BATCH_PIECES`] pieces.
 
 mod bitfield;
 mod picker;
@@ -76,6 +77,8 @@ const MAX_DOUBLED: u32 = 3;
 const LOOK: Duration = Duration::from_millis(500);
 /// In flight for longer than this at the end, and than three times as long as batches take, one is asked for elsewhere too.
 const ENDGAME: Duration = Duration::from_millis(500);
+/// However long batches take, so long one is waited for before another provider has its turn.
+const MAX_PATIENCE: Duration = Duration::from_secs(5);
 /// Who is overtaken after so long is said to be slow.
 const SLOW: Duration = Duration::from_secs(2);
 /// Without any piece for this long, a download has failed.
@@ -196,7 +199,7 @@ pub struct Download {
     index: BTreeMap<ChunkId, u32>,
     have: Bitfield,
     in_flight: Bitfield,
-    /// Providers that have a piece and not all of them, for each piece.
+    /// For each piece, providers that have said so, piece by piece: those that receive the image too, or did.
     partly: Vec<u16>,
     /// Who receives it, this node among them.
     receivers: Vec<NodeId>,
@@ -293,6 +296,15 @@ impl Exchange {
         self.failures.iter().find(|(failed, _)| failed == root).map(|(_, reason)| reason.as_str())
     }
 
+    /// Gives up what is only copied.
+    pub fn drop_copies(&mut self, now: Instant) {
+        self.waiting.retain(|(_, need)| *need > Need::Copy);
+        let copied = self.downloads.iter().filter(|(_, download)| download.need == Need::Copy);
+        for root in copied.map(|(root, _)| *root).collect::<Vec<ChunkId>>() {
+            self.finish(root, now);
+        }
+    }
+
     /// Whether what names its contents is here.
     pub fn is_listed(&self, root: &ChunkId) -> bool {
         self.downloads.get(root).is_some_and(|download| download.contents)
@@ -301,13 +313,21 @@ impl Exchange {
     /// Somebody waits for these chunks. Before the contents are known nothing is done: they are to be demanded again.
     pub fn demand(&mut self, root: &ChunkId, chunks: &[ChunkId], now: Instant, rng: &mut Rng) {
         let Some(download) = self.downloads.get_mut(root).filter(|download| download.contents) else { return };
+        let mut missing = false;
         for at in chunks.iter().filter_map(|chunk| download.index.get(chunk)) {
-            let known = download.have.has(*at as usize) || download.demanded.contains(at);
-            if !known && download.demanded.len() < MAX_DEMANDED {
+            let here = download.have.has(*at as usize);
+            missing |= !here;
+            if !here && !download.demanded.contains(at) && download.demanded.len() < MAX_DEMANDED {
                 download.demanded.push_back(*at);
             }
         }
-        if download.quiet < MAX_QUIET {
+        // Nobody has it: then what others have may as well come.
+        let offered = download.demanded.iter().any(|at| {
+            let mut able =
+                download.providers.values().filter(|provider| !provider.banned && provider.rest_until <= now);
+            able.any(|provider| download.offers(provider, *at as usize))
+        });
+        if missing && offered && download.quiet < MAX_QUIET {
             download.quiet += (now + QUIET).since(download.quiet_until.max(now));
             download.quiet_until = now + QUIET;
         }
@@ -371,13 +391,18 @@ impl Exchange {
 
     /// The store's answer to [`Action::Survey`].
     pub fn surveyed(&mut self, root: ChunkId, result: Result<Survey, SurveyFault>, now: Instant, rng: &mut Rng) {
-        let Some(download) = self.downloads.get_mut(&root) else { return };
+        // One that was displaced and began again has two on their way; it takes the first.
+        let Some(download) = self.downloads.get_mut(&root).filter(|download| download.surveying) else { return };
         match result {
             Ok(survey) if survey.complete => {
+                self.receipts.retain(|(other, _)| *other != root);
                 if self.receipts.len() >= MAX_RECEIPTS {
                     self.receipts.pop_front();
                 }
-                self.receipts.retain(|(other, _)| *other != root);
+                if !download.contents {
+                    // All that it lists was here.
+                    download.receipt.had = survey.pieces.iter().map(|piece| u64::from(piece.len)).sum();
+                }
                 let took = now.since(download.begun);
                 self.receipts.push_back((root, Receipt { took, ..std::mem::take(&mut download.receipt) }));
                 self.finish(root, now);
@@ -408,7 +433,7 @@ impl Exchange {
     /// The end of a batch.
     pub fn fetched(&mut self, root: ChunkId, batch: u64, result: Fetched, now: Instant, rng: &mut Rng) {
         let Some(download) = self.downloads.get_mut(&root) else { return };
-        let Some(Batch { provider: node, pieces, .. }) = download.batches.remove(&batch) else { return };
+        let Some(Batch { provider: node, pieces, called_off, .. }) = download.batches.remove(&batch) else { return };
         for chunk in &result.got {
             if let Some(at) = download.index.get(chunk) {
                 download.have.set(*at as usize);
@@ -422,14 +447,26 @@ impl Exchange {
             self.actions.push(Action::Measured(result.bytes, result.elapsed));
         }
         for at in pieces {
-            let elsewhere = download.batches.values().any(|batch| batch.pieces.contains(&at));
-            if !elsewhere {
+            let mut elsewhere = download.batches.values_mut().filter(|batch| batch.pieces.contains(&at)).peekable();
+            if elsewhere.peek().is_none() {
                 download.in_flight.clear(at as usize);
+            } else if !download.have.has(at as usize) {
+                // Its double came to nothing: it may have another.
+                elsewhere.for_each(|batch| batch.doubled = false);
             }
         }
-        let nothing = result.got.is_empty() && result.fault.is_some();
+        let nothing = result.got.is_empty();
         if let Some(provider) = download.providers.get_mut(&node) {
-            provider.idle = if nothing { provider.idle + 1 } else { 0 };
+            if !nothing {
+                provider.idle = 0;
+            } else if provider.rest_until <= now {
+                // What ends together is one outage.
+                provider.idle += 1;
+            }
+            if nothing && called_off {
+                // It was overtaken before anything came: the next one is not to wait for it as well.
+                provider.rest_until = now + REST * (1 << provider.idle.saturating_sub(1).min(MAX_DOUBLED));
+            }
         }
         if let Some(fault) = result.fault {
             download.last_fault = Some(describe(&fault, &node));
@@ -547,15 +584,20 @@ impl Exchange {
                 }
                 let in_flight: u64 = download.batches.values().map(|batch| batch.bytes).sum();
                 let room = busy < PER_PROVIDER && download.batches.len() < MAX_BATCHES && in_flight < MAX_IN_FLIGHT;
+                // Beyond the bound for what somebody waits for, and for what hangs elsewhere and fills it.
+                let spare = download.batches.len() < MAX_BATCHES + PER_PROVIDER;
                 let mut pieces = Vec::new();
-                if download.batches.len() < MAX_BATCHES + PER_PROVIDER {
-                    pieces = download.pick_demanded(provider);
+                if spare {
+                    pieces = download.pick_demanded(&download.providers[node]);
+                }
+                if pieces.is_empty() && spare {
+                    pieces = download.endgame(node, now, true);
                 }
                 if pieces.is_empty() && room && now >= download.quiet_until {
-                    pieces = download.pick(provider, rng);
+                    pieces = download.pick(&download.providers[node], rng);
                 }
-                if pieces.is_empty() && room && busy == 0 {
-                    pieces = download.endgame(node, now);
+                if pieces.is_empty() && spare && busy == 0 {
+                    pieces = download.endgame(node, now, false);
                 }
                 if pieces.is_empty() {
                     continue;
@@ -628,7 +670,7 @@ impl Download {
 
     /// Why nothing more is to be expected.
     fn hopeless(&self, now: Instant) -> Option<String> {
-        if self.surveying || !self.batches.is_empty() {
+        if self.surveying || !self.batches.is_empty() || now < self.quiet_until {
             return None;
         }
         let waited = now.since(self.last_progress);
@@ -700,21 +742,25 @@ impl Download {
         self.share = picker::share(&self.pieces, root, me, &self.receivers);
     }
 
-    /// What is still in flight elsewhere for too long, to be asked of `node` as well.
-    fn endgame(&mut self, node: &NodeId, now: Instant) -> Vec<u32> {
+    /// What is still in flight elsewhere for too long, to be asked of `node` as well; only what is `demanded`, or anything.
+    fn endgame(&mut self, node: &NodeId, now: Instant, demanded: bool) -> Vec<u32> {
         let provider = &self.providers[node];
         let (contents, complete) = (self.contents, provider.complete);
-        let patience = ENDGAME.max(self.usual * 3);
-        let slow = self
-            .batches
-            .values_mut()
-            .find(|batch| batch.provider != *node && !batch.doubled && now.since(batch.asked) >= patience);
-        let Some(batch) = slow else { return Vec::new() };
-        let can = |at: &&u32| !contents || complete || provider.has.has(**at as usize);
-        let missing = batch.pieces.iter().filter(|at| !self.have.has(**at as usize));
-        let pieces: Vec<u32> = missing.filter(can).copied().collect();
-        batch.doubled = !pieces.is_empty();
-        pieces
+        let patience = (self.usual * 3).clamp(ENDGAME, MAX_PATIENCE);
+        let slow = |batch: &&mut Batch| {
+            batch.provider != *node && !batch.doubled && !batch.called_off && now.since(batch.asked) >= patience
+        };
+        for batch in self.batches.values_mut().filter(slow) {
+            let can = |at: &&u32| !contents || complete || provider.has.has(**at as usize);
+            let missing = batch.pieces.iter().filter(|at| !self.have.has(**at as usize));
+            let wanted = missing.filter(|at| !demanded || self.demanded.contains(at));
+            let pieces: Vec<u32> = wanted.filter(can).copied().collect();
+            if !pieces.is_empty() {
+                batch.doubled = true;
+                return pieces;
+            }
+        }
+        Vec::new()
     }
 }
 

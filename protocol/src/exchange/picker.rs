@@ -17,7 +17,8 @@ impl Download {
         let from = rng.usize(..count);
         let around = || (from..count).chain(0..from).filter(|at| wanted(*at));
         // Only this node's share of who has everything, as long as there is some of it.
-        let own = around().find(|at| self.is_shared() && provider.complete && self.share.has(*at));
+        let shared = self.is_shared() && provider.complete;
+        let own = if shared { around().find(|at| self.share.has(*at)) } else { None };
         let Some(start) = own.or_else(|| around().min_by_key(|at| self.partly[*at])) else { return Vec::new() };
         let most = if self.is_shared() { SHARED_BATCH_BYTES } else { BATCH_BYTES };
         let mut bytes = 0;
@@ -54,7 +55,7 @@ impl Download {
 
     /// Whether `provider` is believed to have piece `at`. Before the contents are known there are no bitfields, and
     /// whoever has a part has the lists.
-    fn offers(&self, provider: &Provider, at: usize) -> bool {
+    pub(super) fn offers(&self, provider: &Provider, at: usize) -> bool {
         !self.contents || provider.complete || provider.has.has(at)
     }
 }

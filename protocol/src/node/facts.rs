@@ -125,8 +125,10 @@ impl Node {
                         !known && image.is_image()
                     });
                     let named: Vec<ImageHeld> = named.cloned().collect();
+                    // A worker's names decide nothing.
+                    let may_name = report.role() >= Some(Role::Submitter);
                     self.images_moved |= moved;
-                    if let Some(node) = fact.key.owner().filter(|node| *node != self.me) {
+                    if let Some(node) = fact.key.owner().filter(|node| *node != self.me && may_name) {
                         named.iter().for_each(|image| self.contest(image, node));
                     }
                     if unnamed {
@@ -357,7 +359,7 @@ impl Node {
     /// Tells of a name that another node gives to one image and this one to another, both a moment ago: neither may have known.
     fn contest(&mut self, theirs: &ImageHeld, node: NodeId) {
         let same = |own: &&ImageHeld| own.reference == theirs.reference && own.root != theirs.root && own.is_image();
-        let Some(own) = self.images.iter().find(same) else { return };
+        let Some(own) = self.images.iter().filter(same).max_by_key(|own| own.named) else { return };
         let (own_at, their_at) = (own.named.time().0, theirs.named.time().0);
         let told = |(other, fact): (NodeId, &NodeFact)| {
             let named = |image: &ImageHeld| (&image.reference, image.root) == (&theirs.reference, theirs.root);
@@ -367,7 +369,7 @@ impl Node {
             return;
         }
         let (mut meant, mut other) = ((own.id, self.me), (theirs.id, node));
-        if own.named < theirs.named {
+        if (own.named, own.root) < (theirs.named, theirs.root) {
             std::mem::swap(&mut meant, &mut other);
         }
         let reference = own.reference.clone();
@@ -513,14 +515,13 @@ impl Node {
         holders.retain(|root, _| self.is_vouched_for(root));
         for (root, nodes) in holders {
             // What could not be had is fetched again when something needs it, not for its own sake.
-            let hopeless = self.exchange.failure(&root).is_some();
+            let hopeless = self.exchange.failure(&root).is_some() || self.given_up.contains(&root);
             let image = made_into.get(&root);
             let too_soon = image.is_some_and(|image| !self.has_image(image));
             if nodes.len() >= self.image_copies || self.has_image(&root) || hopeless || too_soon {
                 continue;
             }
             let key = image.unwrap_or(&root);
-            let key = WorkloadId(key.0[..16].try_into().expect("half an id"));
             let mut others: Vec<NodeId> = match image {
                 Some(image) => {
                     self.providers(image).into_iter().filter_map(|(node, whole)| whole.then_some(node)).collect()
@@ -529,7 +530,7 @@ impl Node {
             };
             others.retain(|node| !nodes.contains(node));
             others.push(self.me);
-            others.sort_by_key(|node| std::cmp::Reverse(custody::rank(&key, node)));
+            others.sort_by_key(|node| std::cmp::Reverse(copy_rank(key, node)));
             others.truncate(self.image_copies - nodes.len());
             if others.contains(&self.me) {
                 self.exchange.want(root, Need::Copy, now);
@@ -566,6 +567,11 @@ impl Node {
             })
             .collect()
     }
+}
+
+/// The rank of a node among those that keep copies of an image: the highest is first.
+pub(super) fn copy_rank(root: &ChunkId, node: &NodeId) -> [u8; 16] {
+    custody::rank(&WorkloadId(root.0[..16].try_into().expect("half an id")), node)
 }
 
 /// Names that were taken back, by whom names are given, and when last.

@@ -48,9 +48,13 @@ use settle::Unwritten;
 /// After a start, and after the process was frozen, custody waits so long for the others to be heard: a node that has
 /// just begun to listen would think everybody dead and run everything itself.
 pub const WARM_UP: Duration = Duration::from_secs(6);
-/// A process that did nothing for this long was stopped or starved, and its timers say nothing about others.
 /// Nodes that are asked how far they are with one image.
 const MAX_PARTS: usize = 256;
+/// Each holder of an image may give it up for so long, one after the other; the last third is for the others to hear of it.
+const SLOT: Duration = Duration::from_secs(30);
+/// Images that were given up for want of room, and are not copied here again by the mesh's own wish.
+const MAX_GIVEN_UP: usize = 1024;
+/// A process that did nothing for this long was stopped or starved, and its timers say nothing about others.
 const FROZEN: Duration = Duration::from_secs(5);
 /// Between two looks at this node's own certificate.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(30);
@@ -168,6 +172,8 @@ pub struct Node {
     images_moved: bool,
     /// No copy of an image is taken that nothing here asks for.
     store_full: bool,
+    /// Images that were given up for want of room.
+    given_up: BTreeSet<ChunkId>,
     /// The image whose parts somebody asked about last, and what each node that is getting it said.
     parts: Option<(ChunkId, BTreeMap<NodeId, Option<u32>>)>,
 
@@ -224,6 +230,7 @@ impl Node {
             next_tend: now + leases::TEND,
             images_moved: true,
             store_full: false,
+            given_up: BTreeSet::new(),
             parts: None,
             membership: Membership::new(config.key.clone(), config.wall.0, now),
             catalog: Catalog::new(config.mesh, config.memo),
@@ -385,9 +392,7 @@ impl Node {
         let named = self.images.iter().flat_map(|image| {
             [Some(image.root), image.original.as_ref().map(|original| original.root)].into_iter().flatten()
         });
-        let active = self.worker.placements().filter(|(_, held)| held.fact.state.is_active());
-        let used = active.map(|(_, held)| held.spec.image.root);
-        Some(named.chain(used).chain(self.exchange.wanted()).collect())
+        Some(named.chain(self.worker.images()).chain(self.exchange.wanted()).collect())
     }
 
     /// How many chunks of an image's contents are on the nodes that are getting it, this one among them: as they said last.
@@ -398,19 +403,34 @@ impl Node {
     }
 
     /// What is here of images that nothing here runs or fetches, and that enough other nodes have: what was named longest ago comes
-    /// first.
-    pub fn spare_images(&self) -> Vec<ChunkId> {
-        let active = self.worker.placements().filter(|(_, held)| held.fact.state.is_active());
-        let used: BTreeSet<ChunkId> =
-            active.map(|(_, held)| held.spec.image.root).chain(self.exchange.wanted()).collect();
-        let mut here: Vec<_> =
-            self.images.iter().flat_map(|image| image.held().map(|root| (image.named, root))).collect();
-        here.sort_unstable();
+    /// first. Whoever has one may give it up in its own time alone, [`SLOT`] by [`SLOT`] in the order of rendezvous hash: when
+    /// the next one's comes, it has heard of it.
+    pub fn spare_images(&self, now: Instant) -> Vec<ChunkId> {
+        let used: BTreeSet<ChunkId> = self.worker.images().chain(self.exchange.wanted()).collect();
+        let mut named: BTreeMap<ChunkId, catalog::Hlc> = BTreeMap::new();
+        for image in &self.images {
+            for root in image.held() {
+                let last = named.entry(root).or_default();
+                *last = image.named.max(*last);
+            }
+        }
         let enough = self.image_copies.saturating_sub(1).max(1);
-        let spare = |root: &ChunkId| self.providers(root).iter().filter(|(_, whole)| *whole).count() >= enough;
-        let mut seen = BTreeSet::new();
-        let roots = here.into_iter().map(|(_, root)| root).filter(|root| seen.insert(*root));
-        roots.filter(|root| !used.contains(root) && spare(root)).collect()
+        let wall = self.wall_at(now).0 as u128;
+        let spare = |root: &ChunkId| {
+            let whole = self.providers(root).into_iter().filter_map(|(node, whole)| whole.then_some(node));
+            let mut holders: Vec<NodeId> = whole.chain([self.me]).collect();
+            holders.sort_by_key(|node| facts::copy_rank(root, node));
+            let turn = (wall / SLOT.as_millis()) as usize % holders.len();
+            let early = wall % SLOT.as_millis() < SLOT.as_millis() * 2 / 3;
+            holders.len() > enough && holders[turn] == self.me && early
+        };
+        let mut spare: Vec<(catalog::Hlc, ChunkId)> = named
+            .into_iter()
+            .filter(|(root, _)| !used.contains(root) && spare(root))
+            .map(|(root, at)| (at, root))
+            .collect();
+        spare.sort_unstable();
+        spare.into_iter().map(|(_, root)| root).collect()
     }
 
     /// Images that are here, and what they were made of, by every name.
@@ -638,12 +658,24 @@ impl Node {
                     Reply::Done
                 })
             }
+            Command::ImageGivenUp(root) => {
+                if self.given_up.len() >= MAX_GIVEN_UP {
+                    self.given_up.pop_first();
+                }
+                self.given_up.insert(root);
+                self.images_gone(&[root], now);
+                Ok(Reply::Done)
+            }
             Command::ImagesRemoved(roots) => {
                 self.images_gone(&roots, now);
                 Ok(Reply::Done)
             }
             Command::StoreFull(full) => {
                 self.store_full = full;
+                if full {
+                    self.exchange.drop_copies(now);
+                    self.publish_node(now);
+                }
                 Ok(Reply::Done)
             }
             Command::Unname(reference) => self.unname(reference, now),
@@ -665,6 +697,7 @@ impl Node {
                 if !self.has_image(&root) {
                     self.exchange.want(root, exchange::Need::Use, now);
                     self.exchange.demand(&root, &chunks, now, &mut self.rng);
+                    self.publish_node(now);
                 }
                 Ok(Reply::Done)
             }

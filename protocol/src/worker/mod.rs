@@ -207,6 +207,14 @@ impl Worker {
         self.placements.get(&(*workload, replica))
     }
 
+    /// Images that containers here have, or are to have: also of what is just being replaced.
+    pub fn images(&self) -> impl Iterator<Item = ChunkId> {
+        self.placements.values().flat_map(|held| {
+            let own = Some(held.spec.image.root).filter(|_| held.fact.state.is_active());
+            own.into_iter().chain(held.predecessor.as_ref().map(|old| old.spec.image.root))
+        })
+    }
+
     /// What the caller must carry out now.
     pub fn take_actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
@@ -277,6 +285,10 @@ impl Worker {
             self.actions.push(Action::Lease(placement));
         }
         if image_here {
+            if spec.lazy {
+                // All of it may not be here yet, and comes now because it is used.
+                self.actions.push(Action::Fetch(spec.image.root));
+            }
             self.begin(key, now);
         } else {
             self.actions.push(Action::Publish(key.0, key.1));
@@ -450,7 +462,7 @@ impl Worker {
     /// then nothing of it is to be believed.
     pub fn image_failed(&mut self, root: &ChunkId, damaged: bool, reason: &str, now: Instant) {
         let of_it = |held: &Held| held.spec.image.root == *root;
-        let runs = |held: &Held| damaged && of_it(held) && held.spec.lazy && held.fact.state.may_run();
+        let runs = |held: &Held| damaged && of_it(held) && held.spec.lazy && held.occupies();
         let keys: Vec<_> = self.placements.iter().filter(|(_, held)| runs(held)).map(|(key, _)| *key).collect();
         for key in keys {
             if let Some(held) = self.placements.get_mut(&key) {
@@ -458,7 +470,10 @@ impl Worker {
                 self.end_quarantined(key);
             }
         }
-        let waits = |held: &Held| of_it(held) && held.fact.state == PlacementState::Fetching;
+        let waits = |held: &Held| {
+            let begun = matches!(held.fact.state, PlacementState::Waiting | PlacementState::Blocked) && held.spec.lazy;
+            of_it(held) && held.busy.is_none() && (held.fact.state == PlacementState::Fetching || (damaged && begun))
+        };
         let keys: Vec<_> = self.placements.iter().filter(|(_, held)| waits(held)).map(|(key, _)| *key).collect();
         for key in keys {
             self.fail(key, reason.to_owned(), now);
@@ -728,6 +743,7 @@ impl Worker {
 
     fn fail(&mut self, key: (WorkloadId, u32), reason: String, now: Instant) {
         let Some(held) = self.placements.get_mut(&key) else { return };
+        held.restart_at = None;
         held.fact.state = PlacementState::Failed;
         held.fact.detail = reason;
         self.shunned.insert(key, now + SHUN);

@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::index::{Location, Removal};
@@ -90,11 +90,23 @@ impl Store {
         Ok(wrong)
     }
 
-    /// Bytes of this store on its disk.
+    /// Bytes of this store on its disk, but for its index.
     pub fn size(&self) -> u64 {
-        use std::os::unix::fs::MetadataExt;
-        let files = folders(&self.dir.join("objects")).flat_map(|folder| folders(&folder));
-        files.filter_map(|file| fs::symlink_metadata(file).ok()).map(|file| file.blocks() * 512).sum()
+        let objects = folders(&self.dir.join("objects")).flat_map(|folder| folders(&folder));
+        let objects: u64 =
+            objects.filter_map(|file| fs::symlink_metadata(file).ok()).map(|file| file.blocks() * 512).sum();
+        // Of unpacked layers, what is not a link to those.
+        let mut copies = 0;
+        let mut left: Vec<PathBuf> =
+            ["rootfs", "layers"].iter().flat_map(|name| folders(&self.dir.join(name))).collect();
+        while let Some(path) = left.pop() {
+            match fs::symlink_metadata(&path) {
+                Ok(found) if found.is_dir() => left.extend(folders(&path)),
+                Ok(found) => copies += own_blocks(&found),
+                Err(_) => {}
+            }
+        }
+        objects + copies
     }
 
     /// Removes what neither a complete image or original reaches, nor one of `keep` as far as it is here.
@@ -114,11 +126,13 @@ impl Store {
             self.reach(root, &mut kept)?;
         }
         let stays = kept.contents.clone();
+        let keep: Vec<Chunk> = self.recent().into_iter().chain(keep.iter().copied()).collect();
         for root in keep.iter().filter(|root| !complete.contains(root)) {
             drop(self.reach(root, &mut kept));
         }
-        let awaited: BTreeSet<ContentId> = lock(&self.awaited).values().map(|location| location.content).collect();
-        let goes = |id: &ContentId| !kept.contents.contains_key(id) && !awaited.contains(id);
+        // Whoever still waits for these was given up.
+        lock(&self.awaited).retain(|_, location| kept.contents.contains_key(&location.content));
+        let goes = |id: &ContentId| !kept.contents.contains_key(id);
         // What complete images have of their own, and the index knows only in what goes.
         let mut elsewhere = BTreeMap::new();
         for (chunk, _) in stays.values().flat_map(|content| &content.chunks) {
@@ -132,15 +146,16 @@ impl Store {
         for path in folders(&self.dir.join("objects")).flat_map(|folder| folders(&folder)) {
             let id = path.file_name().and_then(|name| data_encoding::HEXLOWER.decode(name.as_encoded_bytes()).ok());
             let id: Option<ContentId> = id.and_then(|id| id.try_into().ok());
-            let size = fs::symlink_metadata(&path).map(|file| file.len()).unwrap_or_default();
+            let size = fs::symlink_metadata(&path).map(|file| own_blocks(&file)).unwrap_or_default();
             if id.is_none_or(|id| goes(&id)) && fs::remove_file(&path).is_ok() {
                 freed += size;
             }
         }
-        let used: BTreeSet<PathBuf> = complete.iter().chain(keep).map(|root| self.rootfs_dir(root)).collect();
+        let used: BTreeSet<PathBuf> = complete.iter().chain(&keep).map(|root| self.rootfs_dir(root)).collect();
         let layers: BTreeSet<PathBuf> = kept.layers.iter().map(|layer| self.layer_dir(layer)).collect();
         let left = folders(&self.dir.join("rootfs")).filter(|dir| !used.contains(dir));
-        for dir in left.chain(folders(&self.dir.join("layers")).filter(|dir| !layers.contains(dir))) {
+        left.for_each(|dir| self.discard_rootfs(&dir));
+        for dir in folders(&self.dir.join("layers")).filter(|dir| !layers.contains(dir)) {
             drop(fs::remove_dir_all(dir));
         }
         Ok(Removed::Freed(freed))
@@ -174,13 +189,11 @@ impl Store {
         doomed.contents.retain(|id, _| !kept.contents.contains_key(id) && !awaited.contains(id));
         doomed.layers.retain(|layer| !kept.layers.contains(layer));
         let removal = self.removal(roots, &stays, &doomed)?;
+        roots.iter().for_each(|root| self.discard_rootfs(&self.rootfs_dir(root)));
         self.index.remove(&removal)?;
         for layer in &doomed.layers {
             let dir = self.layer_dir(layer);
             drop(fs::remove_dir_all(&dir));
-        }
-        for root in roots {
-            drop(fs::remove_dir_all(self.rootfs_dir(root)));
         }
         let mut freed = 0;
         for (id, content) in &doomed.contents {
@@ -264,14 +277,19 @@ impl Store {
             return Ok(());
         }
         let image = self.root(root)?;
-        add(&image.config);
+        // The lists first: of what is on its way they may not all be here.
+        [&image.config].into_iter().chain(image.layers.iter().map(|layer| &layer.tree)).for_each(&mut add);
         for layer in &image.layers {
-            add(&layer.tree);
             Tree::contents(&self.tree(&layer.tree)?).for_each(&mut add);
             reached.layers.insert(layer.tree.id());
         }
         Ok(())
     }
+}
+
+/// Bytes that are free again when this is removed.
+fn own_blocks(file: &fs::Metadata) -> u64 {
+    if file.nlink() > 1 { 0 } else { file.blocks() * 512 }
 }
 
 /// What is in a folder; nothing, when that cannot be read.

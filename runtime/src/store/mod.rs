@@ -36,7 +36,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use collect::{Removed, Usage};
 pub use receive::Missing;
@@ -46,6 +46,10 @@ pub use write::Writer;
 
 use crate::image::{Chunk, Content, ContentId, ImageConfig, MAX_ROOT, Root, Tree, UnpackError};
 use index::{Index, Location};
+
+/// How long an image that was asked about is kept from a sweep, and how many.
+const RECENT: Duration = Duration::from_secs(600);
+const MAX_RECENT: usize = 4096;
 
 /// Why the store could not do something. What it held before, it still holds.
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +181,8 @@ pub struct Store {
     unpacking: Mutex<()>,
     /// Held for reading by whoever adds to it step by step, for writing by a removal.
     changing: RwLock<()>,
+    /// Images that were asked about, and when: a sweep keeps what they reach, though nobody may have told it of them yet.
+    recent: Mutex<BTreeMap<Chunk, Instant>>,
     /// Held by whoever removes.
     removing: Mutex<()>,
     /// Imports that run.
@@ -219,6 +225,7 @@ impl Store {
             last_commit: Mutex::new(Instant::now()),
             unpacking: Mutex::new(()),
             changing: RwLock::new(()),
+            recent: Mutex::new(BTreeMap::new()),
             removing: Mutex::new(()),
             importing: AtomicUsize::new(0),
             placed: Mutex::new(BTreeMap::new()),
@@ -265,8 +272,9 @@ impl Store {
         if !lacks(&mut [root].into_iter())?.is_empty() {
             return Ok(Startable::No);
         }
+        self.touched(root);
         let parsed = self.root(root)?;
-        let lists = [&parsed.config].into_iter().chain(parsed.layers.iter().map(|layer| &layer.tree));
+        let lists = receive::lists_of(&parsed)?.into_iter();
         if !lacks(&mut lists.flat_map(|list| &list.chunks).map(|(chunk, _)| chunk))?.is_empty() {
             return Ok(Startable::No);
         }
@@ -286,11 +294,35 @@ impl Store {
     /// The contents of an image's files, by id; its lists are here.
     pub fn contents_of(&self, root: &Chunk) -> Result<HashMap<ContentId, Content>, StoreError> {
         let mut contents = HashMap::new();
-        for layer in self.root(root)?.layers {
+        let root = self.root(root)?;
+        receive::lists_of(&root)?;
+        for layer in root.layers {
             let tree = self.tree(&layer.tree)?;
             contents.extend(tree.contents().map(|content| (content.id(), content.clone())));
         }
         Ok(contents)
+    }
+
+    /// The config of an image whose lists are here.
+    pub fn config(&self, root: &Chunk) -> Result<ImageConfig, StoreError> {
+        let root = self.root(root)?;
+        receive::lists_of(&root)?;
+        ImageConfig::parse(&self.content(&root.config)?).map_err(|error| StoreError::Damaged(error.to_string()))
+    }
+
+    /// Something is about to need what this image reaches, as far as it is here.
+    fn touched(&self, root: &Chunk) {
+        let mut recent = lock(&self.recent);
+        recent.retain(|_, at| at.elapsed() < RECENT);
+        if recent.len() < MAX_RECENT {
+            recent.insert(*root, Instant::now());
+        }
+    }
+
+    /// What was asked about lately.
+    fn recent(&self) -> Vec<Chunk> {
+        let recent = lock(&self.recent);
+        recent.iter().filter(|(_, at)| at.elapsed() < RECENT).map(|(root, _)| *root).collect()
     }
 
     /// Where keepers ([`crate::lazy`]) are to reach the daemon.

@@ -12,9 +12,11 @@ use crate::image::{Chunk, Content, ContentId, MAX_CHUNK, MAX_ROOT, ORIGINAL, Rec
 
 /// How much of a download a crash may cost.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
-/// The most bytes of an image's config, and of one layer's tree: both are read into memory.
+/// The most bytes of an image's config, and of its layers' trees together: both are read into memory.
 const MAX_CONFIG: u64 = 4 << 20;
 const MAX_TREE: u64 = 256 << 20;
+/// The most layers; docker's is 127.
+const MAX_LAYERS: usize = 1024;
 /// The most bytes of an image's files, as its trees state them.
 const MAX_FILES: u64 = 256 << 30;
 
@@ -31,12 +33,24 @@ pub struct Missing {
     pub present: Vec<bool>,
 }
 
+/// The lists that an image names, unless they are larger than any honest one's.
+pub(super) fn lists_of(root: &Root) -> Result<Vec<&Content>, StoreError> {
+    let trees = root.layers.iter().map(|layer| &layer.tree);
+    let trees_size = trees.clone().fold(0u64, |sum, tree| sum.saturating_add(tree.size()));
+    if root.config.size() > MAX_CONFIG || trees_size > MAX_TREE || root.layers.len() > MAX_LAYERS {
+        return Err(StoreError::Damaged("an image whose lists are larger than any honest one's".to_owned()));
+    }
+    Ok([&root.config].into_iter().chain(trees).collect())
+}
+
 impl Store {
     /// Says what an image still needs, stage by stage: its root, the lists it names, the contents those name. When
     /// nothing is missing, makes it complete.
     pub fn survey(&self, root: &Chunk) -> Result<Missing, StoreError> {
         let _not_removed = self.changing();
+        self.touched(root);
         if self.index.image(root)?.is_some() || self.index.original(root)? {
+            self.tell_keepers(root)?;
             return Ok(Missing { complete: true, contents: true, pieces: Vec::new(), present: Vec::new() });
         }
         // A root's length is not known beforehand; it is bounded when it comes.
@@ -49,12 +63,7 @@ impl Store {
             return self.survey_original(root);
         }
         let parsed = self.root(root)?;
-        let lists: Vec<&Content> =
-            [&parsed.config].into_iter().chain(parsed.layers.iter().map(|layer| &layer.tree)).collect();
-        let large = parsed.config.size() > MAX_CONFIG || parsed.layers.iter().any(|layer| layer.tree.size() > MAX_TREE);
-        if large {
-            return Err(StoreError::Damaged("an image whose lists are larger than any honest one's".to_owned()));
-        }
+        let lists = lists_of(&parsed)?;
         let mut stage = self.contents_stage(false, &lists)?;
         self.recheck(&mut stage)?;
         if stage.present.iter().any(|here| !here) {
@@ -136,10 +145,11 @@ impl Store {
     pub fn put_chunks(&self, chunks: Vec<(Chunk, Vec<u8>)>) -> Result<(), StoreError> {
         let _not_removed = self.changing();
         let mut changes = Changes::default();
+        let wrong = |(chunk, bytes): &&(Chunk, Vec<u8>)| blake3::hash(bytes) != *chunk || bytes.len() > MAX_ROOT;
+        if let Some((chunk, _)) = chunks.iter().find(wrong) {
+            return Err(StoreError::WrongChunk(*chunk));
+        }
         for (chunk, bytes) in chunks {
-            if blake3::hash(&bytes) != chunk || bytes.len() > MAX_ROOT {
-                return Err(StoreError::WrongChunk(chunk));
-            }
             let awaited = lock(&self.awaited).remove(&chunk);
             let len = bytes.len() as u32;
             let location = match awaited {

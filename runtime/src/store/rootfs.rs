@@ -9,7 +9,8 @@
 //! Which one is found out when the store is opened, by doing it. An image that was made complete as a file system gets its
 //! folders when it is to run where these are wanted; folders that are there are used in both.
 //!
-//! **If it dies.** Either is made in `tmp`, synced, and renamed to its place; what is in its place is whole.
+//! **If it dies.** Either is made in `tmp`, synced, and renamed to its place; a file system image goes the same way back before it is
+//! deleted. What is in its place is whole.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -17,6 +18,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -98,7 +100,7 @@ impl Store {
     /// Makes what a complete image's containers stand on.
     pub(super) fn make_rootfs(&self, root: &Chunk, parsed: &Root, trees: &[Tree]) -> Result<(), StoreError> {
         if self.form == Form::Image {
-            match self.make_image(root, trees) {
+            match self.make_image(root, trees, false) {
                 Ok(true) => return Ok(()),
                 // As folders it may be had.
                 Ok(false) => {}
@@ -126,17 +128,14 @@ impl Store {
         trees: &[Tree],
     ) -> Result<Option<(ImageFile, Vec<PathBuf>)>, StoreError> {
         let dir = self.rootfs_dir(root);
-        if !self.make_image(root, trees)? {
+        if !self.make_image(root, trees, true)? {
             return Ok(None);
         }
-        let contents = dir.join("contents");
-        if !contents.exists() {
-            let half = self.dir.join("tmp").join(format!("contents-{}", hex(root)));
-            let listed = fs::write(&half, lazy::list(trees.iter().flat_map(Tree::contents)));
-            listed
-                .and_then(|()| fs::rename(&half, &contents))
-                .map_err(|error| StoreError::io("write", &contents, error))?;
+        if self.index.image(root)?.is_some() {
+            // It became complete a moment ago.
+            self.tell_keepers(root)?;
         }
+        let contents = dir.join("contents");
         let (complete, socket) = (dir.join(COMPLETE), self.lazy_socket());
         let lazy = Some(Lazy { root: *root, contents, complete, socket });
         let file = ImageFile { image: dir.join("image"), objects: self.dir.join("objects"), lazy };
@@ -179,13 +178,28 @@ impl Store {
         self.dir.join("layers").join(&hex(tree)[..20])
     }
 
-    /// Whether it could be made.
-    fn make_image(&self, root: &Chunk, trees: &[Tree]) -> Result<bool, StoreError> {
+    /// Takes an image's file system away, whole.
+    pub(super) fn discard_rootfs(&self, dir: &Path) {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let gone = self.dir.join("tmp").join(format!("gone-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        // What cannot be moved is not there, or stays whole; what is in tmp goes at the next start at the latest.
+        if fs::rename(dir, &gone).is_ok() {
+            drop(fs::remove_dir_all(&gone));
+        }
+    }
+
+    /// Whether it could be made. With what keepers need, if it is to be `lazy`.
+    fn make_image(&self, root: &Chunk, trees: &[Tree], lazy: bool) -> Result<bool, StoreError> {
         let _one_at_a_time = lock(&self.unpacking);
         let target = self.rootfs_dir(root);
-        if target.exists() {
+        if lazy && self.index.image(root)?.is_none() {
+            // The image was complete here once, and is not any more.
+            drop(fs::remove_file(target.join(COMPLETE)));
+        }
+        if target.join("image").exists() && (!lazy || target.join("contents").exists()) {
             return Ok(true);
         }
+        self.discard_rootfs(&target);
         let half = self.dir.join("tmp").join(format!("rootfs-{}", hex(root)));
         let io_error = |step, path: &Path| {
             let path = path.to_owned();
@@ -205,6 +219,11 @@ impl Store {
                 drop(fs::remove_dir_all(&half));
                 return Ok(false);
             }
+        }
+        if lazy {
+            let contents = half.join("contents");
+            fs::write(&contents, lazy::list(trees.iter().flat_map(Tree::contents)))
+                .map_err(io_error("write", &contents))?;
         }
         for (name, content) in accounts(trees) {
             let path = half.join("accounts").join(name);

@@ -229,7 +229,9 @@ impl Writer<'_> {
             self.store.make_rootfs(blake3::hash(&root.encode()).as_bytes(), root, trees)?;
         }
         let (images, originals) = (std::mem::take(&mut self.images), std::mem::take(&mut self.originals));
-        self.store.index.add(&Changes { images, originals, ..Changes::default() }, true)
+        self.store.index.add(&Changes { images, originals, ..Changes::default() }, true)?;
+        // They may have been started before all of them was here.
+        self.trees.iter().try_for_each(|(root, _)| self.store.tell_keepers(blake3::hash(&root.encode()).as_bytes()))
     }
 
     fn note(&mut self, content: &Content, id: ContentId) -> Result<(), StoreError> {
