@@ -325,7 +325,10 @@ pub(super) fn places(node: &Node, held: &ImageHeld, all: Option<u32>) -> Vec<Pla
         let row = PlaceRow {
             node: name_of(node, &id),
             image: word(&held.root),
-            chunks: parts.get(&id).filter(|_| fact.fetching.contains(&held.root)).map(|here| (*here, all)),
+            chunks: parts
+                .get(&id)
+                .filter(|_| fact.fetching.contains(&held.root))
+                .map(|here| (all.map_or(*here, |all| all.min(*here)), all)),
             original: original.as_ref().map(word).unwrap_or_default(),
         };
         if !(row.image.is_empty() && row.original.is_empty()) {

@@ -282,12 +282,13 @@ impl Store {
         let id = <sha2::Sha256 as sha2::Digest>::digest(&config).into();
         let config = ImageConfig::parse(&config).map_err(|error| StoreError::Damaged(error.to_string()))?;
         let trees = parsed.layers.iter().map(|layer| self.tree(&layer.tree)).collect::<Result<Vec<Tree>, _>>()?;
-        let accounts = rootfs::accounts(&trees).flat_map(|(_, content)| &content.chunks);
+        let Ok(merged) = crate::image::erofs::merge(&trees) else { return Ok(Startable::No) };
+        let accounts = rootfs::accounts(&merged).flat_map(|(_, content)| &content.chunks);
         let missing = lacks(&mut accounts.map(|(chunk, _)| chunk))?;
         if !missing.is_empty() {
             return Ok(Startable::After(missing));
         }
-        let Some((file, accounts)) = self.make_lazy(root, &trees)? else { return Ok(Startable::No) };
+        let Some((file, accounts)) = self.make_lazy(root, &merged, &trees)? else { return Ok(Startable::No) };
         Ok(Startable::Now(Box::new(Runnable { id, config, layers: Vec::new(), file: Some(file), accounts })))
     }
 

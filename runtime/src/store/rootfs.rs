@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError, hex, lock, object_in};
-use crate::image::erofs::{self, ErofsError};
+use crate::image::erofs::{self, ErofsError, Merged};
 use crate::image::{Chunk, Content, ContentId, Entry, Kind, Root, Tree};
 use crate::lazy::{self, Lazy};
 use crate::sys;
@@ -99,13 +99,12 @@ type Made = (Vec<PathBuf>, Option<ImageFile>, Vec<PathBuf>);
 impl Store {
     /// Makes what a complete image's containers stand on.
     pub(super) fn make_rootfs(&self, root: &Chunk, parsed: &Root, trees: &[Tree]) -> Result<(), StoreError> {
-        if self.form == Form::Image {
-            match self.make_image(root, trees, false) {
-                Ok(true) => return Ok(()),
-                // As folders it may be had.
-                Ok(false) => {}
-                Err(error) => return Err(error),
-            }
+        // As folders may be had what EROFS has no room for.
+        if self.form == Form::Image
+            && let Ok(merged) = erofs::merge(trees)
+            && self.make_image(root, &merged, None)?
+        {
+            return Ok(());
         }
         self.unpack_layers(parsed, trees)
     }
@@ -125,10 +124,11 @@ impl Store {
     pub(super) fn make_lazy(
         &self,
         root: &Chunk,
+        merged: &Merged<'_>,
         trees: &[Tree],
     ) -> Result<Option<(ImageFile, Vec<PathBuf>)>, StoreError> {
         let dir = self.rootfs_dir(root);
-        if !self.make_image(root, trees, true)? {
+        if !self.make_image(root, merged, Some(trees))? {
             return Ok(None);
         }
         if self.index.image(root)?.is_some() {
@@ -188,15 +188,15 @@ impl Store {
         }
     }
 
-    /// Whether it could be made. With what keepers need, if it is to be `lazy`.
-    fn make_image(&self, root: &Chunk, trees: &[Tree], lazy: bool) -> Result<bool, StoreError> {
+    /// Whether it could be made. With what keepers need, if it is `lazy`: which contents these trees have.
+    fn make_image(&self, root: &Chunk, merged: &Merged<'_>, lazy: Option<&[Tree]>) -> Result<bool, StoreError> {
         let _one_at_a_time = lock(&self.unpacking);
         let target = self.rootfs_dir(root);
-        if lazy && self.index.image(root)?.is_none() {
+        if lazy.is_some() && self.index.image(root)?.is_none() {
             // The image was complete here once, and is not any more.
             drop(fs::remove_file(target.join(COMPLETE)));
         }
-        if target.join("image").exists() && (!lazy || target.join("contents").exists()) {
+        if target.join("image").exists() && (lazy.is_none() || target.join("contents").exists()) {
             return Ok(true);
         }
         self.discard_rootfs(&target);
@@ -211,7 +211,7 @@ impl Store {
         fs::create_dir_all(half.join("accounts/etc")).map_err(io_error("make", &half))?;
         let image = half.join("image");
         let uuid = root[..16].try_into().expect("sixteen of thirty-two");
-        match File::create(&image).map_err(ErofsError::Io).and_then(|file| write(trees, uuid, file)) {
+        match File::create(&image).map_err(ErofsError::Io).and_then(|file| write(merged, uuid, file)) {
             Ok(()) => {}
             Err(ErofsError::Io(error)) => return Err(StoreError::io("write", &image, error)),
             // What is left is emptied at the next start at the latest.
@@ -220,12 +220,12 @@ impl Store {
                 return Ok(false);
             }
         }
-        if lazy {
+        if let Some(trees) = lazy {
             let contents = half.join("contents");
             fs::write(&contents, lazy::list(trees.iter().flat_map(Tree::contents)))
                 .map_err(io_error("write", &contents))?;
         }
-        for (name, content) in accounts(trees) {
+        for (name, content) in accounts(merged) {
             let path = half.join("accounts").join(name);
             fs::write(&path, self.content(content)?).map_err(io_error("write", &path))?;
         }
@@ -263,31 +263,20 @@ impl Store {
     }
 }
 
-fn write(trees: &[Tree], uuid: [u8; 16], file: File) -> Result<(), ErofsError> {
+fn write(merged: &Merged<'_>, uuid: [u8; 16], file: File) -> Result<(), ErofsError> {
     let object =
         |id: &ContentId| object_in(Path::new(""), id).strip_prefix("objects").map(path_bytes).unwrap_or_default();
-    erofs::write(&erofs::merge(trees)?, uuid, object, file)
+    erofs::write(merged, uuid, object, file)
 }
 
 fn path_bytes(path: &Path) -> Vec<u8> {
     path.as_os_str().as_bytes().to_vec()
 }
 
-/// The files in which an image's users and groups are, as far as it has them.
-pub(super) fn accounts(trees: &[Tree]) -> impl Iterator<Item = (&'static str, &Content)> {
-    ACCOUNTS.into_iter().filter_map(|name| topmost(trees, name).map(|content| (name, content)))
-}
-
-/// The topmost layer's plain file of that path, if it is of a sane size.
-fn topmost<'a>(trees: &'a [Tree], path: &str) -> Option<&'a Content> {
-    let plain = |tree: &'a Tree| {
-        let at = tree.entries.binary_search_by(|entry| entry.path.as_slice().cmp(path.as_bytes())).ok()?;
-        match &tree.entries[at].kind {
-            Kind::File(content) if content.size() <= MAX_ACCOUNTS => Some(content),
-            _ => None,
-        }
-    };
-    trees.iter().rev().find_map(plain)
+/// The files in which an image's users and groups are, as far as it has them and they are of a sane size.
+pub(super) fn accounts<'a>(merged: &'a Merged<'_>) -> impl Iterator<Item = (&'static str, &'a Content)> {
+    let sane = |content: &&Content| content.size() <= MAX_ACCOUNTS;
+    ACCOUNTS.into_iter().filter_map(move |name| Some((name, merged.file(name).filter(sane)?)))
 }
 
 /// Whether the kernel and this process's rights allow images, found out by doing it in the store's `tmp`; or why not.
@@ -307,7 +296,9 @@ fn try_in(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(object.parent().expect("an object is in a folder"))?;
     fs::write(&object, BYTES)?;
     let file = ImageFile { image: dir.join("image"), objects: dir.join("objects"), lazy: None };
-    write(&[Tree { entries: vec![entry] }], [1; 16], File::create(&file.image)?).map_err(io::Error::other)?;
+    let trees = [Tree { entries: vec![entry] }];
+    let merged = erofs::merge(&trees).map_err(io::Error::other)?;
+    write(&merged, [1; 16], File::create(&file.image)?).map_err(io::Error::other)?;
     let mounted = file.mount_with_bytes()?;
     let read = fs::read(format!("/proc/self/fd/{}/file", mounted.as_raw_fd()))?;
     if read == BYTES { Ok(()) } else { Err(io::Error::other("it reads other bytes than were written")) }

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{Entry, ErofsError, Kind, Tree, text};
+use crate::image::Content;
 
 /// The root's number.
 pub(super) const ROOT: usize = 0;
@@ -46,6 +47,22 @@ impl Node<'_> {
 
 fn is_directory(entry: Option<&Entry>) -> bool {
     entry.is_none_or(|entry| matches!(entry.kind, Kind::Directory { .. }))
+}
+
+impl Merged<'_> {
+    /// The plain file of that path, no folder of which is a symbolic link.
+    pub fn file(&self, path: &str) -> Option<&Content> {
+        let mut at = ROOT;
+        for name in path.split('/') {
+            let children = &self.nodes[at].children;
+            let found = children.binary_search_by(|(other, _)| (*other).cmp(name.as_bytes())).ok()?;
+            at = children[found].1;
+        }
+        match &self.nodes[at].entry?.kind {
+            Kind::File(content) => Some(content),
+            _ => None,
+        }
+    }
 }
 
 /// Merges layers, the lowest first. Those whose entries are more than [`MAX_ENTRIES`] are not looked at.

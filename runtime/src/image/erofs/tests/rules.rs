@@ -206,3 +206,15 @@ fn a_disk_that_is_full_is_an_error() {
     let written = write(&merge(&layers).unwrap(), [0; 16], object, &mut room[..]);
     assert!(matches!(written, Err(ErofsError::Io(_))));
 }
+
+#[test]
+fn a_file_is_found_as_the_topmost_layer_left_it() {
+    let users = |text: &str| layer(vec![entry("etc", folder()), entry("etc/passwd", file(text))]);
+    let found = |layers: &[Tree]| merge(layers).unwrap().file("etc/passwd").cloned();
+    assert_eq!(found(&[users("one"), users("two")]), Some(content(b"two")));
+    assert_eq!(found(&[users("one"), layer(vec![entry("etc", folder()), entry("etc/passwd", Kind::Whiteout)])]), None);
+    assert_eq!(found(&[users("one"), layer(vec![entry("etc", opaque())])]), None);
+    assert_eq!(found(&[users("one"), layer(vec![entry("etc", file("no folder"))])]), None);
+    let link = entry("etc/passwd", Kind::Symlink(b"../run/passwd".to_vec()));
+    assert_eq!(found(&[users("one"), layer(vec![entry("etc", folder()), link])]), None);
+}
