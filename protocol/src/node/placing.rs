@@ -264,7 +264,6 @@ impl Node {
             Action::Publish(workload, replica) | Action::Retract(workload, replica) => {
                 self.publish_placement(workload, replica, now);
             }
-            Action::Fetch(root) if self.has_image(&root) => {}
             Action::Fetch(root) => {
                 self.exchange.want(root, Need::Use, now);
                 self.publish_node(now);
