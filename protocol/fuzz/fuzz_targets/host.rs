@@ -314,7 +314,9 @@ impl Host {
                 Output::Effect { id, effect: Effect::Persist(records) } => self.writes.push_back((id, records)),
                 Output::Effect { id, effect } => {
                     if let Effect::Start { placement, spec, .. } = &effect {
-                        assert!(self.has_image(&spec.image.root), "a container is started without its image");
+                        // What is lazy is started when the image's lists are here.
+                        let ready = spec.lazy || self.has_image(&spec.image.root);
+                        assert!(ready, "a container is started without its image");
                         assert!(!self.running.contains(placement), "a container is started twice");
                     }
                     let before = self.effects.insert(id, effect);
