@@ -2,9 +2,12 @@
 //!
 //! `cargo bench -p moyai-runtime`. Prints medians of interleaved rounds; decides nothing.
 
-use std::io::Read;
+#[path = "../tests/archive/mod.rs"]
+mod archive;
+
 use std::time::Instant;
 
+use archive::{archive, noise};
 use moyai_runtime::image::{Chunker, Limits, Progress, import, sha256_hex};
 use moyai_runtime::store::Store;
 
@@ -15,9 +18,7 @@ fn main() {
         .map(|at| {
             // From 4 KiB to 4 MiB, as in a root file system.
             let len = 4096usize << (at % 11);
-            let mut bytes = vec![0; len];
-            blake3::Hasher::new().update(&at.to_le_bytes()).finalize_xof().read_exact(&mut bytes).expect("endless");
-            (format!("dir{}/file{at}", at % 20), bytes)
+            (format!("dir{}/file{at}", at % 20), noise(at, len))
         })
         .collect();
     let bytes: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
@@ -50,26 +51,4 @@ fn main() {
     println!("chunk + BLAKE3 alone, one core   {alone:7.0} MB/s");
     println!("SHA-256 alone, one core          {hashing:7.0} MB/s");
     println!("import, whole path to the disk   {whole:7.0} MB/s   {:.0} % of chunk + BLAKE3", whole / alone * 100.0);
-}
-
-fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let mut layer = tar::Builder::new(Vec::new());
-    files.iter().for_each(|(path, bytes)| append(&mut layer, path, bytes));
-    let layer = layer.into_inner().expect("in memory");
-    let config = format!(r#"{{"rootfs":{{"diff_ids":["sha256:{}"]}}}}"#, sha256_hex(&layer));
-    let mut archive = tar::Builder::new(Vec::new());
-    append(&mut archive, "layer.tar", &layer);
-    append(&mut archive, "config.json", config.as_bytes());
-    append(&mut archive, "manifest.json", br#"[{"Config":"config.json","RepoTags":["bench"],"Layers":["layer.tar"]}]"#);
-    archive.into_inner().expect("in memory")
-}
-
-fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8]) {
-    let mut header = tar::Header::new_gnu();
-    header.set_size(bytes.len() as u64);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(1);
-    archive.append_data(&mut header, path, bytes).expect("in memory");
 }

@@ -145,8 +145,7 @@ pub fn listen(socket: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let folder = File::open(socket.parent().unwrap_or(Path::new(".")))?;
-    UnixListener::bind(sys::short_path(&folder, socket))
+    sys::bind(socket)
 }
 
 /// Forks a keeper; a detached mount of what it serves.

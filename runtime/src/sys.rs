@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use crate::seccomp::Instruction;
@@ -245,8 +245,14 @@ pub(crate) fn mount_filesystem(filesystem: BorrowedFd<'_>, attributes: u64) -> i
 }
 
 /// A socket's path has 108 bytes at most; through its folder's descriptor it is short wherever that is.
-pub(crate) fn short_path(folder: &File, socket: &Path) -> PathBuf {
+fn short_path(folder: &File, socket: &Path) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(socket.file_name().unwrap_or_default())
+}
+
+/// Listens on a Unix socket that is to be made, however long its path is.
+pub(crate) fn bind(socket: &Path) -> io::Result<UnixListener> {
+    let folder = File::open(socket.parent().unwrap_or(Path::new(".")))?;
+    UnixListener::bind(short_path(&folder, socket))
 }
 
 /// Connects to a Unix socket, however long its path is.

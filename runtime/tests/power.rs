@@ -6,20 +6,22 @@
 //!
 //! Needs root, as all that mounts; without it nothing is tested here.
 
+mod archive;
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, UNIX_EPOCH};
 
+use archive::{archive, noise};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, LockOwner,
     OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyWrite, Request, Session, WriteFlags,
 };
-use moyai_runtime::image::{Imported, Limits, Progress, import, sha256_hex};
+use moyai_runtime::image::{Imported, Limits, Progress, import};
 use moyai_runtime::store::{Removed, Store};
 
 const SIZE: u64 = 256 << 20;
@@ -209,40 +211,10 @@ impl Drop for Mounted {
     }
 }
 
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().read_exact(&mut bytes).expect("endless");
-    bytes
-}
-
-/// An image of its own file, and of one that all have.
-fn archive(number: u64) -> Vec<u8> {
-    let mut layer = tar::Builder::new(Vec::new());
-    append(&mut layer, "own", &noise(number, 1_500_000));
-    append(&mut layer, "shared", &noise(0, 1_500_000));
-    let layer = layer.into_inner().expect("in memory");
-    let config =
-        format!(r#"{{"os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#, sha256_hex(&layer));
-    let manifest = format!(r#"[{{"Config":"config.json","RepoTags":["a:{number}"],"Layers":["layer.tar"]}}]"#);
-    let mut archive = tar::Builder::new(Vec::new());
-    append(&mut archive, "layer.tar", &layer);
-    append(&mut archive, "config.json", config.as_bytes());
-    append(&mut archive, "manifest.json", manifest.as_bytes());
-    archive.into_inner().expect("in memory")
-}
-
-fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8]) {
-    let mut header = tar::Header::new_gnu();
-    header.set_size(bytes.len() as u64);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(1);
-    archive.append_data(&mut header, path, bytes).expect("in memory");
-}
-
+/// Loads an image of its own file, and of one that all have.
 fn load(store: &Store, number: u64) -> Option<Imported> {
-    import(&archive(number)[..], store, Limits::default(), &Progress::default()).ok()?.pop()
+    let archive = archive(&[("own", noise(number, 1_500_000)), ("shared", noise(0, 1_500_000))]);
+    import(&archive[..], store, Limits::default(), &Progress::default()).ok()?.pop()
 }
 
 /// Brings an image from one store to another by chunks; whether all came.

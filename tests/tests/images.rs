@@ -403,7 +403,6 @@ fn a_container_starts_before_all_of_its_image_is_there() {
 
 #[test]
 fn a_node_keeps_to_its_budget_and_gives_up_only_what_others_have() {
-    use moyai_tests::hostile::{Entry, docker_archive, noise, tar};
     let lab = Lab::new(4);
     let [one, two, three, four] = lab.hosts();
     one.moyai(&["init", "--image-budget", "much"]).fails(1).says("--image-budget");
@@ -411,13 +410,8 @@ fn a_node_keeps_to_its_budget_and_gives_up_only_what_others_have() {
     let ticket = one.ticket(&[]);
     [two, three, four].iter().for_each(|host| drop(host.moyai(&["join", &ticket]).ok()));
     lab.wait_for_mesh();
-    let load = |name: &str, seed| {
-        let path = lab.folder().join(format!("{name}.tar"));
-        docker_archive(&path, name, &[tar(&[Entry::File("bulk".to_owned(), noise(8_000_000, seed))])]);
-        one.load(&path);
-    };
-    load("first", 1);
-    load("second", 2);
+    one.load(&bulk(&lab, "first", 8_000_000, 1));
+    one.load(&bulk(&lab, "second", 8_000_000, 2));
     let nodes = |name: &str| {
         let images = two.images();
         let image = images.iter().find(|image| image["reference"] == format!("{name}:latest")).expect("it is named");

@@ -108,9 +108,8 @@ impl Images {
 
     /// Removes what nothing here needs, whole or in part.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
-        let asked = self.handle.ask(|node, _| (node.wanted_images(), node.exchange().wanted().collect::<Vec<_>>()));
-        let Ok((Some(wanted), coming)) = asked.await else { return Ok(Swept::Unknown) };
-        let keep: Vec<[u8; 32]> = wanted.into_iter().chain(coming).map(|root| root.0).collect();
+        let Ok(Some(wanted)) = self.handle.ask(|node, _| node.wanted_images()).await else { return Ok(Swept::Unknown) };
+        let keep: Vec<[u8; 32]> = wanted.into_iter().map(|root| root.0).collect();
         let store = Arc::clone(&self.store);
         match tokio::task::spawn_blocking(move || store.sweep(&keep)).await {
             Ok(Ok(Removed::Freed(bytes))) => Ok(Swept::Freed(bytes)),
@@ -136,7 +135,8 @@ impl Images {
                 }
                 // First of all, so that nothing is started on it meanwhile.
                 let _ended = self.handle.command(Command::ImageGivenUp(root)).await;
-                let freed = self.give_up([root].into()).await?;
+                let Ok(Some(wanted)) = self.handle.ask(|node, _| node.wanted_images()).await else { return Ok(()) };
+                let freed = self.give_up([root].into(), &wanted).await?;
                 if freed == 0 {
                     // Something is imported, or others need all of it: it is nobody's now, and goes in a later round.
                     break;
@@ -157,21 +157,16 @@ impl Images {
     pub async fn release(&self, candidates: BTreeSet<ChunkId>) -> Result<u64, StoreError> {
         // When the daemon ends, the next one does it.
         let Ok(Some(wanted)) = self.handle.ask(|node, _| node.wanted_images()).await else { return Ok(0) };
-        self.give_up(candidates.difference(&wanted).copied().collect()).await
+        self.give_up(candidates.difference(&wanted).copied().collect(), &wanted).await
     }
 
-    /// Removes these, whatever needs them.
-    async fn give_up(&self, roots: BTreeSet<ChunkId>) -> Result<u64, StoreError> {
+    /// Removes these, whatever needs them, but for what others of `wanted` reach: they may be on their way here, or run before all
+    /// of them is.
+    async fn give_up(&self, roots: BTreeSet<ChunkId>, wanted: &BTreeSet<ChunkId>) -> Result<u64, StoreError> {
         if roots.is_empty() {
             return Ok(0);
         }
-        // What of others is on its way here, or runs before all of it is.
-        let asked = self.handle.ask(|node, _| {
-            let wanted = node.wanted_images().into_iter().flatten();
-            wanted.chain(node.exchange().wanted()).collect::<BTreeSet<ChunkId>>()
-        });
-        let Ok(needed) = asked.await else { return Ok(0) };
-        let coming: Vec<[u8; 32]> = needed.difference(&roots).map(|root| root.0).collect();
+        let coming: Vec<[u8; 32]> = wanted.difference(&roots).map(|root| root.0).collect();
         let doomed: Vec<[u8; 32]> = roots.iter().map(|root| root.0).collect();
         let (store, roots) = (Arc::clone(&self.store), roots.into_iter().collect());
         let removed = tokio::task::spawn_blocking(move || store.remove(&doomed, &coming)).await;

@@ -52,8 +52,7 @@ pub struct Reads {
 
 impl Reads {
     /// Of the images of this store.
-    pub fn new(handle: Handle, store: Arc<Store>) -> Reads {
-        let images = Images::new(handle.clone(), Arc::clone(&store));
+    pub fn new(handle: Handle, store: Arc<Store>, images: Images) -> Reads {
         Reads { handle, store, images, arrived: Arc::default(), known: Arc::default() }
     }
 

@@ -277,7 +277,8 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let seed = u64::from_le_bytes(random()?);
     let devices = Arc::new(devices::Devices::new(cdi_files, &containers));
     let networks = Arc::new(networks::Networks::new(&node_of(&key).short(), containers.clone()));
-    let reads = lazy::Reads::new(handle.clone(), Arc::clone(&store));
+    let images = images::Images::new(handle.clone(), Arc::clone(&store));
+    let reads = lazy::Reads::new(handle.clone(), Arc::clone(&store), images.clone());
     let effects = effects::Effects {
         handle: handle.clone(),
         store: Arc::clone(&store),
@@ -305,7 +306,6 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let driver = tokio::spawn(driver.run(requests, incoming));
 
     reads.listen().context("cannot listen for what containers read of images that are not all here")?;
-    let images = images::Images::new(handle.clone(), Arc::clone(&store));
     tokio::spawn(images.clone().collect(settings.image_budget));
     let address = settings.registry.as_deref().unwrap_or(registry::USUAL);
     if address != "off" {

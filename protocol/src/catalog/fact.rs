@@ -173,6 +173,11 @@ impl ImageHeld {
         original.map_or(self.here && self.root == *root, |original| original.here)
     }
 
+    /// Whether both give one name to one image.
+    pub fn agrees_with(&self, other: &ImageHeld) -> bool {
+        (&self.reference, self.root) == (&other.reference, other.root)
+    }
+
     /// Whether it can be run: it may be something else that was given a name.
     pub fn is_image(&self) -> bool {
         self.original.as_ref().is_none_or(|original| original.root != self.root)

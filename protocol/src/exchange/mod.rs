@@ -115,13 +115,6 @@ pub struct Receipt {
     pub took: Duration,
 }
 
-impl Receipt {
-    /// Bytes that came.
-    pub fn received(&self) -> u64 {
-        self.from.values().sum()
-    }
-}
-
 /// What the exchange wants done.
 #[derive(Debug)]
 pub enum Action {
@@ -465,7 +458,7 @@ impl Exchange {
             }
             if nothing && called_off {
                 // It was overtaken before anything came: the next one is not to wait for it as well.
-                provider.rest_until = now + REST * (1 << provider.idle.saturating_sub(1).min(MAX_DOUBLED));
+                provider.rest(now);
             }
         }
         if let Some(fault) = result.fault {
@@ -492,7 +485,7 @@ impl Exchange {
                     download.has_now(&node, has);
                 }
                 (FetchFault::Unreachable(reason), Some(provider)) => {
-                    provider.rest_until = now + REST * (1 << provider.idle.saturating_sub(1).min(MAX_DOUBLED));
+                    provider.rest(now);
                     self.actions.push(Action::Faulty(node, reason));
                 }
                 (_, None) => {}
@@ -640,6 +633,13 @@ impl Exchange {
     }
 }
 
+impl Provider {
+    /// Nothing came of it: it is left alone, longer each time.
+    fn rest(&mut self, now: Instant) {
+        self.rest_until = now + REST * (1 << self.idle.saturating_sub(1).min(MAX_DOUBLED));
+    }
+}
+
 impl Download {
     fn new(need: Need, now: Instant) -> Self {
         Download {
@@ -745,22 +745,24 @@ impl Download {
     /// What is still in flight elsewhere for too long, to be asked of `node` as well; only what is `demanded`, or anything.
     fn endgame(&mut self, node: &NodeId, now: Instant, demanded: bool) -> Vec<u32> {
         let provider = &self.providers[node];
-        let (contents, complete) = (self.contents, provider.complete);
         let patience = (self.usual * 3).clamp(ENDGAME, MAX_PATIENCE);
-        let slow = |batch: &&mut Batch| {
+        let slow = |batch: &Batch| {
             batch.provider != *node && !batch.doubled && !batch.called_off && now.since(batch.asked) >= patience
         };
-        for batch in self.batches.values_mut().filter(slow) {
-            let can = |at: &&u32| !contents || complete || provider.has.has(**at as usize);
-            let missing = batch.pieces.iter().filter(|at| !self.have.has(**at as usize));
-            let wanted = missing.filter(|at| !demanded || self.demanded.contains(at));
-            let pieces: Vec<u32> = wanted.filter(can).copied().collect();
-            if !pieces.is_empty() {
-                batch.doubled = true;
-                return pieces;
-            }
+        let wanted = |at: &u32| {
+            let missing = !self.have.has(*at as usize) && self.offers(provider, *at as usize);
+            missing && (!demanded || self.demanded.contains(at))
+        };
+        let mut slow = self.batches.iter().filter(|(_, batch)| slow(batch));
+        let found = slow.find_map(|(id, batch)| {
+            let pieces: Vec<u32> = batch.pieces.iter().copied().filter(wanted).collect();
+            (!pieces.is_empty()).then_some((*id, pieces))
+        });
+        let Some((id, pieces)) = found else { return Vec::new() };
+        if let Some(batch) = self.batches.get_mut(&id) {
+            batch.doubled = true;
         }
-        Vec::new()
+        pieces
     }
 }
 

@@ -119,9 +119,7 @@ impl Node {
                         .is_none_or(|before| before.images != report.images || before.fetching != report.fetching);
                     let unnamed = before.map_or(&[][..], |before| &before.unnamed) != report.unnamed;
                     let named = report.images.iter().filter(|image| {
-                        let known = before.is_some_and(|before| {
-                            before.images.iter().any(|old| (&old.reference, old.root) == (&image.reference, image.root))
-                        });
+                        let known = before.is_some_and(|before| before.images.iter().any(|old| old.agrees_with(image)));
                         !known && image.is_image()
                     });
                     let named: Vec<ImageHeld> = named.cloned().collect();
@@ -362,8 +360,7 @@ impl Node {
         let Some(own) = self.images.iter().filter(same).max_by_key(|own| own.named) else { return };
         let (own_at, their_at) = (own.named.time().0, theirs.named.time().0);
         let told = |(other, fact): (NodeId, &NodeFact)| {
-            let named = |image: &ImageHeld| (&image.reference, image.root) == (&theirs.reference, theirs.root);
-            other != node && fact.images.iter().any(named)
+            other != node && fact.images.iter().any(|image| image.agrees_with(theirs))
         };
         if u128::from(own_at.abs_diff(their_at)) > CONTEST.as_millis() || self.catalog.nodes().any(told) {
             return;
@@ -496,6 +493,9 @@ impl Node {
     ///
     /// What an image was made of goes where the image is, and after it: most of it is the same chunks.
     pub(super) fn spread_images(&mut self, now: Instant) {
+        if self.store_full {
+            return;
+        }
         let mut holders: BTreeMap<ChunkId, Vec<NodeId>> = BTreeMap::new();
         let mut made_into: BTreeMap<ChunkId, ChunkId> = BTreeMap::new();
         for (node, fact) in self.catalog.nodes().filter(|(node, _)| self.membership.is_live(node)) {
@@ -508,9 +508,6 @@ impl Node {
             }
             let images = fact.images.iter().filter(|image| image.is_image());
             made_into.extend(images.filter_map(|image| Some((image.original.as_ref()?.root, image.root))));
-        }
-        if self.store_full {
-            holders.clear();
         }
         holders.retain(|root, _| self.is_vouched_for(root));
         for (root, nodes) in holders {

@@ -226,10 +226,16 @@ impl Node {
             {
                 return Err(Refusal::Superseded { epoch });
             }
-            let root = &spec.image.root;
-            let here = self.has_image(root) || (spec.lazy && self.exchange.is_listed(root));
+            let root = spec.image.root;
+            let whole = self.has_image(&root);
+            let listed = spec.lazy && self.exchange.is_listed(&root);
             let at = (fact.generation, form);
-            self.worker.award(from, placement, &spec, award, at, here, (now, wall))
+            self.worker.award(from, placement, &spec, award, at, whole || listed, (now, wall))?;
+            if listed && !whole {
+                // The rest comes now because it is used.
+                self.act(Action::Fetch(root), now);
+            }
+            Ok(())
         });
         self.sends.push((from, Message::Verdict { placement, refusal: verdict.err() }));
     }

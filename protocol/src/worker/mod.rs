@@ -285,10 +285,6 @@ impl Worker {
             self.actions.push(Action::Lease(placement));
         }
         if image_here {
-            if spec.lazy {
-                // All of it may not be here yet, and comes now because it is used.
-                self.actions.push(Action::Fetch(spec.image.root));
-            }
             self.begin(key, now);
         } else {
             self.actions.push(Action::Publish(key.0, key.1));

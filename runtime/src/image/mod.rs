@@ -165,6 +165,11 @@ pub(crate) fn is_overlay_mark(name: &[u8]) -> bool {
 }
 
 impl Root {
+    /// What names the image's contents: its config, then its layers' trees.
+    pub fn lists(&self) -> impl Iterator<Item = &Content> {
+        [&self.config].into_iter().chain(self.layers.iter().map(|layer| &layer.tree))
+    }
+
     /// As it is stored and hashed.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_stdvec(self).expect("a plain value always encodes")

@@ -21,7 +21,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -311,7 +311,7 @@ fn make_in(
         let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false));
         let console = Console::of(terminal, creation.console_socket.as_ref(), attends)?;
         let gate = match waits {
-            true => Some(bind_at(&dir.join("gate")).map_err(|error| failed("listen", error))?),
+            true => Some(sys::bind(&dir.join("gate")).map_err(|error| failed("listen", error))?),
             false => None,
         };
         let spawned = spawn(&Job {
@@ -392,12 +392,6 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_file_name(name);
     fs::write(&new, bytes)?;
     fs::rename(&new, path)
-}
-
-/// A socket's path has 108 bytes at most; through the folder's descriptor it is short wherever that is.
-fn bind_at(path: &Path) -> io::Result<UnixListener> {
-    let folder = File::open(path.parent().unwrap_or(Path::new(".")))?;
-    UnixListener::bind(sys::short_path(&folder, path))
 }
 
 /// Below the hierarchies' roots, without a leading slash.

@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError, RwLockWriteGuard};
 
 use super::index::{Location, Removal};
 use super::{Store, StoreError, hex, lock};
@@ -26,6 +28,15 @@ struct Reached {
     contents: BTreeMap<ContentId, Content>,
     layers: BTreeSet<ContentId>,
     blobs: BTreeMap<[u8; 32], Chunk>,
+}
+
+/// The store while nobody else changes it.
+struct Still<'a> {
+    /// Every complete image and original.
+    complete: Vec<Chunk>,
+    /// What those reach that stay.
+    kept: Reached,
+    _locks: (MutexGuard<'a, ()>, RwLockWriteGuard<'a, ()>),
 }
 
 /// How much room something takes.
@@ -111,20 +122,7 @@ impl Store {
 
     /// Removes what neither a complete image or original reaches, nor one of `keep` as far as it is here.
     pub fn sweep(&self, keep: &[Chunk]) -> Result<Removed, StoreError> {
-        let _one_at_a_time = lock(&self.removing);
-        let mut kept = Reached::default();
-        let before = self.roots()?;
-        for root in &before {
-            self.reach(root, &mut kept)?;
-        }
-        let _nobody_else = self.changing.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if self.importing.load(std::sync::atomic::Ordering::Acquire) > 0 {
-            return Ok(Removed::Busy);
-        }
-        let complete = self.roots()?;
-        for root in complete.iter().filter(|root| !before.contains(root)) {
-            self.reach(root, &mut kept)?;
-        }
+        let Some(Still { complete, mut kept, _locks }) = self.still(&[])? else { return Ok(Removed::Busy) };
         let stays = kept.contents.clone();
         let keep: Vec<Chunk> = self.recent().into_iter().chain(keep.iter().copied()).collect();
         for root in keep.iter().filter(|root| !complete.contains(root)) {
@@ -163,20 +161,8 @@ impl Store {
 
     /// Removes images and originals, and what nothing else reaches. `keep` are those on their way here.
     pub fn remove(&self, roots: &[Chunk], keep: &[Chunk]) -> Result<Removed, StoreError> {
-        let _one_at_a_time = lock(&self.removing);
-        let (mut kept, mut doomed) = (Reached::default(), Reached::default());
-        let before = self.roots()?;
-        for root in before.iter().filter(|root| !roots.contains(root)) {
-            self.reach(root, &mut kept)?;
-        }
-        let _nobody_else = self.changing.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if self.importing.load(std::sync::atomic::Ordering::Acquire) > 0 {
-            return Ok(Removed::Busy);
-        }
-        let complete = self.roots()?;
-        for root in complete.iter().filter(|root| !roots.contains(root) && !before.contains(root)) {
-            self.reach(root, &mut kept)?;
-        }
+        let Some(Still { complete, mut kept, _locks }) = self.still(roots)? else { return Ok(Removed::Busy) };
+        let mut doomed = Reached::default();
         let stays = Reached { contents: kept.contents.clone(), blobs: kept.blobs.clone(), ..Reached::default() };
         for root in keep.iter().filter(|root| !complete.contains(root)) {
             // As far as its lists are here: what they name is not, or is reached already.
@@ -251,6 +237,25 @@ impl Store {
         Ok(())
     }
 
+    /// Holds the store still; `None` while something is imported. What `except` reach is not among what is kept.
+    fn still(&self, except: &[Chunk]) -> Result<Option<Still<'_>>, StoreError> {
+        let one_at_a_time = lock(&self.removing);
+        let mut kept = Reached::default();
+        let before = self.roots()?;
+        for root in before.iter().filter(|root| !except.contains(root)) {
+            self.reach(root, &mut kept)?;
+        }
+        let nobody_else = self.changing.write().unwrap_or_else(PoisonError::into_inner);
+        if self.importing.load(Ordering::Acquire) > 0 {
+            return Ok(None);
+        }
+        let complete = self.roots()?;
+        for root in complete.iter().filter(|root| !except.contains(root) && !before.contains(root)) {
+            self.reach(root, &mut kept)?;
+        }
+        Ok(Some(Still { complete, kept, _locks: (one_at_a_time, nobody_else) }))
+    }
+
     fn roots(&self) -> Result<Vec<Chunk>, StoreError> {
         let images = self.index.images()?.into_iter().map(|image| image.root);
         Ok(images.chain(self.index.originals()?.into_iter().map(|original| original.root)).collect())
@@ -278,7 +283,7 @@ impl Store {
         }
         let image = self.root(root)?;
         // The lists first: of what is on its way they may not all be here.
-        [&image.config].into_iter().chain(image.layers.iter().map(|layer| &layer.tree)).for_each(&mut add);
+        image.lists().for_each(&mut add);
         for layer in &image.layers {
             Tree::contents(&self.tree(&layer.tree)?).for_each(&mut add);
             reached.layers.insert(layer.tree.id());

@@ -248,8 +248,7 @@ impl Store {
     pub fn runnable(&self, root: &Chunk) -> Result<Option<Runnable>, StoreError> {
         let Some(held) = self.index.image(root)? else { return Ok(None) };
         let parsed = self.root(root)?;
-        let config = self.content(&parsed.config)?;
-        let config = ImageConfig::parse(&config).map_err(|error| StoreError::Damaged(error.to_string()))?;
+        let config = parse_config(&self.content(&parsed.config)?)?;
         let (layers, file, accounts) = self.rootfs(root, &parsed)?;
         Ok(Some(Runnable { id: held.id, config, layers, file, accounts }))
     }
@@ -280,8 +279,7 @@ impl Store {
         }
         let config = self.content(&parsed.config)?;
         let id = <sha2::Sha256 as sha2::Digest>::digest(&config).into();
-        let config = ImageConfig::parse(&config).map_err(|error| StoreError::Damaged(error.to_string()))?;
-        let trees = parsed.layers.iter().map(|layer| self.tree(&layer.tree)).collect::<Result<Vec<Tree>, _>>()?;
+        let (config, trees) = (parse_config(&config)?, self.trees(&parsed)?);
         let Ok(merged) = crate::image::erofs::merge(&trees) else { return Ok(Startable::No) };
         let accounts = rootfs::accounts(&merged).flat_map(|(_, content)| &content.chunks);
         let missing = lacks(&mut accounts.map(|(chunk, _)| chunk))?;
@@ -297,8 +295,7 @@ impl Store {
         let mut contents = HashMap::new();
         let root = self.root(root)?;
         receive::lists_of(&root)?;
-        for layer in root.layers {
-            let tree = self.tree(&layer.tree)?;
+        for tree in self.trees(&root)? {
             contents.extend(tree.contents().map(|content| (content.id(), content.clone())));
         }
         Ok(contents)
@@ -308,7 +305,7 @@ impl Store {
     pub fn config(&self, root: &Chunk) -> Result<ImageConfig, StoreError> {
         let root = self.root(root)?;
         receive::lists_of(&root)?;
-        ImageConfig::parse(&self.content(&root.config)?).map_err(|error| StoreError::Damaged(error.to_string()))
+        parse_config(&self.content(&root.config)?)
     }
 
     /// Something is about to need what this image reaches, as far as it is here.
@@ -366,6 +363,11 @@ impl Store {
         Tree::decode(&self.content(tree)?).map_err(StoreError::Damaged)
     }
 
+    /// An image's layers, the lowest first.
+    fn trees(&self, root: &Root) -> Result<Vec<Tree>, StoreError> {
+        root.layers.iter().map(|layer| self.tree(&layer.tree)).collect()
+    }
+
     fn object(&self, id: &ContentId) -> PathBuf {
         object_in(&self.dir, id)
     }
@@ -410,6 +412,10 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn parse_config(bytes: &[u8]) -> Result<ImageConfig, StoreError> {
+    ImageConfig::parse(bytes).map_err(|error| StoreError::Damaged(error.to_string()))
 }
 
 fn object_in(dir: &Path, id: &ContentId) -> PathBuf {

@@ -36,11 +36,11 @@ pub struct Missing {
 /// The lists that an image names, unless they are larger than any honest one's.
 pub(super) fn lists_of(root: &Root) -> Result<Vec<&Content>, StoreError> {
     let trees = root.layers.iter().map(|layer| &layer.tree);
-    let trees_size = trees.clone().fold(0u64, |sum, tree| sum.saturating_add(tree.size()));
+    let trees_size = trees.fold(0u64, |sum, tree| sum.saturating_add(tree.size()));
     if root.config.size() > MAX_CONFIG || trees_size > MAX_TREE || root.layers.len() > MAX_LAYERS {
         return Err(StoreError::Damaged("an image whose lists are larger than any honest one's".to_owned()));
     }
-    Ok([&root.config].into_iter().chain(trees).collect())
+    Ok(root.lists().collect())
 }
 
 impl Store {
@@ -69,7 +69,7 @@ impl Store {
         if stage.present.iter().any(|here| !here) {
             return Ok(stage);
         }
-        let trees = parsed.layers.iter().map(|layer| self.tree(&layer.tree)).collect::<Result<Vec<Tree>, _>>()?;
+        let trees = self.trees(&parsed)?;
         let contents: Vec<&Content> = trees.iter().flat_map(Tree::contents).collect();
         if contents.iter().fold(0u64, |sum, content| sum.saturating_add(content.size())) > MAX_FILES {
             return Err(StoreError::Damaged(format!("an image of more than {MAX_FILES} bytes")));
@@ -238,7 +238,6 @@ impl Store {
         pieces: &[(Chunk, u32)],
     ) -> Result<Vec<Chunk>, StoreError> {
         let config = self.content(&parsed.config)?;
-        let lists = [&parsed.config].into_iter().chain(parsed.layers.iter().map(|layer| &layer.tree));
         let (contents, lost) = self.assemble_all(trees.iter().flat_map(Tree::contents))?;
         if !lost.is_empty() {
             return Ok(lost);
@@ -246,7 +245,7 @@ impl Store {
         self.sync()?;
         self.index.add(&Changes { contents, ..Changes::default() }, true)?;
         self.make_rootfs(root, parsed, trees)?;
-        let listed: u64 = lists.map(Content::size).sum();
+        let listed: u64 = parsed.lists().map(Content::size).sum();
         let size = pieces.iter().map(|(_, len)| u64::from(*len)).sum::<u64>() + listed + parsed.encode().len() as u64;
         let held = Held { id: Sha256::digest(&config).into(), root: *root, size };
         self.index.add(&Changes { images: vec![held], ..Changes::default() }, true)?;

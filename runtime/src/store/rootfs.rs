@@ -115,7 +115,7 @@ impl Store {
         if let Some(made) = self.made(root, parsed)? {
             return Ok(made);
         }
-        let trees = parsed.layers.iter().map(|layer| self.tree(&layer.tree)).collect::<Result<Vec<Tree>, _>>()?;
+        let trees = self.trees(parsed)?;
         self.make_rootfs(root, parsed, &trees)?;
         self.made(root, parsed)?.ok_or_else(|| StoreError::Damaged(format!("image {} has no files", hex(root))))
     }

@@ -1,41 +1,13 @@
+#[path = "../../tests/archive/mod.rs"]
+mod archive;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
 use super::*;
 use crate::image::{Limits, Progress, import};
-
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().read_exact(&mut bytes).unwrap();
-    bytes
-}
-
-fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8]) {
-    let mut header = tar::Header::new_gnu();
-    header.set_size(bytes.len() as u64);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(1);
-    archive.append_data(&mut header, path, bytes).unwrap();
-}
-
-/// A docker-archive of one layer with these files.
-fn archive(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
-    let mut layer = tar::Builder::new(Vec::new());
-    for (path, bytes) in files {
-        append(&mut layer, path, bytes);
-    }
-    let layer = layer.into_inner().unwrap();
-    let diff_id = crate::image::sha256_hex(&layer);
-    let config = format!(r#"{{"os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{diff_id}"]}}}}"#);
-    let mut archive = tar::Builder::new(Vec::new());
-    append(&mut archive, "layer.tar", &layer);
-    append(&mut archive, "config.json", config.as_bytes());
-    append(&mut archive, "manifest.json", br#"[{"Config":"config.json","RepoTags":["a:1"],"Layers":["layer.tar"]}]"#);
-    archive.into_inner().unwrap()
-}
+use archive::{append, archive, noise};
 
 /// Brings an image from one store to another by chunks, as a download does, several batches at once.
 fn transfer(from: &Arc<Store>, to: &Arc<Store>, root: &Chunk) -> usize {
