@@ -3,35 +3,39 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use moyai_tests::hostile::{Entry, docker_archive, tar};
 use moyai_tests::lab::binary;
 use moyai_tests::{Host, Lab, Output, PATIENCE, images, wait_for};
-
-const UID: &str = "12345";
 
 /// Two hosts: lab-1 is root's, lab-2 has a user `ann` and her home.
 struct Bench {
     lab: Lab,
     home: PathBuf,
     program: PathBuf,
+    /// Another for each: a user's daemon joins the namespace of any shim of that user on the machine, a lab's beside it too.
+    uid: u32,
 }
 
 impl Bench {
     /// `ids` are the ids that ann has besides her own.
     fn new(ids: &str) -> Bench {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        // No other process has this one's number, and no test of it the same ten millions.
+        let uid = (NUMBER.fetch_add(1, Ordering::Relaxed) + 1) * 10_000_000 + std::process::id();
         let lab = Lab::new(2);
         let open =
             |path: &PathBuf, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set a mode");
         open(&lab.folder().to_owned(), 0o755);
         let (home, etc, program) = (lab.folder().join("ann"), lab.folder().join("etc"), lab.folder().join("moyai"));
         fs::create_dir(&home).expect("make a folder");
-        std::os::unix::fs::chown(&home, UID.parse().ok(), UID.parse().ok()).expect("give it away");
+        std::os::unix::fs::chown(&home, Some(uid), Some(uid)).expect("give it away");
         fs::copy(binary(), &program).expect("copy the program");
         open(&program, 0o755);
         fs::create_dir(&etc).expect("make a folder");
         let passwd = fs::read_to_string("/etc/passwd").expect("users");
-        let ann = format!("ann:x:{UID}:{UID}::{}:/bin/sh\n", home.display());
+        let ann = format!("ann:x:{uid}:{uid}::{}:/bin/sh\n", home.display());
         fs::write(etc.join("passwd"), passwd + &ann).expect("write a file");
         fs::write(etc.join("subuid"), ids).expect("write a file");
         fs::write(etc.join("subgid"), ids).expect("write a file");
@@ -39,7 +43,7 @@ impl Bench {
         two.boot_with(&format!("mount -t overlay overlay -o lowerdir={}:/etc /etc", etc.display()));
         one.moyai(&["init"]).ok();
         one.load(&images::alpine());
-        Bench { lab, home, program }
+        Bench { lab, home, program, uid }
     }
 
     fn hosts(&self) -> [&Host; 2] {
@@ -50,7 +54,8 @@ impl Bench {
     fn ann(&self, args: &[&str]) -> Output {
         let [_, two] = self.hosts();
         let home = format!("HOME={}", self.home.display());
-        let become_ann = ["--reuid", UID, "--regid", UID, "--clear-groups", "env", "-u", "XDG_DATA_HOME", &home];
+        let uid = self.uid.to_string();
+        let become_ann = ["--reuid", &uid, "--regid", &uid, "--clear-groups", "env", "-u", "XDG_DATA_HOME", &home];
         let program = self.program.to_string_lossy();
         let mut command = two.command("setpriv", &[&become_ann[..], &[&*program], args].concat());
         command.current_dir("/");
