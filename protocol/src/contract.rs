@@ -293,6 +293,21 @@ pub enum Command {
         /// Its root chunk.
         root: ChunkId,
     },
+    /// Ask whose turn it is to fetch this from outside of the mesh: [`Node::turn`](crate::node::Node::turn). Whose turn it is asks
+    /// again within [`TURN`](crate::turns::TURN).
+    AskTurn {
+        /// What.
+        reference: crate::reference::Reference,
+        /// What another node has fetched a moment ago will do.
+        shares: bool,
+    },
+    /// This node asks no more whose turn it is; if it was its own, it is over.
+    EndTurn {
+        /// Of what.
+        reference: crate::reference::Reference,
+        /// The image that it came to.
+        root: Option<ChunkId>,
+    },
     /// Something that runs already reads these chunks of an image: they come before all others of it.
     DemandChunks {
         /// The image's root chunk.

@@ -34,6 +34,7 @@ pub mod reconcile;
 pub mod reference;
 pub mod time;
 pub mod trust;
+pub mod turns;
 pub mod worker;
 pub mod workload;
 

@@ -13,8 +13,10 @@ use crate::id::{ChunkId, KeyHash, NodeId, WorkloadId};
 use crate::lease::{Ballot, Seats};
 use crate::membership::Update;
 use crate::reconcile::Range;
+use crate::reference::Reference;
 use crate::time::UnixMillis;
 use crate::trust::Chain;
+use crate::turns::Turn;
 use crate::workload::PlacementId;
 
 /// One message between two nodes.
@@ -266,5 +268,26 @@ pub enum Message {
         workload: WorkloadId,
         /// The seats from now on.
         seats: Seats,
+    },
+    /// May I fetch this from outside of the mesh?
+    TurnRequest {
+        /// What.
+        reference: Reference,
+        /// What another node has fetched a moment ago will do.
+        shares: bool,
+    },
+    /// Whose turn it is.
+    Turn {
+        /// Of the request.
+        reference: Reference,
+        /// The answer.
+        turn: Turn,
+    },
+    /// My turn is over.
+    TurnEnd {
+        /// Of the request.
+        reference: Reference,
+        /// What came of it, if it came to something.
+        root: Option<ChunkId>,
     },
 }

@@ -457,8 +457,7 @@ fn only_this_machine_s_root_pushes() {
 }
 
 /// Docker's registry on lab-1, with the image `alp:1` in it. `more` is for its configuration.
-fn outside(lab: &Lab, address: &str, more: &str) -> Background {
-    let one = &lab.hosts::<2>()[0];
+fn outside(lab: &Lab, one: &Host, address: &str, more: &str) -> Background {
     let (folder, config) = (lab.folder().join("outside"), lab.folder().join("outside.yml"));
     fs::write(
         &config,
@@ -469,7 +468,8 @@ fn outside(lab: &Lab, address: &str, more: &str) -> Background {
     )
     .expect("write");
     let mut command = one.command("docker-registry", &["serve", &config.to_string_lossy()]);
-    let registry = Background(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("docker-registry"));
+    let log = fs::File::create(lab.folder().join("outside.log")).expect("make a file");
+    let registry = Background(command.stdout(log).stderr(Stdio::null()).spawn().expect("docker-registry"));
     wait_for("the registry to listen", PATIENCE, || {
         let answer =
             one.run("curl", &["-sk", "-o", "/dev/null", "-w", "%{http_code}", &format!("http://{address}/v2/")]);
@@ -482,7 +482,7 @@ fn outside(lab: &Lab, address: &str, more: &str) -> Background {
 fn what_the_mesh_has_not_comes_from_outside() {
     let lab = Lab::mesh(2);
     let [one, two] = lab.hosts();
-    let _registry = outside(&lab, "127.0.0.1:5001", "");
+    let _registry = outside(&lab, one, "127.0.0.1:5001", "");
     let layout = images::busybox("alpine.oci");
     let from = format!("oci:{}", layout.display());
     skopeo(one, &["copy", "--dest-tls-verify=false", &from, "docker://127.0.0.1:5001/alp:1"]);
@@ -533,7 +533,7 @@ fn a_registry_outside_is_shown_who_asks() {
     let mut server = one.command("busybox", &["httpd", "-f", "-p", "127.0.0.1:5002", "-h", &tokens.to_string_lossy()]);
     let _tokens = Background(server.spawn().expect("busybox"));
     let silly = "auth: {silly: {realm: 'http://127.0.0.1:5002/token.json', service: lab}}\n";
-    let _registry = outside(&lab, "127.0.0.1:5001", silly);
+    let _registry = outside(&lab, one, "127.0.0.1:5001", silly);
     one.moyai(&["pull", "127.0.0.1:5001/alp:1"]).fails(1).says("docker login 127.0.0.1:5001");
     fs::write(tokens.join("token.json"), r#"{"token": "let me in"}"#).expect("write");
     let from = format!("oci:{}", images::busybox("alpine.oci").display());
@@ -544,14 +544,11 @@ fn a_registry_outside_is_shown_who_asks() {
     one.moyai(&["pull", "127.0.0.1:5001/alp:1"]).ok();
 }
 
-#[test]
-fn a_registry_outside_must_show_a_good_certificate() {
-    let lab = Lab::new(2);
-    let [one, two] = lab.hosts();
-    let (key, certificate) = (lab.folder().join("key.pem"), lab.folder().join("certificate.pem"));
-    let (key, certificate) = (key.to_string_lossy(), certificate.to_string_lossy());
-    let authority = lab.folder().join("authority.pem").to_string_lossy().into_owned();
-    let authority_key = lab.folder().join("authority-key.pem").to_string_lossy().into_owned();
+/// Docker's registry on lab-1 at 10.77.0.1:5003, with `alp:1` in it; the certificate that signed its own.
+fn outside_with_tls(lab: &Lab, one: &Host) -> (Background, String) {
+    let file = |name: &str| lab.folder().join(name).to_string_lossy().into_owned();
+    let (key, certificate) = (file("key.pem"), file("certificate.pem"));
+    let (authority, authority_key) = (file("authority.pem"), file("authority-key.pem"));
     let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"];
     one.run(
         "openssl",
@@ -575,15 +572,49 @@ fn a_registry_outside_must_show_a_good_certificate() {
         &certificate,
     ];
     one.run("openssl", &[&new[..], &signed].concat()).ok();
-    let _registry = outside(&lab, "10.77.0.1:5003", &format!("  tls: {{certificate: {certificate}, key: {key}}}\n"));
+    let registry = outside(lab, one, "10.77.0.1:5003", &format!("  tls: {{certificate: {certificate}, key: {key}}}\n"));
     let from = format!("oci:{}", images::busybox("alpine.oci").display());
     skopeo(one, &["copy", "--dest-tls-verify=false", &from, "docker://10.77.0.1:5003/alp:1"]);
+    (registry, authority)
+}
+
+/// Starts a node's daemon again, which then trusts this authority.
+fn trust(host: &Host, authority: &str) {
+    host.moyai(&["down"]).ok();
+    let (data, trusting) = (host.data.to_string_lossy(), format!("SSL_CERT_FILE={authority}"));
+    host.run("env", &[&trusting, &moyai_tests::lab::binary().to_string_lossy(), "--data", &data, "up"]).ok();
+}
+
+#[test]
+fn a_registry_outside_must_show_a_good_certificate() {
+    let lab = Lab::new(2);
+    let [one, two] = lab.hosts();
+    let (_registry, authority) = outside_with_tls(&lab, one);
     two.moyai(&["init"]).ok();
     two.moyai(&["pull", "10.77.0.1:5003/alp:1"]).fails(1).says("certificate");
-    two.moyai(&["down"]).ok();
-    let data = two.data.to_string_lossy();
-    let trusting = format!("SSL_CERT_FILE={authority}");
-    two.run("env", &[&trusting, &moyai_tests::lab::binary().to_string_lossy(), "--data", &data, "up"]).ok();
+    trust(two, &authority);
     two.moyai(&["pull", "10.77.0.1:5003/alp:1"]).ok();
     two.moyai(&["run", "--rm", "10.77.0.1:5003/alp:1", "true"]).ok();
+}
+
+#[test]
+fn what_many_pull_at_once_is_fetched_from_outside_by_one() {
+    let lab = Lab::mesh(4);
+    let hosts: [&Host; 4] = lab.hosts();
+    let (_registry, authority) = outside_with_tls(&lab, hosts[0]);
+    hosts.iter().for_each(|host| trust(host, &authority));
+    wait_for("all to see all", PATIENCE, || hosts.iter().all(|host| host.nodes_in("alive").len() == 4).then_some(()));
+    let log = || fs::read_to_string(lab.folder().join("outside.log")).expect("its log");
+    std::thread::scope(|scope| {
+        for host in hosts {
+            scope.spawn(move || host.moyai(&["pull", "10.77.0.1:5003/alp:1"]).ok());
+        }
+    });
+    let asked = log();
+    let count = |what: &str| asked.lines().filter(|line| line.contains(&format!("\"GET /v2/alp/{what}/"))).count();
+    // A config and a layer.
+    assert_eq!((count("manifests"), count("blobs")), (1, 2), "{asked}");
+    for host in hosts {
+        host.moyai(&["run", "--rm", "--on", &format!("node={}", host.name), "10.77.0.1:5003/alp:1", "true"]).ok();
+    }
 }

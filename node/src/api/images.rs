@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -15,25 +13,22 @@ use moyai_protocol::catalog::{ImageHeld, OriginalHeld};
 use moyai_protocol::contract::Command;
 use moyai_protocol::id::ChunkId;
 use moyai_protocol::reference::Reference;
-use moyai_runtime::image::{Limits, Original, digest_text, import_pushed, media, parse_digest};
+use moyai_runtime::image::{Original, digest_text, media, parse_digest};
 use moyai_runtime::store::Store;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::server::{Answer, Failed, State, failed, import_failure, line, refused};
-use super::types::{Failure, PlaceRow, PullStep, UsageRow, Verified};
+use super::server::{Answer, Failed, State, failed, refused};
+use super::types::{PlaceRow, UsageRow, Verified};
 use super::view;
 use crate::daemon::images::Swept;
 use crate::pieces::Outgoing;
-use crate::registry::outside::{Credentials, OutsideError, Progress};
-use crate::registry::{for_this_machine, held_as, read_held};
+use crate::registry::for_this_machine;
 
 /// Pieces of an archive on their way.
 const QUEUE: usize = 16;
 const PIECE: usize = 256 * 1024;
-/// Between two looks at how far a pull is.
-const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Deserialize)]
 pub(super) struct NameQuery {
@@ -99,6 +94,7 @@ fn write_archive(store: &Store, images: &[(Reference, Original)], out: &mut impl
             if written.insert(blob.digest) {
                 let bytes = store.read_blob(blob).map_err(io::Error::other)?;
                 let name = blob_name(&blob.digest);
+                let bytes = io::BufReader::with_capacity(PIECE, bytes);
                 archive.append_data(&mut header(blob.size), name, bytes)?;
             }
         }
@@ -168,86 +164,6 @@ fn header(size: u64) -> tar::Header {
 
 fn append(archive: &mut tar::Builder<impl Write>, name: &str, bytes: &[u8]) -> io::Result<()> {
     archive.append_data(&mut header(bytes.len() as u64), name, bytes)
-}
-
-/// Fetches an image from its registry, and gives it its name.
-pub(super) fn pull_from_outside(state: State, reference: Reference, body: &[u8]) -> Result<Response, Failed> {
-    let credentials: Option<Credentials> = match body {
-        [] => None,
-        body => serde_json::from_slice(body).map_err(|error| failed(error.to_string(), ""))?,
-    };
-    let (steps, receiver) = mpsc::channel::<io::Result<Bytes>>(QUEUE);
-    tokio::spawn(async move {
-        let progress = Progress::default();
-        let pulled = bring_in(&state, &reference, credentials.as_ref(), &progress);
-        let mut pulled = std::pin::pin!(pulled);
-        let mut tick = tokio::time::interval(LOOK);
-        let last = loop {
-            let step = tokio::select! {
-                pulled = &mut pulled => break pulled,
-                _ = tick.tick() => {
-                    PullStep::Progress(progress.here.load(Ordering::Relaxed), progress.all.load(Ordering::Relaxed), 0)
-                }
-            };
-            if steps.send(Ok(line(&step))).await.is_err() {
-                // Whoever asked has gone. What is here already is gone on with at the next pull.
-                return;
-            }
-        };
-        let step = match last {
-            Ok(held) => PullStep::Done {
-                reference: held.reference.familiar(),
-                id: format!("sha256:{}", held.id),
-                size: held.size,
-                came: None,
-            },
-            Err(failure) => PullStep::Failed(failure),
-        };
-        let _gone = steps.send(Ok(line(&step))).await;
-    });
-    Ok(Body::from_stream(ReceiverStream::new(receiver)).into_response())
-}
-
-async fn bring_in(
-    state: &State,
-    reference: &Reference,
-    credentials: Option<&Credentials>,
-    progress: &Progress,
-) -> Result<ImageHeld, Failure> {
-    let has = |digest: &[u8; 32]| state.store.blob(digest).is_ok_and(|found| found.is_some());
-    let pulled = state.outside.pull(reference, credentials, &has, progress).await.map_err(|error| {
-        let hint = match &error {
-            OutsideError::Denied(host) => {
-                format!("`docker login {host}` (or podman's) first: its file is read; or the name is wrong")
-            }
-            OutsideError::Unreachable { .. } => {
-                "`moyai images` lists what the mesh has itself; pull again to go on".to_owned()
-            }
-            OutsideError::Unknown { .. } => "`moyai images` lists what the mesh has itself".to_owned(),
-            _ => String::new(),
-        };
-        Failure { error: format!("{}: {error}", reference.familiar()), hint }
-    })?;
-    let (store, outside) = (Arc::clone(&state.store), state.outside.clone());
-    // Until it has its name, nothing else says that it is needed.
-    let _kept = store.hold();
-    let imported = tokio::task::spawn_blocking(move || {
-        let open = |digest: &[u8; 32]| outside.read(digest).or_else(|| read_held(&store, digest));
-        let imported = import_pushed(&pulled.manifest, &pulled.media_type, &open, &store, Limits::default());
-        if imported.is_ok() {
-            outside.forget(&pulled);
-        }
-        imported
-    });
-    let broken = |error: &dyn std::fmt::Display| Failure { error: error.to_string(), hint: String::new() };
-    let imported = imported.await.map_err(|error| broken(&error))?;
-    let imported = imported.map_err(|error| import_failure(&error, &state.store_dir))?;
-    let held = held_as(reference.clone(), &imported);
-    match state.handle.command(Command::ImageAdded(held.clone())).await {
-        Ok(Ok(_)) => Ok(held),
-        Ok(Err(refusal)) => Err(broken(&refusal)),
-        Err(stopping) => Err(broken(&stopping)),
-    }
 }
 
 /// Gives an image another name.

@@ -29,11 +29,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::changes;
-use super::types::{Failure, Invitation, InviteRequest, LoadStep, LogRow, PullStep, RunRequest, Submitted};
+use super::types::{Failure, Invitation, InviteRequest, LoadStep, LogRow, RunRequest, Submitted};
 use super::view::{self, Found};
 use crate::daemon::driver::{Handle, Stopping};
 use crate::daemon::home::random;
-use crate::daemon::images::{Fetching, Images};
+use crate::daemon::images::Images;
 use crate::daemon::problem;
 use crate::net::admission::{Gate, InviteError, unix_now};
 use crate::net::data::{DataPlane, ExecSource, LogRequest, LogSource};
@@ -106,7 +106,7 @@ pub fn start(socket: &Path, state: State) -> anyhow::Result<()> {
         .route("/v1/images/where", get(super::images::places))
         .route("/v1/images/usage", get(super::images::usage))
         .route("/v1/images/load", post(load))
-        .route("/v1/images/pull", post(pull))
+        .route("/v1/images/pull", post(super::pull::pull))
         .route("/v1/workloads", get(workloads).post(run))
         .route("/v1/workloads/{name}", get(workload).delete(remove))
         .route("/v1/workloads/{name}/scale", post(scale))
@@ -149,6 +149,12 @@ impl From<Stopping> for Failed {
     fn from(error: Stopping) -> Self {
         let hint = "`moyai up` starts it again".to_owned();
         Failed(StatusCode::SERVICE_UNAVAILABLE, Failure { error: error.to_string(), hint })
+    }
+}
+
+impl From<Failed> for Failure {
+    fn from(failed: Failed) -> Self {
+        failed.1
     }
 }
 
@@ -556,63 +562,6 @@ async fn load(
         };
         for step in end {
             let _gone = steps.send(Ok(line(&step))).await;
-        }
-    });
-    Ok(Body::from_stream(ReceiverStream::new(receiver)).into_response())
-}
-
-#[derive(Deserialize)]
-struct PullQuery {
-    name: String,
-    /// From its registry even if the mesh has something of that name.
-    #[serde(default)]
-    fresh: bool,
-}
-
-async fn pull(
-    AxumState(state): AxumState<State>,
-    Query(query): Query<PullQuery>,
-    body: Bytes,
-) -> Result<Response, Failed> {
-    let name = query.name.clone();
-    let found = state.handle.ask(move |node, _| view::find_image(node, &name)).await?;
-    let pin = match found {
-        Ok(pin) if !query.fresh => pin,
-        // What names nothing here may name something outside.
-        found => match query.name.parse() {
-            Ok(reference) => return super::images::pull_from_outside(state, reference, &body),
-            Err(_) => found?,
-        },
-    };
-    let root = pin.root;
-    state.handle.command(Command::FetchImage { root }).await?.map_err(|refusal| refused(&refusal))?;
-    let (steps, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(16);
-    tokio::spawn(async move {
-        let mut tick = tokio::time::interval(Duration::from_millis(100));
-        // What was here already did not come.
-        let mut at_once = true;
-        loop {
-            tick.tick().await;
-            let step = match state.images.look(root).await {
-                Fetching::Done(receipt) => {
-                    let (reference, id) = (pin.reference.familiar(), format!("sha256:{}", pin.id));
-                    let came = match receipt.filter(|_| !at_once) {
-                        Some(receipt) => state.handle.ask(move |node, _| view::came(node, &receipt)).await.ok(),
-                        None => None,
-                    };
-                    PullStep::Done { reference, id, size: pin.size, came }
-                }
-                Fetching::Progress(here, all, sources) => PullStep::Progress(here, all, sources),
-                Fetching::Failed(error) => {
-                    let hint = "`moyai images` shows which nodes have it, `moyai nodes` which are alive".to_owned();
-                    PullStep::Failed(Failure { error, hint })
-                }
-            };
-            at_once = false;
-            let last = !matches!(step, PullStep::Progress(..));
-            if steps.send(Ok(line(&step))).await.is_err() || last {
-                return;
-            }
         }
     });
     Ok(Body::from_stream(ReceiverStream::new(receiver)).into_response())

@@ -348,6 +348,8 @@ pub struct Came {
 pub enum PullStep {
     /// Bytes of this stage that are here, and all of them; nodes that gave some.
     Progress(u64, u64, u32),
+    /// This node fetches it from its registry; it comes from there.
+    Waits(String),
     /// All of it is here.
     Done {
         /// As people write it.

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use moyai_protocol::reference::Reference;
 use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Context;
 use super::args::{ImageVerb, LoadWish, PullWish};
@@ -15,6 +16,9 @@ use crate::api::types::{Came, ImageRow, LoadStep, PlaceRow, PullStep, UsageRow, 
 use crate::daemon::problem;
 use crate::pieces::Outgoing;
 use crate::registry::outside::Credentials;
+
+/// Written at one time of an archive that is saved.
+const PIECE: usize = 1 << 20;
 
 /// Loads an image archive.
 pub async fn load(context: &Context, wish: &LoadWish) -> anyhow::Result<u8> {
@@ -159,6 +163,7 @@ pub async fn pull(context: &Context, wish: &PullWish) -> anyhow::Result<u8> {
                     bar.set_message(format!("from {sources} {}", if sources == 1 { "node" } else { "nodes" }));
                 }
             }
+            PullStep::Waits(node) => bar.set_message(format!("{node} fetches it from its registry")),
             PullStep::Done { reference, id, size: bytes, came } => {
                 bar.finish_and_clear();
                 if context.json {
@@ -300,7 +305,7 @@ async fn save(context: &Context, output: Option<&Path>, images: &[String]) -> an
     let path = format!("/v1/images/save?name={}", names.join(","));
     let mut archive = context.client().exchange(&path, nothing).await?;
     let Some(output) = output else {
-        tokio::io::copy(&mut archive, &mut tokio::io::stdout()).await.context("cannot write the archive")?;
+        pass_on(&mut archive, &mut tokio::io::stdout()).await.context("cannot write the archive")?;
         return Ok(());
     };
     // Under another name until it is whole: nobody takes a part of it for all.
@@ -309,7 +314,7 @@ async fn save(context: &Context, output: Option<&Path>, images: &[String]) -> an
     let failed = |error: std::io::Error| problem(format!("cannot write {}: {error}", output.display()), "");
     let written = async {
         let mut file = File::create(&part).await?;
-        let len = tokio::io::copy(&mut archive, &mut file).await?;
+        let len = pass_on(&mut archive, &mut file).await?;
         file.sync_all().await?;
         tokio::fs::rename(&part, output).await?;
         Ok(len)
@@ -323,6 +328,27 @@ async fn save(context: &Context, output: Option<&Path>, images: &[String]) -> an
             // It says nothing more than the error does.
             drop(tokio::fs::remove_file(&part).await);
             Err(failed(error))
+        }
+    }
+}
+
+/// Copies everything in pieces of [`PIECE`] bytes: each is one write by another thread, and for a file one that the kernel does not
+/// have to fill up with zeros first.
+async fn pass_on(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<u64> {
+    let (mut buffer, mut all) = (vec![0; PIECE], 0);
+    loop {
+        let mut len = 0;
+        while len < PIECE {
+            match from.read(&mut buffer[len..]).await? {
+                0 => break,
+                count => len += count,
+            }
+        }
+        to.write_all(&buffer[..len]).await?;
+        all += len as u64;
+        if len < PIECE {
+            to.flush().await?;
+            return Ok(all);
         }
     }
 }

@@ -12,10 +12,12 @@
 //! [`MAX_MANIFEST`] bytes, blobs of the lengths that it states and [`MAX_BYTES`] in all; parts that nobody goes on with for
 //! [`KEPT`] are deleted at the next start.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -112,11 +114,16 @@ pub struct Progress {
     pub all: AtomicU64,
 }
 
+/// Locked by whoever fetches a blob.
+type Alone = tokio::sync::Mutex<()>;
+
 /// Pulls from outside.
 #[derive(Clone)]
 pub struct Outside {
     client: Client,
     dir: PathBuf,
+    /// Blobs that are on their way; whoever else wants one waits.
+    coming: Arc<Mutex<HashMap<[u8; 32], Weak<Alone>>>>,
 }
 
 /// One repository of a registry, for one pull.
@@ -149,7 +156,7 @@ impl Outside {
         }
         let agent = concat!("moyai/", env!("CARGO_PKG_VERSION"));
         let client = Client::builder().user_agent(agent).connect_timeout(CONNECT).read_timeout(STALL).build()?;
-        Ok(Outside { client, dir: dir.to_owned() })
+        Ok(Outside { client, dir: dir.to_owned(), coming: Arc::default() })
     }
 
     /// Fetches all of an image that `has` does not know.
@@ -190,6 +197,8 @@ impl Outside {
         let blobs = wanted.iter().map(|(digest, _)| *digest).collect();
         let session = &session;
         let mut fetches = futures::stream::iter(wanted.into_iter().map(|(digest, size)| async move {
+            let alone = self.alone_with(&digest);
+            let _alone = alone.lock().await;
             if has(&digest) {
                 progress.here.fetch_add(size, Ordering::Relaxed);
                 return Ok(());
@@ -201,6 +210,18 @@ impl Outside {
             fetched?;
         }
         Ok(Pulled { manifest, media_type, blobs })
+    }
+
+    /// To be locked by whoever fetches this blob: two pulls may want it.
+    fn alone_with(&self, digest: &[u8; 32]) -> Arc<Alone> {
+        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        coming.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = coming.get(digest).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::default();
+        coming.insert(*digest, Arc::downgrade(&lock));
+        lock
     }
 
     async fn blob(
@@ -317,13 +338,17 @@ impl Outside {
     }
 }
 
+/// Whether its registry is at the loopback address: there each machine has its own.
+pub fn is_of_this_machine(reference: &Reference) -> bool {
+    let host = reference.name().split(['/', ':']).next().unwrap_or_default();
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
 impl<'a> Session<'a> {
     fn new(client: &'a Client, reference: &Reference, credentials: Option<&'a Credentials>) -> Session<'a> {
         let (host, repository) = reference.name().split_once('/').unwrap_or((DOCKER_HOST, reference.name()));
-        let name = host.split(':').next().unwrap_or(host);
         // As docker does: this machine's own may do without TLS.
-        let loopback = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        let scheme = if loopback { "http" } else { "https" };
+        let scheme = if is_of_this_machine(reference) { "http" } else { "https" };
         let server = if host == DOCKER_HOST { DOCKER_REGISTRY } else { host };
         let base = format!("{scheme}://{server}/v2/{repository}");
         let (host, repository) = (host.to_owned(), repository.to_owned());

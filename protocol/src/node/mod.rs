@@ -40,6 +40,7 @@ use crate::reconcile;
 use crate::reference::Reference;
 use crate::time::{Instant, UnixMillis};
 use crate::trust::{Chain, Role, node_of};
+use crate::turns::{Turn, Turns, steward};
 use crate::worker::Worker;
 use crate::workload::PlacementId;
 use gossip::Gossip;
@@ -176,6 +177,7 @@ pub struct Node {
     given_up: BTreeSet<ChunkId>,
     /// The image whose parts somebody asked about last, and what each node that is getting it said.
     parts: Option<(ChunkId, BTreeMap<NodeId, Option<u32>>)>,
+    turns: Turns,
 
     membership: Membership,
     catalog: Catalog,
@@ -232,6 +234,7 @@ impl Node {
             store_full: false,
             given_up: BTreeSet::new(),
             parts: None,
+            turns: Turns::default(),
             membership: Membership::new(config.key.clone(), config.wall.0, now),
             catalog: Catalog::new(config.mesh, config.memo),
             auctioneer: Auctioneer::default(),
@@ -400,6 +403,15 @@ impl Node {
         let said = self.parts.iter().filter(|(asked, _)| asked == root).flat_map(|(_, parts)| parts);
         let said = said.filter_map(|(node, count)| Some((*node, (*count)?)));
         said.chain(self.exchange.bitfield(root).map(|bits| (self.me, bits.count()))).collect()
+    }
+
+    /// Whose turn it is to fetch this from outside of the mesh, once that is known.
+    pub fn turn(&self, reference: &Reference) -> Option<Turn> {
+        self.turns.answer(reference)
+    }
+
+    fn steward(&self, reference: &Reference) -> NodeId {
+        steward(reference, self.membership.live().chain([self.me])).unwrap_or(self.me)
     }
 
     /// What is here of images that nothing here runs or fetches, and that enough other nodes have: what was named longest ago comes
@@ -612,6 +624,13 @@ impl Node {
             | Message::SeatsAccepted { .. }
             | Message::SeatsDecided { .. } => self.lease_message(from, message, now),
 
+            Message::TurnRequest { reference, shares } => {
+                let turn = self.turns.request(from, reference.clone(), shares, now);
+                self.sends.push((from, Message::Turn { reference, turn }));
+            }
+            Message::Turn { reference, turn } => self.turns.answered(from, &reference, turn),
+            Message::TurnEnd { reference, root } => self.turns.end(from, reference, root, now),
+
             Message::Renew { chain } => self.renew_for(from, &chain, now),
             Message::Renewed { chain } => self.renewed(chain, now),
         }
@@ -691,6 +710,17 @@ impl Node {
                 let asked: Vec<NodeId> = fetching.map(|(node, _)| node).take(MAX_PARTS).collect();
                 self.sends.extend(asked.iter().map(|node| (*node, Message::BitfieldRequest { root })));
                 self.parts = Some((root, asked.into_iter().map(|node| (node, None)).collect()));
+                Ok(Reply::Done)
+            }
+            Command::AskTurn { reference, shares } => {
+                let steward = self.steward(&reference);
+                self.turns.asks(steward, reference.clone());
+                self.sends.push((steward, Message::TurnRequest { reference, shares }));
+                Ok(Reply::Done)
+            }
+            Command::EndTurn { reference, root } => {
+                let asked = self.turns.forget(&reference).unwrap_or_else(|| self.steward(&reference));
+                self.sends.push((asked, Message::TurnEnd { reference, root }));
                 Ok(Reply::Done)
             }
             Command::DemandChunks { root, chunks } => {

@@ -1,6 +1,7 @@
 //! Many nodes in memory: virtual time, a lossy network, containers and disks that are modelled.
 
 mod orders;
+mod turns;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};

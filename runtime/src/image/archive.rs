@@ -6,13 +6,13 @@
 //! dropped. Nothing is known to the store before the very end, and on any error what was written is removed.
 //!
 //! Chunking and BLAKE3 run on a second thread, reading, decompressing and SHA-256 on the caller's; [`QUEUE`] buffers of
-//! [`BUFFER`] bytes lie between them.
+//! [`BUFFER`] bytes lie between them. A third one writes, which is the most work of all where memory is new to the machine.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufReader, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
 use serde::Deserialize;
@@ -25,6 +25,8 @@ use super::{
 use crate::store::{HeldOriginal, Sink, Store, StoreError, Writer};
 
 const BUFFER: usize = 256 * 1024;
+/// For who reads little by little; a whole buffer is read past it, without a copy.
+const READER: usize = 32 * 1024;
 const QUEUE: usize = 8;
 /// The most bytes of a manifest, an index or a config.
 const MAX_DOCUMENT: usize = 4 << 20;
@@ -292,7 +294,7 @@ pub fn import(
 ) -> Result<Vec<Imported>, ImportError> {
     let mut writer = store.writer(limits.bytes, progress);
     let budget = Budget(AtomicU64::new(MAX_METADATA));
-    let outer = decompress(BufReader::with_capacity(BUFFER, archive))?;
+    let outer = decompress(BufReader::with_capacity(READER, archive))?;
     let mut members = BTreeMap::new();
     each_file(outer, "the archive", |entry| {
         if members.len() >= MAX_MEMBERS {
@@ -777,8 +779,9 @@ fn read_layer(
     let lent = &mut *writer;
     let (tree, recipe, diff_id) = thread::scope(|scope| {
         let (sender, receiver) = sync_channel(QUEUE);
+        let (used, empty) = channel();
         let parser = scope.spawn(move || {
-            let input = Pieces { receiver, piece: Vec::new(), at: 0, total: 0 };
+            let input = Pieces { receiver, used, piece: Vec::new(), at: 0, total: 0 };
             let damaged = |error: io::Error| ImportError::damaged(name, &error);
             let input = layer::Noting::new(input, notes).map_err(damaged)?;
             let tree = layer::read(&input, name, lent, budget)?;
@@ -787,7 +790,7 @@ fn read_layer(
             let recipe = input.finish(lent)?.map(|recipe| lent.add_bytes(&recipe.encode())).transpose()?;
             Ok((tree, recipe))
         });
-        let hashed = pump(&mut raw, &sender, compressed).and_then(|diff_id| {
+        let hashed = pump(&mut raw, &sender, &empty, compressed).and_then(|diff_id| {
             // What follows the compressed stream belongs to the blob's digest too.
             io::copy(&mut raw, &mut io::sink())?;
             Ok(diff_id)
@@ -814,13 +817,29 @@ fn read_layer(
     Ok(Member::Layer(Box::new(LayerMember { digest, diff_id, size, tree, source, compression })))
 }
 
-/// Decompresses and hands over; with `again` it also returns the digest of what it handed over.
-fn pump(raw: &mut impl Read, sender: &SyncSender<io::Result<Vec<u8>>>, again: bool) -> io::Result<Option<[u8; 32]>> {
-    let mut plain = decompress(BufReader::with_capacity(BUFFER, raw)).map_err(io::Error::other)?;
+/// Decompresses and hands over; with `again` it also returns the digest of what it handed over. Buffers come back by `empty`:
+/// memory that is new costs the kernel more than the copy into it.
+fn pump(
+    raw: &mut impl Read,
+    sender: &SyncSender<io::Result<Vec<u8>>>,
+    empty: &Receiver<Vec<u8>>,
+    again: bool,
+) -> io::Result<Option<[u8; 32]>> {
+    let mut plain = decompress(BufReader::with_capacity(READER, raw)).map_err(io::Error::other)?;
     let mut hash = again.then(Sha256::new);
     loop {
-        let mut piece = Vec::with_capacity(BUFFER);
-        plain.by_ref().take(BUFFER as u64).read_to_end(&mut piece)?;
+        let mut piece = empty.try_recv().unwrap_or_default();
+        piece.resize(BUFFER, 0);
+        let mut len = 0;
+        while len < BUFFER {
+            match plain.read(&mut piece[len..]) {
+                Ok(0) => break,
+                Ok(count) => len += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        piece.truncate(len);
         if piece.is_empty() {
             return Ok(hash.map(|hash| hash.finalize().into()));
         }
@@ -856,6 +875,8 @@ impl<R: Read> Read for Hashing<R> {
 /// The reading end of the queue between the two threads.
 struct Pieces {
     receiver: Receiver<io::Result<Vec<u8>>>,
+    /// Where buffers go that have been read.
+    used: Sender<Vec<u8>>,
     piece: Vec<u8>,
     at: usize,
     total: u64,
@@ -865,7 +886,12 @@ impl Read for Pieces {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.at == self.piece.len() {
             match self.receiver.recv() {
-                Ok(piece) => (self.piece, self.at) = (piece?, 0),
+                Ok(piece) => {
+                    let read = std::mem::replace(&mut self.piece, piece?);
+                    self.at = 0;
+                    // The other side may have read all there is.
+                    let _over = self.used.send(read);
+                }
                 // Some tools leave the last block short (umoci insert). The digest says whether anything is missing.
                 Err(_) => {
                     let short = (512 - self.total % 512) % 512;

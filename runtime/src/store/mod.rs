@@ -24,6 +24,7 @@ mod collect;
 mod index;
 mod receive;
 mod rootfs;
+mod spool;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -177,6 +178,7 @@ pub struct Store {
     index: Index,
     /// Where chunks that are awaited go.
     awaited: Mutex<BTreeMap<Chunk, Location>>,
+    fresh: Mutex<receive::Fresh>,
     last_commit: Mutex<Instant>,
     unpacking: Mutex<()>,
     /// Held for reading by whoever adds to it step by step, for writing by a removal.
@@ -222,6 +224,7 @@ impl Store {
             index: Index::open(&dir.join("index.redb"))?,
             dir: dir.to_owned(),
             awaited: Mutex::new(BTreeMap::new()),
+            fresh: Mutex::default(),
             last_commit: Mutex::new(Instant::now()),
             unpacking: Mutex::new(()),
             changing: RwLock::new(()),
@@ -396,10 +399,16 @@ impl Store {
     /// further on a moment ago.
     fn open_object(&self, id: &ContentId) -> Result<File, StoreError> {
         let path = self.object(id);
-        let parent = path.parent().expect("an object is in a folder");
-        fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
         let mut options = File::options();
-        let file = options.read(true).write(true).create(true).truncate(false).open(&path);
+        options.read(true).write(true).create(true).truncate(false);
+        let file = match options.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = path.parent().expect("an object is in a folder");
+                fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
+                options.open(&path)
+            }
+            file => file,
+        };
         file.map_err(|error| StoreError::io("make", &path, error))
     }
 

@@ -1,7 +1,9 @@
 //! Taking up an image's chunks as they come from other nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::FileExt;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -19,6 +21,8 @@ const MAX_TREE: u64 = 256 << 20;
 const MAX_LAYERS: usize = 1024;
 /// The most bytes of an image's files, as its trees state them.
 const MAX_FILES: u64 = 256 << 30;
+/// Chunks that are remembered as just written: those of about 64 GiB.
+const MAX_FRESH: usize = 1 << 20;
 
 /// What an image still needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +35,53 @@ pub struct Missing {
     pub pieces: Vec<(Chunk, u32)>,
     /// Which of them are here.
     pub present: Vec<bool>,
+}
+
+/// What this life of the daemon has checked and written at its place: it is not read and checked once more when all of its
+/// content is here. Of what is forgotten here everything is, and so is what lies in a file that somebody else has written to since.
+#[derive(Default)]
+pub(super) struct Fresh {
+    contents: HashMap<ContentId, (Mark, BTreeSet<u64>)>,
+    count: usize,
+}
+
+/// Which file, and when it was last written.
+#[derive(Copy, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Mark {
+    inode: u64,
+    seconds: i64,
+    nanoseconds: i64,
+}
+
+impl Mark {
+    fn of(file: &File, path: &Path) -> Result<Mark, StoreError> {
+        let about = file.metadata().map_err(|error| StoreError::io("look at", path, error))?;
+        Ok(Mark { inode: about.ino(), seconds: about.mtime(), nanoseconds: about.mtime_nsec() })
+    }
+}
+
+impl Fresh {
+    /// A chunk was written there; the file's mark is from after that.
+    fn written(&mut self, location: &Location, mark: Mark) {
+        if self.count >= MAX_FRESH {
+            *self = Fresh::default();
+        }
+        let (last, offsets) = self.contents.entry(location.content).or_default();
+        if last.inode != mark.inode {
+            self.count -= offsets.len();
+            (*last, *offsets) = (mark, BTreeSet::new());
+        }
+        // Another batch's chunk may have been written since, and be noted already.
+        *last = mark.max(*last);
+        self.count += usize::from(offsets.insert(location.offset));
+    }
+
+    /// Where in this file chunks of this content need no other look.
+    fn take(&mut self, content: &ContentId, mark: Mark) -> BTreeSet<u64> {
+        let Some((last, offsets)) = self.contents.remove(content) else { return BTreeSet::new() };
+        self.count -= offsets.len();
+        if last == mark { offsets } else { BTreeSet::new() }
+    }
 }
 
 /// The lists that an image names, unless they are larger than any honest one's.
@@ -149,6 +200,7 @@ impl Store {
         if let Some((chunk, _)) = chunks.iter().find(wrong) {
             return Err(StoreError::WrongChunk(*chunk));
         }
+        let mut last: Option<(ContentId, File)> = None;
         for (chunk, bytes) in chunks {
             let awaited = lock(&self.awaited).remove(&chunk);
             let len = bytes.len() as u32;
@@ -158,8 +210,13 @@ impl Store {
                 _ => Location { content: chunk, offset: 0, len },
             };
             let path = self.object(&location.content);
-            let file = self.open_object(&location.content)?;
+            let (_, file) = match last.take().filter(|(content, _)| *content == location.content) {
+                Some(same) => last.insert(same),
+                None => last.insert((location.content, self.open_object(&location.content)?)),
+            };
             file.write_all_at(&bytes, location.offset).map_err(|error| StoreError::io("write", &path, error))?;
+            let mark = Mark::of(file, &path)?;
+            lock(&self.fresh).written(&location, mark);
             changes.chunks.push((chunk, location));
         }
         let durable = {
@@ -272,16 +329,19 @@ impl Store {
     fn assemble(&self, content: &Content, id: &ContentId, lost: &mut Vec<Chunk>) -> Result<(), StoreError> {
         let path = self.object(id);
         let file = self.open_object(id)?;
+        let fresh = lock(&self.fresh).take(id, Mark::of(&file, &path)?);
         file.set_len(content.size()).map_err(|error| StoreError::io("size", &path, error))?;
         let mut offset = 0;
         for (chunk, len) in &content.chunks {
             let here = Location { content: *id, offset, len: *len };
-            let place = self.index.chunk(chunk)?;
-            match self.chunk(chunk)? {
-                None => lost.push(*chunk),
-                Some(_) if place == Some(here) => {}
-                Some(bytes) => {
-                    file.write_all_at(&bytes, offset).map_err(|error| StoreError::io("write", &path, error))?;
+            let at_its_place = self.index.chunk(chunk)? == Some(here);
+            if !(at_its_place && fresh.contains(&offset)) {
+                match self.chunk(chunk)? {
+                    None => lost.push(*chunk),
+                    Some(_) if at_its_place => {}
+                    Some(bytes) => {
+                        file.write_all_at(&bytes, offset).map_err(|error| StoreError::io("write", &path, error))?;
+                    }
                 }
             }
             offset += u64::from(*len);

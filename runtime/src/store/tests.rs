@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
+use super::spool::Spool;
 use super::*;
 use crate::image::{Limits, Progress, import};
 use archive::{append, archive, noise};
@@ -128,6 +129,34 @@ fn wrong_bytes_are_refused_and_lost_bytes_are_fetched_again() {
     assert!(!two.survey(&image.root).unwrap().complete);
     transfer(&one, &two, &image.root);
     assert!(two.runnable(&image.root).unwrap().is_some());
+}
+
+#[test]
+fn whoever_has_something_written_hears_that_it_was_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::start().unwrap();
+    spool.line().whole(dir.path().join("here"), b"first".to_vec()).unwrap();
+    spool.line().whole(dir.path().join("no such folder/there"), b"second".to_vec()).unwrap();
+    assert!(matches!(spool.finish(), Err(StoreError::Io { step: "write", .. })));
+    assert!(spool.line().whole(dir.path().join("later"), Vec::new()).is_err());
+    drop(spool);
+    assert_eq!(fs::read(dir.path().join("here")).unwrap(), b"first");
+    assert!(!dir.path().join("later").exists());
+}
+
+#[test]
+fn many_pieces_are_written_in_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let spool = Spool::start().unwrap();
+    let file = Arc::new(File::create(&path).unwrap());
+    let pieces: Vec<Vec<u8>> = (0..40).map(|at| noise(at, 1 << 20)).collect();
+    for piece in &pieces {
+        spool.line().more(&file, &path, piece.clone()).unwrap();
+    }
+    spool.line().place(path, dir.path().join("new/file")).unwrap();
+    spool.finish().unwrap();
+    assert_eq!(fs::read(dir.path().join("new/file")).unwrap(), pieces.concat());
 }
 
 fn walk(dir: &Path) -> BTreeMap<u64, PathBuf> {

@@ -1,24 +1,31 @@
 //! Writing contents as an import reads them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::index::{Changes, Location};
+use super::spool::{Line, Spool};
 use super::{Held, HeldOriginal, Store, StoreError, lock};
 use crate::image::{
     Chunk, Chunker, Content, ContentId, ImportError, ORIGINAL, Original, OriginalRoot, Progress, Root, Tree, content_of,
 };
 
 /// A file up to this long is read whole before it is known whether it must be written at all.
-const IN_MEMORY: u64 = 8 << 20;
+const IN_MEMORY: u64 = 4 << 20;
 const BUFFER: usize = 256 * 1024;
+/// What of a longer one is written at one time.
+const SLAB: usize = 1 << 20;
 
 /// One import's writes. Dropped without [`Writer::commit`], it removes what it wrote.
 pub struct Writer<'a> {
     store: &'a Store,
+    /// None before there is something to write.
+    spool: Option<Spool>,
     progress: &'a Progress,
     limit: u64,
     bytes: u64,
@@ -30,13 +37,16 @@ pub struct Writer<'a> {
     trees: Vec<(Root, Vec<Tree>)>,
     images: Vec<Held>,
     originals: Vec<(HeldOriginal, Vec<[u8; 32]>)>,
-    buffer: Vec<u8>,
+    /// Contents that are written already.
+    placed: HashSet<ContentId>,
 }
 
 /// A content on its way to the disk.
 pub(crate) struct Sink {
     path: PathBuf,
-    out: File,
+    file: Arc<File>,
+    line: Line,
+    slab: Vec<u8>,
     chunker: Chunker,
     /// Bytes that may still come, of what its import may bring in all.
     left: u64,
@@ -46,11 +56,17 @@ pub(crate) struct Sink {
 impl Sink {
     /// Adds bytes.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        let Sink { path, out, chunker, left, limit } = self;
-        *left = left.checked_sub(bytes.len() as u64).ok_or(StoreError::Limit { limit: *limit })?;
-        chunker.push(bytes, &mut |_: &Chunk, bytes: &[u8]| {
-            out.write_all(bytes).map_err(|error| StoreError::io("write", path, error))
-        })
+        self.left = self.left.checked_sub(bytes.len() as u64).ok_or(StoreError::Limit { limit: self.limit })?;
+        let Ok(()) = self.chunker.push(bytes, &mut |_: &Chunk, _: &[u8]| Ok::<(), Infallible>(()));
+        if self.slab.is_empty() {
+            self.slab = self.line.buffer();
+        }
+        self.slab.extend_from_slice(bytes);
+        if self.slab.len() >= SLAB { self.pass_on() } else { Ok(()) }
+    }
+
+    fn pass_on(&mut self) -> Result<(), StoreError> {
+        self.line.more(&self.file, &self.path, std::mem::take(&mut self.slab))
     }
 }
 
@@ -77,6 +93,7 @@ impl Store {
         self.importing.fetch_add(1, Ordering::AcqRel);
         Writer {
             store: self,
+            spool: None,
             progress,
             limit,
             bytes: 0,
@@ -87,7 +104,7 @@ impl Store {
             trees: Vec::new(),
             images: Vec::new(),
             originals: Vec::new(),
-            buffer: Vec::new(),
+            placed: HashSet::new(),
         }
     }
 }
@@ -103,26 +120,29 @@ impl Writer<'_> {
         if size > IN_MEMORY {
             return self.add_large(file, size, name);
         }
-        let mut bytes = std::mem::take(&mut self.buffer);
-        bytes.clear();
+        let mut bytes = self.line()?.buffer();
+        bytes.reserve_exact(size as usize);
         file.take(size).read_to_end(&mut bytes).map_err(|error| ImportError::damaged(name, &error))?;
         if bytes.len() as u64 != size {
             return Err(short());
         }
         self.progress.bytes.fetch_add(size, Ordering::Relaxed);
-        let content = self.add_bytes(&bytes)?;
-        self.buffer = bytes;
-        Ok(content)
+        Ok(self.add_buffer(content_of(&bytes), bytes)?)
     }
 
     /// Adds a content that is all in memory.
     pub(crate) fn add_bytes(&mut self, bytes: &[u8]) -> Result<Content, StoreError> {
-        let content = content_of(bytes);
+        self.add_buffer(content_of(bytes), bytes.to_vec())
+    }
+
+    fn add_buffer(&mut self, content: Content, bytes: Vec<u8>) -> Result<Content, StoreError> {
         let id = content.id();
-        if !self.is_known(&id)? {
+        if self.is_known(&id)? {
+            self.line()?.give_back(bytes);
+        } else {
             let temporary = self.temporary();
-            fs::write(&temporary, bytes).map_err(|error| StoreError::io("write", &temporary, error))?;
-            self.place(temporary, &id, &content)?;
+            self.line()?.whole(temporary.clone(), bytes)?;
+            self.place(temporary, id, &content)?;
         }
         self.note(&content, id)?;
         Ok(content)
@@ -149,23 +169,24 @@ impl Writer<'_> {
     /// Begins a content of unknown length.
     pub(crate) fn sink(&mut self) -> Result<Sink, StoreError> {
         let path = self.temporary();
-        let out = File::create(&path).map_err(|error| StoreError::io("make", &path, error))?;
+        let file = File::create(&path).map_err(|error| StoreError::io("make", &path, error))?;
         self.written.push((path.clone(), None));
         let left = self.limit.saturating_sub(self.bytes);
-        Ok(Sink { path, out, chunker: Chunker::default(), left, limit: self.limit })
+        let (line, chunker) = (self.line()?.clone(), Chunker::default());
+        Ok(Sink { path, file: Arc::new(file), line, slab: Vec::new(), chunker, left, limit: self.limit })
     }
 
     /// Adds the content that was written to it.
-    pub(crate) fn keep(&mut self, sink: Sink) -> Result<Content, StoreError> {
-        let Sink { path, mut out, chunker, .. } = sink;
-        let content = chunker.finish(&mut |_: &Chunk, bytes: &[u8]| {
-            out.write_all(bytes).map_err(|error| StoreError::io("write", &path, error))
-        })?;
+    pub(crate) fn keep(&mut self, mut sink: Sink) -> Result<Content, StoreError> {
+        sink.pass_on()?;
+        let Sink { path, chunker, .. } = sink;
+        let Ok(content) = chunker.finish(&mut |_: &Chunk, _: &[u8]| Ok::<(), Infallible>(()));
         let id = content.id();
         if self.is_known(&id)? {
+            // What of it is not written yet goes the same way when its descriptor is closed.
             fs::remove_file(&path).map_err(|error| StoreError::io("remove", &path, error))?;
         } else {
-            self.place(path, &id, &content)?;
+            self.place(path, id, &content)?;
         }
         self.note(&content, id)?;
         Ok(content)
@@ -208,8 +229,8 @@ impl Writer<'_> {
         let content = Content { chunks: vec![(chunk, encoded.len() as u32)] };
         if !self.is_known(&chunk)? {
             let temporary = self.temporary();
-            fs::write(&temporary, encoded).map_err(|error| StoreError::io("write", &temporary, error))?;
-            self.place(temporary, &chunk, &content)?;
+            self.line()?.whole(temporary.clone(), encoded.to_vec())?;
+            self.place(temporary, chunk, &content)?;
         }
         self.note(&content, chunk)?;
         Ok(content)
@@ -217,6 +238,7 @@ impl Writer<'_> {
 
     /// Makes everything known at once, or, when it fails, nothing.
     pub(crate) fn commit(mut self) -> Result<(), StoreError> {
+        self.spool.as_ref().map_or(Ok(()), Spool::finish)?;
         self.store.sync()?;
         self.store.index.add(&self.changes, true)?;
         // From here on the contents are the store's; an image without its layers is not yet an image.
@@ -252,7 +274,7 @@ impl Writer<'_> {
     }
 
     fn is_known(&self, id: &ContentId) -> Result<bool, StoreError> {
-        Ok(self.store.index.content(id)? && self.store.object(id).exists())
+        Ok(self.placed.contains(id) || self.store.index.content(id)? && self.store.object(id).exists())
     }
 
     fn temporary(&self) -> PathBuf {
@@ -261,14 +283,20 @@ impl Writer<'_> {
         self.store.dir.join("tmp").join(unique)
     }
 
-    fn place(&mut self, temporary: PathBuf, id: &ContentId, content: &Content) -> Result<(), StoreError> {
-        let path = self.store.object(id);
-        let parent = path.parent().expect("an object is in a folder");
-        fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
-        *lock(&self.store.placed).entry(*id).or_default() += 1;
-        let renamed = fs::rename(&temporary, &path).map_err(|error| StoreError::io("rename", &temporary, error));
-        self.written.push((path, Some(content.clone())));
-        renamed
+    fn line(&mut self) -> Result<&Line, StoreError> {
+        let spool = match self.spool.take() {
+            Some(spool) => spool,
+            None => Spool::start()?,
+        };
+        Ok(self.spool.insert(spool).line())
+    }
+
+    fn place(&mut self, temporary: PathBuf, id: ContentId, content: &Content) -> Result<(), StoreError> {
+        let path = self.store.object(&id);
+        *lock(&self.store.placed).entry(id).or_default() += 1;
+        self.written.push((path.clone(), Some(content.clone())));
+        self.placed.insert(id);
+        self.line()?.place(temporary, path)
     }
 }
 
@@ -288,6 +316,8 @@ impl Writer<'_> {
 
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
+        // Nothing is written from here on.
+        self.spool = None;
         for (path, content) in &self.written {
             let id = content.as_ref().map(Content::id);
             let lies_here = |chunk: &Chunk| {
