@@ -262,7 +262,7 @@ pub(super) async fn serve(
                 let mut revocations = gate.revocations();
                 let left = Duration::from_secs(membership.not_after.saturating_sub(unix_now()));
                 tokio::select! {
-                    served = serve_line(line, &shelf) => served,
+                    served = serve_line(membership.node, line, &shelf) => served,
                     _ = revocations.wait_for(|revoked| revoked.contains(&membership.node)) => Ok(()),
                     () = tokio::time::sleep(left) => Ok(()),
                 }
@@ -274,7 +274,11 @@ pub(super) async fn serve(
     }
 }
 
-async fn serve_line(line: server::TlsStream<BufReader<TcpStream>>, shelf: &Shelf) -> anyhow::Result<()> {
+async fn serve_line(
+    member: NodeId,
+    line: server::TlsStream<BufReader<TcpStream>>,
+    shelf: &Shelf,
+) -> anyhow::Result<()> {
     let (mut receive, mut send) = tokio::io::split(line);
     // Frames come whole, also while chunks are sent.
     let (sender, mut asks) = mpsc::channel(2);
@@ -308,7 +312,7 @@ async fn serve_line(line: server::TlsStream<BufReader<TcpStream>>, shelf: &Shelf
                 Err(mpsc::error::TryRecvError::Disconnected) => Err(io::ErrorKind::ConnectionAborted.into()),
             };
             is_giving.store(true, Ordering::Relaxed);
-            shelf.give(ids, &mut send, enough).await?;
+            shelf.give(member, ids, &mut send, enough).await?;
             is_giving.store(false, Ordering::Relaxed);
             send.write_u32(END).await?;
             send.flush().await?;

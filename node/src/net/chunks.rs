@@ -7,18 +7,18 @@
 //! ```
 //!
 //! A provider reads a slab of [`SLAB`] bytes at a time; whoever asked may leave between two slabs. Under an upload limit
-//! they go out in pieces of [`PIECE`] bytes, in the order in which they are asked for by all together, so that nobody waits
-//! long for the first of them. What comes is bounded by what was asked for: a chunk of another length than its list says
+//! they go out in pieces of [`PIECE`] bytes, to one member after the other, so that nobody waits long for the first of them. What comes is bounded by what was asked for: a chunk of another length than its list says
 //! ends the batch, and so does one of more than [`MAX_CHUNK`] bytes, nothing for [`STALL`], and [`MAX_BATCH`] in all, by which
 //! a provider that sends a byte now and then is known.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use moyai_protocol::contract::{FetchFault, Piece};
 use moyai_protocol::exchange::BATCH_PIECES;
-use moyai_protocol::id::ChunkId;
+use moyai_protocol::id::{ChunkId, NodeId};
 use moyai_runtime::store::{Store, StoreError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -52,22 +52,35 @@ pub struct Shelf {
     pub limit: Arc<Limit>,
 }
 
-/// Bytes a second, in the order in which they are asked for.
+/// Bytes a second, to members in turn: however many streams one has, it waits for its next piece like any other.
 #[derive(Debug)]
 pub struct Limit {
     rate: Option<u64>,
     free: Mutex<Instant>,
+    /// Locked by the stream of a member whose piece is next.
+    turns: Mutex<HashMap<NodeId, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Limit {
     /// So many bytes a second; nothing for as many as go.
     pub fn new(rate: Option<u64>) -> Self {
-        Limit { rate: rate.filter(|rate| *rate > 0), free: Mutex::new(Instant::now()) }
+        Limit { rate: rate.filter(|rate| *rate > 0), free: Mutex::new(Instant::now()), turns: Mutex::default() }
     }
 
-    /// Waits until so many bytes may go.
-    async fn take(&self, bytes: usize) {
+    /// Waits until so many bytes may go to this member.
+    async fn take(&self, member: NodeId, bytes: usize) {
         let Some(rate) = self.rate else { return };
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            turns.retain(|other, turn| *other == member || turn.strong_count() > 0);
+            let turn = turns.entry(member).or_default();
+            turn.upgrade().unwrap_or_else(|| {
+                let new = Arc::default();
+                *turn = Arc::downgrade(&new);
+                new
+            })
+        };
+        let _turn = turn.lock().await;
         let wait = {
             let mut free = self.free.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let now = Instant::now();
@@ -80,9 +93,10 @@ impl Limit {
 }
 
 impl Shelf {
-    /// Gives these chunks, until all are given or `enough` says so before a slab.
+    /// Gives this member these chunks, until all are given or `enough` says so before a slab.
     pub(super) async fn give<W: AsyncWrite + Unpin>(
         &self,
+        member: NodeId,
         ids: Vec<ChunkId>,
         send: &mut W,
         mut enough: impl FnMut() -> io::Result<bool>,
@@ -97,7 +111,7 @@ impl Shelf {
             let slab;
             (slab, ids) = read.await?.map_err(io::Error::other)?;
             for piece in slab.chunks(if self.limit.rate.is_some() { PIECE } else { slab.len() }) {
-                self.limit.take(piece.len()).await;
+                self.limit.take(member, piece.len()).await;
                 tokio::time::timeout(WRITE_STALL, send.write_all(piece)).await??;
             }
         }
@@ -217,4 +231,34 @@ async fn fill<R: AsyncRead + Unpin>(receive: &mut R, mut bytes: &mut [u8]) -> io
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_member_with_many_streams_is_given_no_more_than_one_with_one() {
+        // Each piece takes a millisecond.
+        let limit = Arc::new(Limit::new(Some(1000 * PIECE as u64)));
+        let given = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let mut streams = Vec::new();
+        for at in [0, 0, 0, 0, 0, 0, 0, 0, 1] {
+            let (limit, given) = (Arc::clone(&limit), Arc::clone(&given));
+            streams.push(tokio::spawn(async move {
+                loop {
+                    limit.take(NodeId([at; 32]), PIECE).await;
+                    given[usize::from(at)].fetch_add(1, Ordering::Relaxed);
+                }
+            }));
+        }
+        while given[1].load(Ordering::Relaxed) < 50 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let many = given[0].load(Ordering::Relaxed);
+        streams.iter().for_each(tokio::task::JoinHandle::abort);
+        assert!(many < 75, "{many} pieces, and the other 50");
+    }
 }

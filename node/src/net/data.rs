@@ -246,10 +246,10 @@ impl DataPlane {
                     return Ok(());
                 }
             };
-            let (offer, role) = (offer.clone(), membership.role);
+            let (offer, member) = (offer.clone(), (membership.node, membership.role));
             // Bounded by MAX_STREAMS, which the peer cannot exceed.
             tokio::spawn(async move {
-                if let Err(error) = answer(offer, role, send, receive).await {
+                if let Err(error) = answer(offer, member, send, receive).await {
                     debug!(%error, "a request was not answered");
                 }
             });
@@ -629,7 +629,7 @@ fn transport_config() -> quinn::TransportConfig {
 
 async fn answer(
     offer: Offer,
-    role: Role,
+    (member, role): (NodeId, Role),
     mut send: quinn::SendStream,
     mut receive: quinn::RecvStream,
 ) -> anyhow::Result<()> {
@@ -637,7 +637,7 @@ async fn answer(
     match request {
         Request::Chunks(ids) => {
             // Who wants no more of it stops the stream, and writing fails.
-            offer.shelf.give(ids, &mut send, || Ok(false)).await?;
+            offer.shelf.give(member, ids, &mut send, || Ok(false)).await?;
         }
         Request::Greeting => {}
         Request::Exec(_) if role < Role::Submitter => anyhow::bail!("a worker asked for a process"),

@@ -81,7 +81,8 @@ impl Doorstep {
     }
 }
 
-fn network_of(address: IpAddr) -> IpAddr {
+/// What is counted as one address.
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(address) => match address.to_ipv4_mapped() {
             Some(address) => IpAddr::V4(address),

@@ -13,6 +13,7 @@
 //! **If a side dies.** A client that vanishes leaves an upload that it may resume for an hour; a daemon that dies forgets what
 //! was staged, and clients begin again: nothing has a name before all of it is in the store.
 
+mod door;
 pub mod outside;
 mod uploads;
 
@@ -46,6 +47,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::api::{server::original_held, view};
 use crate::daemon::driver::Handle;
 use crate::daemon::images::Images;
+use door::Door;
 use uploads::{Upload, UploadError, Uploads};
 
 /// Where it listens when nothing else is said.
@@ -56,8 +58,9 @@ const MAX_MANIFEST: usize = 4 << 20;
 const BY_DIGEST: &str = "sha256.";
 /// Names of one answer.
 const PAGE: usize = 1000;
-/// Artifacts up to this size are fetched to see whether they refer to something.
+/// What is elsewhere is fetched, to see whether it refers to something, up to this size; artifacts that are no images up to that.
 const SMALL: u64 = 4 << 20;
+const LARGE: u64 = 64 << 20;
 const PIECE: usize = 256 * 1024;
 const QUEUE: usize = 8;
 /// Blobs that are given out at one time; each takes a thread.
@@ -145,7 +148,7 @@ pub async fn start(
     let router = Router::new().fallback(answer).with_state(registry);
     let service = router.into_make_service_with_connect_info::<Ends>();
     tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, service).await {
+        if let Err(error) = axum::serve(Door::new(listener), service).await {
             tracing::error!(%error, "the registry ended");
         }
     });
@@ -160,9 +163,9 @@ struct Ends {
     local: Option<SocketAddr>,
 }
 
-impl Connected<IncomingStream<'_, TcpListener>> for Ends {
-    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Ends {
-        Ends { peer: *stream.remote_addr(), local: stream.io().local_addr().ok() }
+impl Connected<IncomingStream<'_, Door>> for Ends {
+    fn connect_info(stream: IncomingStream<'_, Door>) -> Ends {
+        Ends { peer: *stream.remote_addr(), local: stream.io().local() }
     }
 }
 
@@ -334,7 +337,14 @@ impl Registry {
         let wanted = parameter(query, "artifactType");
         let mut manifests = Vec::new();
         for held in self.repository(name).await? {
-            let Some(made_of) = held.original.as_ref().filter(|original| original.size <= SMALL) else { continue };
+            let Some(made_of) = &held.original else { continue };
+            let (store, root) = (Arc::clone(&self.store), made_of.root.0);
+            let here = tokio::task::spawn_blocking(move || store.original(&root)).await.map_err(internal)?;
+            // An image may have a subject, and hardly ever has: it is looked at where it is here.
+            let most = if held.is_image() { SMALL } else { LARGE };
+            if !matches!(here, Ok(Some(_))) && made_of.size > most {
+                continue;
+            }
             // What cannot be had now is not there now.
             let original = tokio::time::timeout(SOON, self.images.original(&held)).await;
             let Ok(Ok(original)) = original else { continue };

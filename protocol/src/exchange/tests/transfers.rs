@@ -165,6 +165,42 @@ fn whoever_lies_hangs_or_goes_away_all_others_get_the_image_whole() {
     }
 }
 
+#[test]
+fn a_small_image_does_not_wait_for_a_large_one() {
+    for seed in 0..5 {
+        let mut mesh = Mesh::new(&[Manner::Honest; 2], seed);
+        mesh.hosts[1].kept.extend(everything(image(LARGE)));
+        mesh.want(0, image(LARGE), Need::Use);
+        mesh.run_until(ms(3000), |_| false);
+        let bytes = |mesh: &Mesh, root| {
+            let here = contents(root).into_iter().filter(|piece| mesh.hosts[0].kept.contains(&piece.chunk));
+            here.map(|piece| u64::from(piece.len)).sum::<u64>()
+        };
+        let before = bytes(&mesh, image(LARGE));
+        mesh.want(0, image(0), Need::Use);
+        assert!(mesh.run_until(ms(20_000), |mesh| mesh.hosts[0].complete == [image(0)]), "seed {seed}");
+        let (large, small) = (bytes(&mesh, image(LARGE)) - before, bytes(&mesh, image(0)));
+        // Some of the large one was in flight; a little is lost while the small one's list comes.
+        assert!(
+            large < small * 2 + MAX_IN_FLIGHT,
+            "seed {seed}: {large} bytes of the large one, {small} of the small one"
+        );
+    }
+}
+
+#[test]
+fn who_asks_one_node_for_different_images_get_alike() {
+    for seed in 0..5 {
+        let mut mesh = Mesh::new(&[Manner::Honest; 5], seed);
+        mesh.hosts.iter_mut().for_each(|host| host.kept.clear());
+        (1..5).for_each(|at| mesh.hosts[0].kept.extend(everything(image(at as u8))));
+        (1..5).for_each(|at| mesh.want(at, image(at as u8), Need::Use));
+        assert!(mesh.run_until(ms(20_000), |mesh| mesh.hosts[1..].iter().any(|host| !host.complete.is_empty())));
+        let here: Vec<usize> = mesh.hosts[1..].iter().map(|host| host.kept.len()).collect();
+        assert!(here.iter().all(|count| *count > PIECES / 2), "seed {seed}: {here:?}");
+    }
+}
+
 /// Seconds of virtual time until fifteen nodes have an image of the first one, and how many copies that one sent.
 fn spread(seed: u64) -> (f64, f64) {
     let mut mesh = Mesh::swarm(&[Manner::Honest; 16], seed);
