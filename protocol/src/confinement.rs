@@ -17,6 +17,9 @@ pub const MAX_MOUNTS: usize = 64;
 pub const MAX_PORTS: usize = 256;
 /// The most devices that one container asks for by name.
 pub const MAX_DEVICES: usize = 64;
+/// The most limits of disks that a container has, and the longest path of one.
+const MAX_IO_LIMITS: usize = 16;
+const MAX_PATH: usize = 4096;
 
 /// See above; the default is an ordinary container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +51,75 @@ pub struct Confinement {
     /// The OCI runtime that makes it, instead of the built-in one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+    /// How much of its machine's disks it has.
+    #[serde(skip_serializing_if = "Io::is_usual")]
+    pub io: Io,
+}
+
+/// How much of a machine's disks a container has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Io {
+    /// Its share where several want a disk, 10 to 1,000; none said is 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    /// What it has at the most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<IoLimit>,
+}
+
+/// What a container may do with one disk at the most.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoLimit {
+    /// A disk of the machine, or a file or folder of the machine that lies on it.
+    pub path: String,
+    /// Of what.
+    pub kind: IoKind,
+    /// How much a second.
+    pub rate: u64,
+}
+
+/// What of a disk's work is limited.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IoKind {
+    /// Bytes read.
+    ReadBytes,
+    /// Bytes written.
+    WriteBytes,
+    /// Reads.
+    Reads,
+    /// Writes.
+    Writes,
+}
+
+impl Io {
+    /// Whether it has what there is.
+    pub fn is_usual(&self) -> bool {
+        *self == Io::default()
+    }
+
+    fn check(&self) -> Result<(), SpecError> {
+        let unpassable = |what, value: String| Err(SpecError::Unpassable { what, value });
+        match self.weight {
+            Some(weight) if !(10..=1000).contains(&weight) => {
+                return unpassable("share of the disks (10 to 1000)", weight.to_string());
+            }
+            _ if self.limits.len() > MAX_IO_LIMITS => {
+                return unpassable("number of limits on disks (16 at the most)", self.limits.len().to_string());
+            }
+            _ => {}
+        }
+        for limit in &self.limits {
+            if !limit.path.starts_with('/') || limit.path.len() > MAX_PATH {
+                return unpassable("disk", limit.path.clone());
+            }
+            if limit.rate == 0 {
+                return unpassable("limit of a disk", limit.rate.to_string());
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What network a container has.
@@ -152,6 +224,9 @@ impl Offers {
             }
             if asked.sandbox == Sandbox::Strict {
                 return lacks("a strict sandbox");
+            }
+            if !asked.io.is_usual() {
+                return lacks("limits of its disks");
             }
         }
         if let Some(runtime) = asked.runtime.as_ref().filter(|runtime| !self.runtimes.contains(runtime)) {
@@ -310,6 +385,7 @@ impl Confinement {
                 return Err(SpecError::Unpassable { what: "capability", value: name.clone() });
             }
         }
+        self.io.check()?;
         self.check_network()?;
         self.check_devices()?;
         let strict = self.sandbox == Sandbox::Strict;

@@ -400,6 +400,7 @@ impl Spec {
             ("confinement", confined),
             ("network", networked),
             ("devices", devices),
+            ("io", !self.confinement.io.is_usual()),
         ];
         asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name.to_owned()).collect()
     }

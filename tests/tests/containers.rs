@@ -114,6 +114,33 @@ fn limits_are_set_in_its_cgroup() {
 }
 
 #[test]
+fn disks_are_limited_by_what_lies_on_them() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    let data = two.data.to_string_lossy();
+    let (bytes, ops) = (format!("{data}:1m"), format!("{data}:30"));
+    let limits = ["--device-write-bps", &bytes, "--device-read-iops", &ops];
+    let id = begin(one, "slow", &[&limits[..], &["alpine", "sleep", "1000"]].concat());
+    let value = |v1: &str| two.cgroups.value("blkio", &format!("-{id}"), if two.cgroups.v2() { "io.max" } else { v1 });
+    let (written, read) = (value("blkio.throttle.write_bps_device"), value("blkio.throttle.read_iops_device"));
+    assert!(written.contains("1048576") && read.contains("30"), "{written}, {read}");
+    // What is written past the cache is held back: two megabytes take a second.
+    let write = ["exec", "slow", "sh", "-c", "dd if=/dev/zero of=/f bs=1M count=3 oflag=direct 2>&1 && stat -c %s /f"];
+    one.moyai(&write).ok().says("3145728");
+    let refused = |more: [&str; 2], reason: &str| {
+        run(one, &[&more[..], &["alpine", "true"]].concat()).fails(125).says(reason);
+    };
+    refused(["--blkio-weight", "5"], "10 to 1000");
+    refused(["--device-read-bps", "/dev/sda"], "write it like --device-read-bps /dev/sda:10m");
+    refused(["--device-read-bps", "relative:1m"], "relative");
+    one.moyai(&["run", "-d", "--name", "nowhere", "--device-read-bps", "/no/such/disk:1m", "alpine", "true"]);
+    wait_for("a reason", PATIENCE, || {
+        let row = one.workload("nowhere")?;
+        row["detail"].as_str().filter(|text| text.contains("cannot limit the disk of /no/such/disk")).map(drop)
+    });
+}
+
+#[test]
 fn it_has_namespaces_of_its_own() {
     let lab = two_hosts();
     let [one, two] = lab.hosts();

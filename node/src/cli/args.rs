@@ -572,6 +572,21 @@ pub struct ConfinementWish {
     /// Give it GPUs that are nobody else's: so many, all, or device=NAME
     #[arg(long, value_name = "N")]
     pub gpus: Option<String>,
+    /// Its share of the disks where others want them too, 10 to 1000 [default: 100]
+    #[arg(long, value_name = "N")]
+    pub blkio_weight: Option<u16>,
+    /// Read no more than so many bytes a second of a disk: /dev/sda:10m, or any path that lies on it
+    #[arg(long, value_name = "PATH:SIZE")]
+    pub device_read_bps: Vec<String>,
+    /// Write no more than so many (on cgroup v1 only what goes past the cache is held back)
+    #[arg(long, value_name = "PATH:SIZE")]
+    pub device_write_bps: Vec<String>,
+    /// Read no more often than so many times a second
+    #[arg(long, value_name = "PATH:N")]
+    pub device_read_iops: Vec<String>,
+    /// Write no more often than so many times a second
+    #[arg(long, value_name = "PATH:N")]
+    pub device_write_iops: Vec<String>,
     /// The OCI runtime that makes it: crun, runc, runsc [default: the built-in one]
     #[arg(long, value_name = "NAME")]
     pub runtime: Option<String>,

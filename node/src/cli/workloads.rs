@@ -12,7 +12,7 @@ use super::images::encode;
 use super::mesh::pairs;
 use super::output::{age, json_lines, parse_cpus, parse_duration, parse_size, table};
 use crate::api::client::Client;
-use moyai_protocol::confinement::{Confinement, Device, Mount, MountKind, Network, Port, Sandbox};
+use moyai_protocol::confinement::{Confinement, Device, Io, IoKind, IoLimit, Mount, MountKind, Network, Port, Sandbox};
 use moyai_protocol::workload::Health;
 
 use crate::api::types::{EpochRow, LogRow, RolloutRow, Row, RunRequest, Submitted, UpdateRequest, WhyRow};
@@ -340,7 +340,9 @@ fn confinement(wish: super::args::ConfinementWish) -> anyhow::Result<Confinement
     if let Some(text) = &wish.gpus {
         devices.extend(gpus(text)?);
     }
+    let io = disks(&wish)?;
     Ok(Confinement {
+        io,
         network: wish.network.as_deref().map(network).transpose()?,
         ports,
         devices,
@@ -355,6 +357,27 @@ fn confinement(wish: super::args::ConfinementWish) -> anyhow::Result<Confinement
             other => return Err(problem(format!("--sandbox {other}: no such sandbox"), "standard or strict")),
         },
     })
+}
+
+/// What it has of the disks.
+fn disks(wish: &super::args::ConfinementWish) -> anyhow::Result<Io> {
+    let flags = [
+        ("--device-read-bps", IoKind::ReadBytes, &wish.device_read_bps),
+        ("--device-write-bps", IoKind::WriteBytes, &wish.device_write_bps),
+        ("--device-read-iops", IoKind::Reads, &wish.device_read_iops),
+        ("--device-write-iops", IoKind::Writes, &wish.device_write_iops),
+    ];
+    let mut limits = Vec::new();
+    for (flag, kind, texts) in flags {
+        for text in texts {
+            let parsed = text.rsplit_once(':').and_then(|(path, rate)| Some((path, parse_size(rate)?)));
+            let (path, rate) = parsed.ok_or_else(|| {
+                problem(format!("{flag} {text}: no disk and rate"), format!("write it like {flag} /dev/sda:10m"))
+            })?;
+            limits.push(IoLimit { path: path.to_owned(), kind, rate });
+        }
+    }
+    Ok(Io { weight: wish.blkio_weight, limits })
 }
 
 fn network(text: &str) -> anyhow::Result<Network> {

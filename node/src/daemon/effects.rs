@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use moyai_protocol::confinement::{Confinement, Device, Mount, MountKind, Offers, Sandbox};
+use moyai_protocol::confinement::{Confinement, Device, IoKind, IoLimit, Mount, MountKind, Offers, Sandbox};
 use moyai_protocol::contract::{Completion, Effect, EffectId, Outcome, Survey, SurveyFault};
 use moyai_protocol::id::{ChunkId, NodeId};
 use moyai_protocol::node::Node;
@@ -353,10 +353,12 @@ impl Effects {
             terminal: spec.terminal,
             input: spec.input,
             runtime: spec.confinement.runtime.as_deref().map(|name| self.runtime(name)).transpose()?,
+            io_weight: spec.confinement.io.weight,
+            throttles: spec.confinement.io.limits.iter().map(throttle).collect(),
         };
         container::write_bundle(dir, image, &request).map_err(|error| match error {
             // Another machine may have what this one has not.
-            container::BundleError::Io { .. } | container::BundleError::Device(_) => {
+            container::BundleError::Io { .. } | container::BundleError::Device(_) | container::BundleError::Disk(_) => {
                 StartError::Node(error.to_string())
             }
             error => StartError::Workload { code: 125, reason: error.to_string() },
@@ -556,6 +558,16 @@ impl Effects {
             present: missing.present,
         })
     }
+}
+
+fn throttle(limit: &IoLimit) -> container::Throttle {
+    let kind = match limit.kind {
+        IoKind::ReadBytes => container::ThrottleKind::ReadBytes,
+        IoKind::WriteBytes => container::ThrottleKind::WriteBytes,
+        IoKind::Reads => container::ThrottleKind::Reads,
+        IoKind::Writes => container::ThrottleKind::Writes,
+    };
+    container::Throttle { path: limit.path.clone().into(), kind, rate: limit.rate }
 }
 
 /// What the workload asks for, and what tells it who it is. The epoch is a fencing token: whatever the container writes

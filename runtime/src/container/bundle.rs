@@ -13,6 +13,7 @@ use oci_spec::runtime::{
     LinuxResourcesBuilder, Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
+use super::disks::{DiskError, Throttle, block_io};
 use super::{Launch, user};
 use crate::cdi::{self, DeviceError, Edits};
 use crate::rootless::{has_ids, is_rootless};
@@ -109,6 +110,10 @@ pub struct Request {
     pub input: bool,
     /// The OCI runtime that makes it, instead of this program.
     pub runtime: Option<PathBuf>,
+    /// Its share of the disks, 10 to 1,000.
+    pub io_weight: Option<u16>,
+    /// What of disks it may use at the most.
+    pub throttles: Vec<Throttle>,
 }
 
 /// What network a container has.
@@ -167,6 +172,9 @@ pub enum BundleError {
     /// A device is not there.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A disk that is to be limited is none, or not there.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The spec could not be put together.
     #[error("cannot make an OCI spec of it: {0}")]
     Spec(#[from] OciSpecError),
@@ -303,7 +311,7 @@ fn capability_sets(bounding: Capabilities, held: Capabilities) -> Result<LinuxCa
 }
 
 /// An ordinary container that runs a shell in the folder `rootfs`: what `moyai oci spec` writes.
-pub fn example() -> Result<Spec, OciSpecError> {
+pub fn example() -> Result<Spec, BundleError> {
     let request = Request { hostname: "moyai".to_owned(), ..Request::default() };
     let held = capabilities(&request);
     let sets = capability_sets(held.clone(), held)?;
@@ -321,14 +329,15 @@ pub fn example() -> Result<Spec, OciSpecError> {
     linux.set_cgroups_path(None);
     // What is bound in lies beside a node's own bundles.
     let mounts = mounts(&request)?.into_iter().filter(|mount| mount.typ().as_deref() != Some("bind"));
-    SpecBuilder::default()
+    let spec = SpecBuilder::default()
         .version("1.0.2")
         .process(process)
         .root(root(&request)?)
         .hostname(request.hostname.clone())
         .mounts(mounts.collect::<Vec<_>>())
         .linux(linux)
-        .build()
+        .build()?;
+    Ok(spec)
 }
 
 fn root(request: &Request) -> Result<oci_spec::runtime::Root, OciSpecError> {
@@ -366,7 +375,7 @@ fn set(env: &mut Vec<String>, entry: String) {
     }
 }
 
-fn linux(request: &Request) -> Result<oci_spec::runtime::Linux, OciSpecError> {
+fn linux(request: &Request) -> Result<oci_spec::runtime::Linux, BundleError> {
     let namespaces = [
         LinuxNamespaceType::Pid,
         LinuxNamespaceType::Mount,
@@ -396,6 +405,9 @@ fn linux(request: &Request) -> Result<oci_spec::runtime::Linux, OciSpecError> {
         let quota = (request.limits.cpu_milli * 100).max(1000) as i64;
         resources = resources.cpu(LinuxCpuBuilder::default().quota(quota).period(100_000u64).build()?);
     }
+    if let Some(io) = block_io(request.io_weight, &request.throttles)? {
+        resources = resources.block_io(io);
+    }
     if request.limits.pids > 0 {
         resources = resources.pids(LinuxPidsBuilder::default().limit(request.limits.pids as i64).build()?);
     }
@@ -410,14 +422,15 @@ fn linux(request: &Request) -> Result<oci_spec::runtime::Linux, OciSpecError> {
         let ids = LinuxIdMappingBuilder::default().container_id(0u32).host_id(base).size(super::IDS).build()?;
         linux = linux.uid_mappings(vec![ids]).gid_mappings(vec![ids]);
     }
-    linux
+    let linux = linux
         .namespaces(namespaces)
         .resources(resources.build()?)
         .cgroups_path(Path::new("/").join(&request.cgroup))
         .seccomp(profile)
         .masked_paths([paths(&MASKED), paths(&MASKED_TOO)].concat())
         .readonly_paths(paths(&READ_ONLY))
-        .build()
+        .build()?;
+    Ok(linux)
 }
 
 fn mounts(request: &Request) -> Result<Vec<Mount>, OciSpecError> {

@@ -15,6 +15,7 @@
 //! nor a shim that answers is there, the container is gone.
 
 mod bundle;
+mod disks;
 mod log;
 mod user;
 
@@ -31,6 +32,7 @@ use crate::store::ImageFile;
 use crate::sys;
 
 pub use bundle::{BundleError, Limits, Network, Put, Request, example as example_spec, write as write_bundle};
+pub use disks::{DiskError, Throttle, ThrottleKind};
 pub use log::{LogLine, LogReader, LogWriter, Stream, timestamp};
 
 /// What a bundle has no place for.
