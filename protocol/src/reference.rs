@@ -163,7 +163,14 @@ impl Serialize for Reference {
 
 impl<'de> Deserialize<'de> for Reference {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        let full_form = !deserializer.is_human_readable();
+        let text = String::deserialize(deserializer)?;
+        let reference: Reference = text.parse().map_err(de::Error::custom)?;
+        // Between nodes it is written in one way.
+        match full_form && reference.to_string() != text {
+            true => Err(de::Error::custom(format!("`{text}` is not written in full"))),
+            false => Ok(reference),
+        }
     }
 }
 

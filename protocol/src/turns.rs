@@ -101,6 +101,11 @@ impl Turns {
         self.asked.get(reference)?.1
     }
 
+    /// Whether its bounds hold.
+    pub(crate) fn invariants(&self) {
+        assert!(self.held.len() <= MAX_TURNS && self.asked.len() <= MAX_ASKED, "turns are bounded");
+    }
+
     /// This node asks no more; whom it asked last.
     pub(crate) fn forget(&mut self, reference: &Reference) -> Option<NodeId> {
         self.asked.remove(reference).map(|(steward, _)| steward)

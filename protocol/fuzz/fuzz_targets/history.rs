@@ -115,7 +115,7 @@ fn sender(u: &mut Unstructured<'_>) -> Result<usize> {
 
 fn command(host: &mut Host, u: &mut Unstructured<'_>) -> Result<()> {
     let workload = speech::workload(u, host)?;
-    host.command(match u.int_in_range(0..=20)? {
+    host.command(match u.int_in_range(0..=22)? {
         0..=2 => Command::Submit(Box::new(speech::wish(u)?)),
         3 => Command::Scale { workload, replicas: replicas(u)? },
         4 => {
@@ -137,6 +137,8 @@ fn command(host: &mut Host, u: &mut Unstructured<'_>) -> Result<()> {
         13 => Command::Load { capacity: CAPACITY, pressure: u.arbitrary()? },
         14 => Command::FetchImage { root: speech::image(u)? },
         18 => Command::StoreFull(u.arbitrary()?),
+        21 => Command::AskTurn { reference: speech::outside(u)?, shares: u.arbitrary()? },
+        22 => Command::EndTurn { reference: speech::outside(u)?, root: Some(speech::image(u)?) },
         19 => Command::ImageGivenUp(speech::image(u)?),
         17 => {
             let root = speech::image(u)?;

@@ -59,10 +59,10 @@ impl Said {
             if life % 8 == 7 {
                 host.crowd();
             }
-            for at in 0..62u32 {
+            for at in 0..68u32 {
                 let mut bytes = noise(life * 1000 + at);
                 // Every kind comes to word.
-                bytes[0] = (at % 31) as u8;
+                bytes[0] = (at / 2 % 34) as u8;
                 let mut u = Unstructured::new(&bytes);
                 if at % 2 == 0 {
                     said.note(speech::message(&mut u, &host, 1 + at as usize % 3).ok());

@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
 use moyai_protocol::auction::{Award, Basis, Cause, Journal, Record, Refusal};
-use moyai_protocol::catalog::{self, Body, Fact, Hlc, Key, OrderFact, OriginalHeld, PlacementFact, Rollout, Said, WorkloadFact};
+use moyai_protocol::catalog::{
+    self, Body, Fact, Hlc, Key, OrderFact, OriginalHeld, PlacementFact, Rollout, Said, WorkloadFact,
+};
 use moyai_protocol::codec;
 use moyai_protocol::id::{ChunkId, Fingerprint, KeyHash, NodeId, WorkloadId};
 use moyai_protocol::lease::{Ballot, Seats};
 use moyai_protocol::membership::{State, Update};
 use moyai_protocol::message::Message;
 use moyai_protocol::reconcile::{Content, Range};
+use moyai_protocol::reference::Reference;
 use moyai_protocol::time::UnixMillis;
 use moyai_protocol::trust::Chain;
+use moyai_protocol::turns::Turn;
 use moyai_protocol::worker::{ExitStatus, PlacementState};
 use moyai_protocol::workload::{PlacementId, Resources, Spec};
 
@@ -99,7 +103,7 @@ pub fn wish(u: Input<'_, '_>) -> Result<Spec> {
 
 /// What a member may say first.
 pub fn message(u: Input<'_, '_>, host: &Host, from: usize) -> Result<Message> {
-    Ok(match u.int_in_range(0..=30)? {
+    Ok(match u.int_in_range(0..=33)? {
         0 => Message::Ping { seq: number(u)?, target: node(u)?, updates: updates(u)? },
         1 => Message::PingReq { seq: number(u)?, target: node(u)?, updates: updates(u)? },
         2 => Message::MembersPush { updates: updates(u)? },
@@ -130,6 +134,9 @@ pub fn message(u: Input<'_, '_>, host: &Host, from: usize) -> Result<Message> {
         25 => Message::SeatsAccept { workload: workload(u, host)?, ballot: ballot(u, from)?, seats: seats(u)? },
         26 => Message::SeatsDecided { workload: workload(u, host)?, seats: seats(u)? },
         27 => Message::Have { items: items(u, host)? },
+        31 => Message::TurnRequest { reference: outside(u)?, shares: u.arbitrary()? },
+        32 => Message::Turn { reference: outside(u)?, turn: turn(u)? },
+        33 => Message::TurnEnd { reference: outside(u)?, root: Some(image(u)?) },
         _ => {
             let mut facts = vec![fact(u, host, from)?];
             while facts.len() < 4 && u.ratio(1, 4)? {
@@ -137,6 +144,20 @@ pub fn message(u: Input<'_, '_>, host: &Host, from: usize) -> Result<Message> {
             }
             Message::Facts { facts }
         }
+    })
+}
+
+/// Something of a registry that is not the mesh; now and then one of very many.
+pub fn outside(u: Input<'_, '_>) -> Result<Reference> {
+    let tag: u16 = if u.ratio(1, 4)? { u.arbitrary()? } else { 1 };
+    Ok(format!("quay.io/a/b:{tag}").parse().expect("a good reference"))
+}
+
+fn turn(u: Input<'_, '_>) -> Result<Turn> {
+    Ok(match u.int_in_range(0..=2)? {
+        0 => Turn::Yours,
+        1 => Turn::Theirs(node(u)?),
+        _ => Turn::Over(image(u)?),
     })
 }
 
@@ -169,6 +190,7 @@ pub fn answer(u: Input<'_, '_>, host: &Host) -> Result<Option<(usize, Message)>>
         Message::Award { placement, .. } | Message::AwardQuery { placement, .. } => {
             Message::Verdict { placement: *placement, refusal: refusal(u)? }
         }
+        Message::TurnRequest { reference, .. } => Message::Turn { reference: reference.clone(), turn: turn(u)? },
         Message::BitfieldRequest { root } => {
             Message::Bitfield { root: *root, bits: vec![u.arbitrary()?], complete: u.arbitrary()? }
         }

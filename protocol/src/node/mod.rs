@@ -51,6 +51,8 @@ use settle::Unwritten;
 pub const WARM_UP: Duration = Duration::from_secs(6);
 /// Nodes that are asked how far they are with one image.
 const MAX_PARTS: usize = 256;
+/// Images that are asked about at one time.
+const MAX_ASKED_PARTS: usize = 4;
 /// Each holder of an image may give it up for so long, one after the other; the last third is for the others to hear of it.
 const SLOT: Duration = Duration::from_secs(30);
 /// Images that were given up for want of room, and are not copied here again by the mesh's own wish.
@@ -175,8 +177,8 @@ pub struct Node {
     store_full: bool,
     /// Images that were given up for want of room.
     given_up: BTreeSet<ChunkId>,
-    /// The image whose parts somebody asked about last, and what each node that is getting it said.
-    parts: Option<(ChunkId, BTreeMap<NodeId, Option<u32>>)>,
+    /// Images whose parts somebody asked about lately, and what each node that is getting one said.
+    parts: VecDeque<(ChunkId, BTreeMap<NodeId, Option<u32>>)>,
     turns: Turns,
 
     membership: Membership,
@@ -233,7 +235,7 @@ impl Node {
             images_moved: true,
             store_full: false,
             given_up: BTreeSet::new(),
-            parts: None,
+            parts: VecDeque::new(),
             turns: Turns::default(),
             membership: Membership::new(config.key.clone(), config.wall.0, now),
             catalog: Catalog::new(config.mesh, config.memo),
@@ -468,6 +470,7 @@ impl Node {
         self.worker.invariants();
         self.exchange.invariants();
         self.custodian.invariants();
+        self.turns.invariants();
         assert!(self.sends.is_empty() && self.records.is_empty(), "a step is whole");
     }
 
@@ -605,8 +608,7 @@ impl Node {
                 self.sends.push((from, Message::Bitfield { root, bits, complete }));
             }
             Message::Bitfield { root, bits, complete } => {
-                if let Some((asked, parts)) = &mut self.parts
-                    && *asked == root
+                if let Some((_, parts)) = self.parts.iter_mut().find(|(asked, _)| *asked == root)
                     && let Some(part) = parts.get_mut(&from)
                 {
                     *part = Some(Bitfield::from_bytes(bits.clone(), MAX_PIECES).count()).filter(|_| !complete);
@@ -709,7 +711,9 @@ impl Node {
                 let fetching = self.providers(&root).into_iter().filter(|(_, whole)| !whole);
                 let asked: Vec<NodeId> = fetching.map(|(node, _)| node).take(MAX_PARTS).collect();
                 self.sends.extend(asked.iter().map(|node| (*node, Message::BitfieldRequest { root })));
-                self.parts = Some((root, asked.into_iter().map(|node| (node, None)).collect()));
+                self.parts.retain(|(other, _)| *other != root);
+                self.parts.truncate(MAX_ASKED_PARTS - 1);
+                self.parts.push_front((root, asked.into_iter().map(|node| (node, None)).collect()));
                 Ok(Reply::Done)
             }
             Command::AskTurn { reference, shares } => {
