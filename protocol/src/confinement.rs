@@ -17,9 +17,10 @@ pub const MAX_MOUNTS: usize = 64;
 pub const MAX_PORTS: usize = 256;
 /// The most devices that one container asks for by name.
 pub const MAX_DEVICES: usize = 64;
-/// The most limits of disks that a container has, and the longest path of one.
+/// The most limits of disks that a container has.
 const MAX_IO_LIMITS: usize = 16;
-const MAX_PATH: usize = 4096;
+/// How the disk is called that a node keeps its containers on.
+pub const OWN_DISK: &str = ".";
 
 /// See above; the default is an ordinary container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +72,7 @@ pub struct Io {
 /// What a container may do with one disk at the most.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IoLimit {
-    /// A disk of the machine, or a file or folder of the machine that lies on it.
+    /// A disk of the machine below `/dev`, or something the node offers that lies on it; or [`OWN_DISK`].
     pub path: String,
     /// Of what.
     pub kind: IoKind,
@@ -100,22 +101,27 @@ impl Io {
     }
 
     fn check(&self) -> Result<(), SpecError> {
-        let unpassable = |what, value: String| Err(SpecError::Unpassable { what, value });
-        match self.weight {
-            Some(weight) if !(10..=1000).contains(&weight) => {
-                return unpassable("share of the disks (10 to 1000)", weight.to_string());
-            }
-            _ if self.limits.len() > MAX_IO_LIMITS => {
-                return unpassable("number of limits on disks (16 at the most)", self.limits.len().to_string());
-            }
-            _ => {}
+        let wrong = |path: &str, reason: String| Err(SpecError::Disk { path: path.to_owned(), reason });
+        if let Some(weight) = self.weight.filter(|weight| !(10..=1000).contains(weight)) {
+            return wrong("all of them", format!("a share of {weight}: it is 10 to 1000"));
         }
-        for limit in &self.limits {
-            if !limit.path.starts_with('/') || limit.path.len() > MAX_PATH {
-                return unpassable("disk", limit.path.clone());
+        if self.limits.len() > MAX_IO_LIMITS {
+            return wrong("all of them", format!("{} limits: {MAX_IO_LIMITS} at the most", self.limits.len()));
+        }
+        for IoLimit { path, kind, rate } in &self.limits {
+            if path != OWN_DISK && !plain(path) {
+                return wrong(
+                    &path.replace('\0', "\\0"),
+                    format!("a disk is `{OWN_DISK}` or an absolute path without `..`"),
+                );
             }
-            if limit.rate == 0 {
-                return unpassable("limit of a disk", limit.rate.to_string());
+            // Whoever waits for a disk cannot be killed meanwhile, and may keep others waiting for it.
+            let (least, most) = match kind {
+                IoKind::ReadBytes | IoKind::WriteBytes => (64 << 10, u64::MAX),
+                IoKind::Reads | IoKind::Writes => (16, u64::from(u32::MAX)),
+            };
+            if !(least..=most).contains(rate) {
+                return wrong(path, format!("a limit of {rate} a second: {least} is the least, {most} the most"));
             }
         }
         Ok(())
@@ -237,7 +243,9 @@ impl Offers {
             Device::Node { source, .. } => Some(source),
             _ => None,
         });
-        if let Some(path) = bound.chain(nodes).find(|path| !self.gives(path)) {
+        let disks = asked.io.limits.iter().map(|limit| &limit.path);
+        let disks = disks.filter(|path| *path != OWN_DISK && !path.starts_with("/dev/"));
+        if let Some(path) = bound.chain(nodes).chain(disks).find(|path| !self.gives(path)) {
             return Some(path.clone());
         }
         asked.devices.iter().find_map(|device| match device {

@@ -292,6 +292,14 @@ pub enum SpecError {
         /// What was given.
         value: String,
     },
+    /// A disk that cannot be shared or limited so.
+    #[error("disk `{path}`: {reason}")]
+    Disk {
+        /// Which.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// Something that cannot be put into a container.
     #[error("mount on `{target}`: {reason}")]
     Mount {

@@ -117,9 +117,9 @@ fn limits_are_set_in_its_cgroup() {
 fn disks_are_limited_by_what_lies_on_them() {
     let lab = two_hosts();
     let [one, two] = lab.hosts();
-    let data = two.data.to_string_lossy();
-    let (bytes, ops) = (format!("{data}:1m"), format!("{data}:30"));
-    let limits = ["--device-write-bps", &bytes, "--device-read-iops", &ops];
+    // Of two limits of one disk the least.
+    let limits =
+        [["--device-write-bps", ".:1m"], ["--device-write-bps", ".:2m"], ["--device-read-iops", ".:30"]].concat();
     let id = begin(one, "slow", &[&limits[..], &["alpine", "sleep", "1000"]].concat());
     let value = |v1: &str| two.cgroups.value("blkio", &format!("-{id}"), if two.cgroups.v2() { "io.max" } else { v1 });
     let (written, read) = (value("blkio.throttle.write_bps_device"), value("blkio.throttle.read_iops_device"));
@@ -130,13 +130,16 @@ fn disks_are_limited_by_what_lies_on_them() {
     let refused = |more: [&str; 2], reason: &str| {
         run(one, &[&more[..], &["alpine", "true"]].concat()).fails(125).says(reason);
     };
-    refused(["--blkio-weight", "5"], "10 to 1000");
+    refused(["--blkio-weight", "5"], "a share of 5: it is 10 to 1000");
+    refused(["--device-write-bps", ".:1"], "65536 is the least");
+    refused(["--device-read-iops", ".:10m"], "write it like --device-read-iops /dev/sda:100");
     refused(["--device-read-bps", "/dev/sda"], "write it like --device-read-bps /dev/sda:10m");
-    refused(["--device-read-bps", "relative:1m"], "relative");
-    one.moyai(&["run", "-d", "--name", "nowhere", "--device-read-bps", "/no/such/disk:1m", "alpine", "true"]);
+    refused(["--device-read-bps", "relative:1m"], "absolute path");
+    one.moyai(&["run", "-d", "--name", "nowhere", "--device-read-bps", "/dev/nosuch:1m", "alpine", "true"]);
+    one.moyai(&["run", "-d", "--name", "private", "--device-read-bps", "/root:1m", "alpine", "true"]).says("/root");
     wait_for("a reason", PATIENCE, || {
         let row = one.workload("nowhere")?;
-        row["detail"].as_str().filter(|text| text.contains("cannot limit the disk of /no/such/disk")).map(drop)
+        row["detail"].as_str().filter(|text| text.contains("cannot limit /dev/nosuch")).map(drop)
     });
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Of the nodes that want the same from a registry at one time one fetches it; the others wait, show who, and have it from that
 //! one (the protocol's `turns`). A registry on the loopback address is each machine's own, and fetched from by whoever is
-//! asked. **If the fetcher dies,** its turn ends [`TURN`](moyai_protocol::turns::TURN) after it asked last, and another's begins.
+//! asked. **If the fetcher dies,** its turn ends [`TURN`] after it asked last, and another's begins.
 
 use std::io;
 use std::sync::Arc;

@@ -572,10 +572,11 @@ pub struct ConfinementWish {
     /// Give it GPUs that are nobody else's: so many, all, or device=NAME
     #[arg(long, value_name = "N")]
     pub gpus: Option<String>,
-    /// Its share of the disks where others want them too, 10 to 1000 [default: 100]
+    /// Its share of the disks where others want them too, 10 to 1000 [default: 100]; only where the machine's disks have shares
+    /// (BFQ, io.cost)
     #[arg(long, value_name = "N")]
     pub blkio_weight: Option<u16>,
-    /// Read no more than so many bytes a second of a disk: /dev/sda:10m, or any path that lies on it
+    /// Read no more than so many bytes a second of a disk: /dev/sda:10m; .:10m is the one that containers lie on
     #[arg(long, value_name = "PATH:SIZE")]
     pub device_read_bps: Vec<String>,
     /// Write no more than so many (on cgroup v1 only what goes past the cache is held back)

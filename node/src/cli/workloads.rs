@@ -370,9 +370,14 @@ fn disks(wish: &super::args::ConfinementWish) -> anyhow::Result<Io> {
     let mut limits = Vec::new();
     for (flag, kind, texts) in flags {
         for text in texts {
-            let parsed = text.rsplit_once(':').and_then(|(path, rate)| Some((path, parse_size(rate)?)));
+            let is_bytes = matches!(kind, IoKind::ReadBytes | IoKind::WriteBytes);
+            let rate = |rate: &str| if is_bytes { parse_size(rate) } else { rate.parse().ok() };
+            let parsed = text.rsplit_once(':').and_then(|(path, count)| Some((path, rate(count)?)));
             let (path, rate) = parsed.ok_or_else(|| {
-                problem(format!("{flag} {text}: no disk and rate"), format!("write it like {flag} /dev/sda:10m"))
+                problem(
+                    format!("{flag} {text}: no disk and rate"),
+                    format!("write it like {flag} /dev/sda:{}", if is_bytes { "10m" } else { "100" }),
+                )
             })?;
             limits.push(IoLimit { path: path.to_owned(), kind, rate });
         }

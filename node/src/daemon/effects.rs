@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use moyai_protocol::confinement::{Confinement, Device, IoKind, IoLimit, Mount, MountKind, Offers, Sandbox};
+use moyai_protocol::confinement::{Confinement, Device, IoKind, IoLimit, Mount, MountKind, OWN_DISK, Offers, Sandbox};
 use moyai_protocol::contract::{Completion, Effect, EffectId, Outcome, Survey, SurveyFault};
 use moyai_protocol::id::{ChunkId, NodeId};
 use moyai_protocol::node::Node;
@@ -354,7 +354,7 @@ impl Effects {
             input: spec.input,
             runtime: spec.confinement.runtime.as_deref().map(|name| self.runtime(name)).transpose()?,
             io_weight: spec.confinement.io.weight,
-            throttles: spec.confinement.io.limits.iter().map(throttle).collect(),
+            throttles: spec.confinement.io.limits.iter().map(|limit| self.throttle(limit)).collect(),
         };
         container::write_bundle(dir, image, &request).map_err(|error| match error {
             // Another machine may have what this one has not.
@@ -403,6 +403,17 @@ impl Effects {
             other => Ok(other.clone()),
         };
         asked.iter().map(plain).collect()
+    }
+
+    fn throttle(&self, limit: &IoLimit) -> container::Throttle {
+        let kind = match limit.kind {
+            IoKind::ReadBytes => container::ThrottleKind::ReadBytes,
+            IoKind::WriteBytes => container::ThrottleKind::WriteBytes,
+            IoKind::Reads => container::ThrottleKind::Reads,
+            IoKind::Writes => container::ThrottleKind::Writes,
+        };
+        let path = if limit.path == OWN_DISK { self.containers.clone() } else { limit.path.clone().into() };
+        container::Throttle { path, kind, rate: limit.rate }
     }
 
     /// What of this machine a container is given. Another machine may have what this one has not.
@@ -558,16 +569,6 @@ impl Effects {
             present: missing.present,
         })
     }
-}
-
-fn throttle(limit: &IoLimit) -> container::Throttle {
-    let kind = match limit.kind {
-        IoKind::ReadBytes => container::ThrottleKind::ReadBytes,
-        IoKind::WriteBytes => container::ThrottleKind::WriteBytes,
-        IoKind::Reads => container::ThrottleKind::Reads,
-        IoKind::Writes => container::ThrottleKind::Writes,
-    };
-    container::Throttle { path: limit.path.clone().into(), kind, rate: limit.rate }
 }
 
 /// What the workload asks for, and what tells it who it is. The epoch is a fencing token: whatever the container writes

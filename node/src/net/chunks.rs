@@ -7,9 +7,10 @@
 //! ```
 //!
 //! A provider reads a slab of [`SLAB`] bytes at a time; whoever asked may leave between two slabs. Under an upload limit
-//! they go out in pieces of [`PIECE`] bytes, to one member after the other, so that nobody waits long for the first of them. What comes is bounded by what was asked for: a chunk of another length than its list says
-//! ends the batch, and so does one of more than [`MAX_CHUNK`] bytes, nothing for [`STALL`], and [`MAX_BATCH`] in all, by which
-//! a provider that sends a byte now and then is known.
+//! they go out in pieces of [`PIECE`] bytes, to one member after the other, so that nobody waits long for the first of them.
+//! What comes is bounded by what was asked for: a chunk of another length than its list says ends the batch, and so does one of
+//! more than [`MAX_CHUNK`] bytes, nothing for [`STALL`], and [`MAX_BATCH`] in all, by which a provider that sends a byte now and
+//! then is known.
 
 use std::collections::HashMap;
 use std::io;
@@ -32,6 +33,9 @@ const NOT_HERE: u32 = u32::MAX;
 pub(super) const END: u32 = u32::MAX - 1;
 /// Read from the disk, and written to the network, at one time; more only where one chunk is more.
 const SLAB: usize = 256 << 10;
+/// Timers are no finer: who would wait no longer goes at once, and what a late one has lost may be made up for, up to this.
+const SHORT: Duration = Duration::from_millis(2);
+const CREDIT: Duration = Duration::from_millis(5);
 /// Sent at one time under an upload limit.
 const PIECE: usize = 16 << 10;
 /// A batch that delivers nothing for this long is given to another provider.
@@ -84,11 +88,13 @@ impl Limit {
         let wait = {
             let mut free = self.free.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let now = Instant::now();
-            let at = (*free).max(now);
+            let at = (*free).max(now.checked_sub(CREDIT).unwrap_or(now));
             *free = at + Duration::from_secs_f64(bytes as f64 / rate as f64);
-            at - now
+            at.saturating_duration_since(now)
         };
-        tokio::time::sleep(wait).await;
+        if wait >= SHORT {
+            tokio::time::sleep(wait).await;
+        }
     }
 }
 

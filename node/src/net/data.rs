@@ -33,6 +33,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::admission::{AdmissionError, Gate, PATIENCE, read_frame, unix_now, write_frame};
@@ -234,7 +235,10 @@ impl DataPlane {
         let _own =
             own.with_context(|| format!("node {} has {MAX_PER_NODE} connections already", membership.node.short()))?;
         let mut revocations = self.gate.revocations();
+        // They end with the connection: nobody is there to be answered.
+        let mut answers = JoinSet::new();
         while unix_now() <= membership.not_after {
+            while answers.try_join_next().is_some() {}
             let cast_out = revocations.wait_for(|revoked| revoked.contains(&membership.node));
             let (send, receive) = tokio::select! {
                 streams = connection.accept_bi() => match streams {
@@ -248,7 +252,7 @@ impl DataPlane {
             };
             let (offer, member) = (offer.clone(), (membership.node, membership.role));
             // Bounded by MAX_STREAMS, which the peer cannot exceed.
-            tokio::spawn(async move {
+            answers.spawn(async move {
                 if let Err(error) = answer(offer, member, send, receive).await {
                     debug!(%error, "a request was not answered");
                 }

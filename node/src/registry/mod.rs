@@ -58,9 +58,10 @@ const MAX_MANIFEST: usize = 4 << 20;
 const BY_DIGEST: &str = "sha256.";
 /// Names of one answer.
 const PAGE: usize = 1000;
-/// What is elsewhere is fetched, to see whether it refers to something, up to this size; artifacts that are no images up to that.
+/// What is elsewhere is fetched, to see whether it refers to something, up to this size.
 const SMALL: u64 = 4 << 20;
-const LARGE: u64 = 64 << 20;
+/// Requests for referrers that are answered at one time.
+const MAX_SEEKERS: usize = 2;
 const PIECE: usize = 256 * 1024;
 const QUEUE: usize = 8;
 /// Blobs that are given out at one time; each takes a thread.
@@ -79,6 +80,7 @@ pub struct Registry {
     images: Images,
     uploads: Arc<Uploads>,
     readers: Arc<Semaphore>,
+    seekers: Arc<Semaphore>,
 }
 
 /// An answer that is an error, as the specification shapes it.
@@ -137,7 +139,8 @@ pub async fn start(
     let local = listener.local_addr()?;
     let uploads = Arc::new(Uploads::new(dir).with_context(|| format!("cannot make {}", dir.display()))?);
     let readers = Arc::new(Semaphore::new(MAX_READERS));
-    let registry = Registry { handle, store, images, uploads: Arc::clone(&uploads), readers };
+    let seekers = Arc::new(Semaphore::new(MAX_SEEKERS));
+    let registry = Registry { handle, store, images, uploads: Arc::clone(&uploads), readers, seekers };
     tokio::spawn(async move {
         let mut round = tokio::time::interval(EXPIRY);
         loop {
@@ -156,8 +159,9 @@ pub async fn start(
 }
 
 /// Both ends of a connection.
-#[derive(Copy, Clone)]
+#[derive(Clone)]
 struct Ends {
+    answering: door::Answering,
     peer: SocketAddr,
     /// `None` when it has ended already.
     local: Option<SocketAddr>,
@@ -165,7 +169,8 @@ struct Ends {
 
 impl Connected<IncomingStream<'_, Door>> for Ends {
     fn connect_info(stream: IncomingStream<'_, Door>) -> Ends {
-        Ends { peer: *stream.remote_addr(), local: stream.io().local() }
+        let answering = stream.io().answering().clone();
+        Ends { answering, peer: *stream.remote_addr(), local: stream.io().local() }
     }
 }
 
@@ -215,6 +220,7 @@ async fn answer(
     ConnectInfo(ends): ConnectInfo<Ends>,
     request: Request,
 ) -> Response {
+    let _answered = ends.answering.begin();
     // Goes on to its end when the client vanishes, so that what came of an upload is kept.
     let routed = tokio::spawn(async move { registry.route(ends, request).await }).await;
     let mut response = routed.map_err(internal).flatten().unwrap_or_else(IntoResponse::into_response);
@@ -334,15 +340,14 @@ impl Registry {
 
     async fn referrers(&self, name: &str, digest: &str, query: &str) -> Answer {
         digest_of(digest)?;
+        let _place = self.seekers.acquire().await.map_err(internal)?;
         let wanted = parameter(query, "artifactType");
         let mut manifests = Vec::new();
         for held in self.repository(name).await? {
             let Some(made_of) = &held.original else { continue };
             let (store, root) = (Arc::clone(&self.store), made_of.root.0);
             let here = tokio::task::spawn_blocking(move || store.original(&root)).await.map_err(internal)?;
-            // An image may have a subject, and hardly ever has: it is looked at where it is here.
-            let most = if held.is_image() { SMALL } else { LARGE };
-            if !matches!(here, Ok(Some(_))) && made_of.size > most {
+            if !matches!(here, Ok(Some(_))) && made_of.size > SMALL {
                 continue;
             }
             // What cannot be had now is not there now.

@@ -189,6 +189,7 @@ fn io_v1(io: &LinuxBlockIo, list: &mut List) {
 fn io_v2(io: &LinuxBlockIo, list: &mut List) {
     // 10 … 1,000 to 1 … 10,000.
     let weight = |weight: u16| 1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990;
+    list.push_optional("io", "io.bfq.weight", "blockIO.weight", io.weight().filter(|it| *it > 0));
     list.push_optional("io", "io.weight", "blockIO.weight", io.weight().filter(|it| *it > 0).map(weight));
     for (field, _, devices, key) in throttles(io) {
         for (at, device) in devices.iter().flatten().enumerate() {
