@@ -36,6 +36,10 @@ fn any_node_takes_any_command() {
         "-h",
         "/www",
     ];
+    // A node that has not heard of the image refuses, and rightly so.
+    for host in [one, two, three] {
+        wait_for("every node to know the image", PATIENCE, || (!host.images().is_empty()).then_some(()));
+    }
     two.moyai(&[&["run", "--name", "web", "-d"], &web[..]].concat()).ok().says("1 replica placed");
     for host in [one, two, three] {
         let row = wait_for("every node to see it run", PATIENCE, || {
