@@ -40,6 +40,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_secs(1);
 /// What another node has fetched is heard of within this, or fetched here too.
 const HEARD: Duration = Duration::from_secs(3);
+/// Whoever has waited for another so long fetches too: a steward may say what it likes.
+const MAX_WAIT: Duration = Duration::from_secs(1800);
 
 #[derive(Deserialize)]
 pub(super) struct PullQuery {
@@ -142,8 +144,10 @@ async fn from_outside(state: &State, wish: Wish, steps: &Steps) -> Result<PullSt
     let shared = !is_of_this_machine(reference);
     // Whoever has waited for another takes what that one brought.
     let mut shares = !wish.fresh;
+    let since = Instant::now();
     loop {
-        let turn = if shared { whose_turn(state, reference, shares).await } else { Turn::Yours };
+        let waits = shared && since.elapsed() < MAX_WAIT;
+        let turn = if waits { whose_turn(state, reference, shares).await } else { Turn::Yours };
         let found = match turn {
             Turn::Yours => break,
             Turn::Over(root) => match named(state, reference, root).await {
