@@ -1,4 +1,5 @@
-# Virtual hosts with shaped links for the benchmarks beside this file, which read it with $nodes, $mib and $rate set.
+# Virtual hosts for the benchmarks beside this file, which read it with $nodes, $mib and $rate set; without a rate nothing
+# shapes their links.
 # They are network namespaces called moyai-spread-*, and are gone when the benchmark ends.
 cargo build --release -p moyai
 moyai=$(ls -t target/*/release/moyai | head -1)
@@ -25,8 +26,10 @@ for i in $(seq "$nodes"); do
     ip -n "$name-$i" addr add "10.77.0.$i/24" dev eth0
     ip -n "$name-$i" link set eth0 up
     # Both ways: what a host sends, and what the switch sends to it.
-    ip netns exec "$name-$i" tc qdisc add dev eth0 root tbf rate "$rate" burst 256k latency 50ms
-    ip netns exec "$name-sw" tc qdisc add dev "p$i" root tbf rate "$rate" burst 256k latency 50ms
+    if [ -n "$rate" ]; then
+        ip netns exec "$name-$i" tc qdisc add dev eth0 root tbf rate "$rate" burst 256k latency 50ms
+        ip netns exec "$name-sw" tc qdisc add dev "p$i" root tbf rate "$rate" burst 256k latency 50ms
+    fi
     mkdir "$lab/$i"
 done
 on() {
