@@ -324,6 +324,18 @@ pub(crate) fn control_terminal(terminal: &impl AsFd) -> io::Result<()> {
     check(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) }.into()).map(drop)
 }
 
+/// Has a command begin a session that its standard input, a terminal, controls.
+pub(crate) fn on_own_terminal(command: &mut std::process::Command) {
+    let begin = || {
+        // SAFETY: it takes nothing.
+        check(i64::from(unsafe { libc::setsid() }))?;
+        // SAFETY: TIOCSCTTY takes an integer.
+        check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }.into()).map(drop)
+    };
+    // SAFETY: what is called between fork and exec is two system calls, which are async-signal-safe.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, begin) };
+}
+
 /// Makes an open descriptor one of the first three.
 pub(crate) fn pass(fd: RawFd, to: RawFd) -> io::Result<()> {
     if fd == to {

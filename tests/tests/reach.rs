@@ -266,6 +266,50 @@ fn runc_makes_containers_of_the_same_bundles() {
     made_by("runc");
 }
 
+#[test]
+fn runsc_has_containers_in_a_kernel_of_their_own() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    // Debian's takes any network namespace of a newer kernel for the machine's, and refuses it.
+    let there = ["run", "--rm", "--on", "node=lab-2", "--runtime", "runsc", "--network", "none"];
+    let run = |rest: &[&str]| one.moyai(&[&there[..], rest].concat());
+    let output = run(&["-m", "64m", "alpine", "sh", "-c", "echo out; echo err >&2; dmesg | grep -c gVisor; exit 5"]);
+    assert_eq!(output.code, 5, "{output}");
+    assert!(output.stdout.starts_with("out\n1") && output.stderr.contains("err"), "{output}");
+    run(&["alpine", "nosuchcommand"]).fails(127).says("nosuchcommand");
+    let output = at_terminal(
+        one,
+        "run --rm -it --runtime runsc --network none alpine sh",
+        "test -t 0 && echo term''inal\nexit 6\n",
+    );
+    assert!(output.stdout.contains("terminal") && output.code == 6, "{output}");
+
+    let script = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done";
+    begin(one, "kept", &["--runtime", "runsc", "--network", "none"], script);
+    let add = |rest: &[&str]| one.moyai(&[&["exec"], rest].concat());
+    assert_eq!(add(&["kept", "echo", "added"]).ok().stdout, "added\n");
+    let through = lab.folder().join("through");
+    fs::write(&through, "through\n").expect("write a file");
+    assert_eq!(one.moyai_fed(&["exec", "-i", "kept", "cat"], &through).ok().stdout, "through\n");
+    assert_eq!(
+        add(&["-u", "7:8", "-w", "/tmp", "kept", "sh", "-c", "id -u; id -g; pwd; exit 3"]).stdout,
+        "7\n8\n/tmp\n"
+    );
+    add(&["kept", "nosuchcommand"]).exits(127).says("nosuchcommand");
+    let output = at_terminal(one, "exec -it kept sh", "test -t 0 && echo term''inal\nexit 4\n");
+    assert!(output.stdout.contains("terminal") && output.code == 4, "{output}");
+    one.moyai(&["cp", "kept:/etc/hostname", "-"]).fails(1).says("a kernel of its own");
+    let id = one.workload("kept").expect("a workload")["id"].as_str().expect("an id").to_owned();
+    let pid = two.container(&id).pid;
+    two.kill_daemon();
+    two.up();
+    assert_eq!(two.container(&id).pid, pid, "a daemon's end is not its end");
+    wait_for("it to be known again", PATIENCE, || (one.workload("kept")?["state"] == "running").then_some(()));
+    assert_eq!(add(&["kept", "echo", "again"]).ok().stdout, "again\n");
+    one.moyai(&["rm", "-f", "kept"]).ok();
+    wait_for("it to be gone", PATIENCE, || two.containers(&id).is_empty().then_some(()));
+}
+
 fn made_by(runtime: &str) {
     let lab = two_hosts();
     let [one, two] = lab.hosts();

@@ -24,6 +24,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 use serde::{Deserialize, Serialize};
 
+use super::external::{self, External};
 use super::input::Input;
 use super::task;
 use crate::cgroup::Group;
@@ -206,6 +207,20 @@ pub(super) struct Reached {
     pub(super) pidfd: OwnedFd,
     pub(super) group: Group,
     pub(super) config: Config,
+    /// The OCI runtime that has it where nobody can enter it from here.
+    elsewhere: Option<External>,
+}
+
+impl Reached {
+    /// That it can be entered, as what is to be done needs.
+    pub(super) fn enterable(&self) -> Result<(), Failure> {
+        match self.elsewhere {
+            Some(_) => {
+                Err(failure("its OCI runtime has it in a kernel of its own, where nothing can be copied".to_owned()))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// The container whose folder is `dir`, if it runs.
@@ -224,13 +239,10 @@ fn reach(dir: &Path) -> Result<Reached, Failure> {
     if !is_rootless() && !groups.lines().any(|line| line.ends_with(&format!("/{}", launch.cgroup))) {
         return Err(not_running());
     }
-    let mounts = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    if mounts(&pid.to_string()).is_none_or(|theirs| Some(theirs) == mounts("self")) {
-        // The process of a runtime that has its containers elsewhere, in a kernel of its own: there is nothing to enter.
-        return Err(failure("its OCI runtime keeps it where no process can be added".to_owned()));
-    }
     let config = Config::load_started(dir).map_err(|error| failure(error.to_string()))?;
-    Ok(Reached { pid, pidfd, group: Group::load(&launch.cgroup), config })
+    let external = launch.runtime.as_ref().map(|runtime| External::new(runtime, &launch.cgroup, &config.spec));
+    let elsewhere = external.filter(External::has_a_kernel);
+    Ok(Reached { pid, pidfd, group: Group::load(&launch.cgroup), config, elsewhere })
 }
 
 /// Both ends of its input and output, as this process has them.
@@ -240,17 +252,19 @@ struct Process {
     /// Output and error output; a terminal has the first alone.
     output: [Option<File>; 2],
     terminal: bool,
+    /// Of one that another runtime added.
+    added: Option<external::Added>,
 }
 
 impl Process {
     fn new(pidfd: OwnedFd, input: Option<File>, output: [Option<File>; 2], terminal: bool) -> io::Result<Process> {
-        Ok(Process { pidfd, input: Input::new(input, terminal)?, output, terminal })
+        Ok(Process { pidfd, input: Input::new(input, terminal)?, output, terminal, added: None })
     }
 }
 
 fn start(dir: &Path, wish: &Wish) -> Result<Process, Failure> {
     let failed = |error: io::Error| failure(format!("cannot reach the container: {error}"));
-    let Reached { pid, pidfd, group, config } = reach(dir)?;
+    let Reached { pid, pidfd, group, config, elsewhere } = reach(dir)?;
     if group.is_frozen() {
         // What is added would stand still too, and nobody could end it.
         return Err(failure("it is paused".to_owned()));
@@ -272,6 +286,10 @@ fn start(dir: &Path, wish: &Wish) -> Result<Process, Failure> {
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
             .map_err(|error| failure(format!("cannot make a pipe: {error}")))
     };
+    if let Some(external) = &elsewhere {
+        std::env::set_current_dir(dir).map_err(failed)?;
+        return start_by(external, &process, wish);
+    }
     let add = |stdio, console: Option<&UnixStream>| {
         let (container, preserve) = ((pid, &pidfd), 0);
         oci::add(&Added { config: &config, process: &process, container, group: &group, stdio, console, preserve })
@@ -292,6 +310,30 @@ fn start(dir: &Path, wish: &Wish) -> Result<Process, Failure> {
     let input = wish.input.then(|| File::from(input));
     let output = [Some(File::from(output)), Some(File::from(errors))];
     Process::new(spawned.pidfd, input, output, false).map_err(failed)
+}
+
+/// The same by the OCI runtime that has the container, in whose folder this is.
+fn start_by(external: &External, process: &oci_spec::runtime::Process, wish: &Wish) -> Result<Process, Failure> {
+    let failed = |error: io::Error| failure(format!("cannot reach the container: {error}"));
+    let (added, input, output) = match wish.terminal {
+        Some(size) => {
+            let (master, added) = external.exec_with_terminal(process, size)?;
+            let input = master.try_clone().map_err(failed)?;
+            (added, Some(input), [Some(master), None])
+        }
+        None => {
+            let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| failed(error.into()));
+            let (input_inside, input) = pipe()?;
+            let (output, output_inside) = pipe()?;
+            let (errors, errors_inside) = pipe()?;
+            let added = external.exec(process, [input_inside, output_inside, errors_inside])?;
+            let input = wish.input.then(|| File::from(input));
+            (added, input, [Some(File::from(output)), Some(File::from(errors))])
+        }
+    };
+    let pidfd = added.pidfd.try_clone().map_err(failed)?;
+    let serving = Process::new(pidfd, input, output, wish.terminal.is_some()).map_err(failed)?;
+    Ok(Process { added: Some(added), ..serving })
 }
 
 impl Process {
@@ -340,6 +382,7 @@ impl Process {
             }
             if ready[0] && !wrote {
                 let code = reap(&self.pidfd);
+                let code = self.added.as_ref().map_or(code, |added| added.code(code));
                 drop(line.write_all(&FromProcess::Exit(code).encode()));
                 return;
             }

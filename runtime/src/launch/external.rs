@@ -3,15 +3,21 @@
 //! It is given the bundle that this program would take itself. The container's process becomes the shim's child when the
 //! runtime has ended (PR_SET_CHILD_SUBREAPER), so that its exit code is the shim's to read as of any other.
 //!
+//! runsc has its containers in a kernel of its own (gVisor): nobody enters them from outside, so it is asked to add processes too,
+//! and told which network they have, since it makes that itself from what it finds in the namespace.
+//!
 //! **If the runtime fails**, the last error of its log says why; **if the shim dies**, the daemon ends what is left by its cgroup,
 //! since nothing ties it to the shim.
 
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use crate::container::Failure;
 use crate::oci::failure;
@@ -20,21 +26,64 @@ use crate::sys;
 const LOG: &str = "runtime.log";
 const PID: &str = "runtime.pid";
 const CONSOLE: &str = "console.sock";
+/// How runsc ends when it could not do what it was asked to.
+const REFUSED: i32 = 128;
 
 /// Another OCI runtime, and the container that it makes of the bundle in the current folder.
 pub(super) struct External {
     program: PathBuf,
     id: String,
+    /// What runsc is told of the network.
+    network: &'static str,
+}
+
+/// A process that another runtime has added: what stands for it on this machine, which passes signals on and ends as it does.
+pub(super) struct Added {
+    pub(super) pidfd: OwnedFd,
+    /// Where the runtime wrote why it could not.
+    log: PathBuf,
+}
+
+impl Added {
+    /// The process's exit code; docker's for one that never ran, of which the runtime has said why on its error output.
+    pub(super) fn code(&self, code: i32) -> i32 {
+        let refused = said(&self.log);
+        drop(fs::remove_file(&self.log));
+        match refused {
+            Some(reason) if code == REFUSED => code_of(&reason),
+            _ => code,
+        }
+    }
 }
 
 impl External {
-    pub(super) fn new(program: &Path, id: &str) -> External {
-        External { program: program.to_owned(), id: id.to_owned() }
+    pub(super) fn new(program: &Path, id: &str, spec: &Spec) -> External {
+        let linux = spec.linux().as_ref();
+        let mut namespaces = linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
+        let network = match namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Network) {
+            None => "host",
+            Some(own) if own.path().is_none() => "none",
+            Some(_) => "sandbox",
+        };
+        External { program: program.to_owned(), id: id.to_owned(), network }
+    }
+
+    /// Whether its containers are where nobody can enter them from outside.
+    pub(super) fn has_a_kernel(&self) -> bool {
+        self.program.file_name().is_some_and(|name| name == "runsc")
     }
 
     fn command(&self, verb: &str) -> Command {
+        self.logging(Path::new(LOG), verb)
+    }
+
+    fn logging(&self, log: &Path, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(["--root", "runtime", "--log", LOG, "--log-format", "json", verb]);
+        command.args(["--root", "runtime", "--log-format", "json", "--log"]).arg(log);
+        if self.has_a_kernel() {
+            command.args(["--network", self.network]);
+        }
+        command.arg(verb);
         command
     }
 
@@ -76,12 +125,53 @@ impl External {
         self.run(command)
     }
 
+    /// Adds a process, in the current folder.
+    pub(super) fn exec(&self, process: &Process, stdio: [OwnedFd; 3]) -> Result<Added, Failure> {
+        let [input, output, errors] = stdio;
+        let log = own_file("log");
+        let mut command = self.logging(&log, "exec");
+        command.stdin(input).stdout(output).stderr(errors);
+        let child = self.add(command, process)?;
+        added(&child, log)
+    }
+
+    /// The same on a terminal of so many rows and columns, with its master. runsc has no other for one that it waits for.
+    pub(super) fn exec_with_terminal(
+        &self,
+        process: &Process,
+        (rows, columns): (u16, u16),
+    ) -> Result<(File, Added), Failure> {
+        let failed = |error: io::Error| failure(format!("process.terminal: {error}"));
+        let size = nix::pty::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let terminal = nix::pty::openpty(&size, None).map_err(|error| failed(error.into()))?;
+        let (master, inside) = (File::from(terminal.master), terminal.slave);
+        let close = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC);
+        nix::fcntl::fcntl(&master, close).map_err(|error| failed(error.into()))?;
+        let log = own_file("log");
+        let mut command = self.logging(&log, "exec");
+        let copy = || inside.try_clone().map_err(failed);
+        command.stdin(copy()?).stdout(copy()?).stderr(copy()?);
+        sys::on_own_terminal(&mut command);
+        let child = self.add(command, process)?;
+        Ok((master, added(&child, log)?))
+    }
+
+    fn add(&self, mut command: Command, process: &Process) -> Result<Child, Failure> {
+        let failed = |error: io::Error| failure(format!("cannot run {}: {error}", self.program.display()));
+        // It is inherited, and gone with its last reader.
+        let file = memfd_create(c"process.json", MFdFlags::empty()).map_err(|error| failed(error.into()))?;
+        let mut file = File::from(file);
+        serde_json::to_vec(process).map_err(io::Error::from).and_then(|text| file.write_all(&text)).map_err(failed)?;
+        command.arg("--process").arg(format!("/proc/self/fd/{}", file.as_raw_fd())).arg(&self.id);
+        command.spawn().map_err(failed)
+    }
+
     /// Deletes what is left of it.
     pub(super) fn delete(&self) {
         let mut command = self.command("delete");
         command.args(["--force", &self.id]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // What it does not delete goes with the container's folder and group.
-        drop(command.status());
+        drop(command.spawn().map(|child| reap_until(&child)));
     }
 
     fn run(&self, mut command: Command) -> Result<(), Failure> {
@@ -91,25 +181,50 @@ impl External {
         if status.success() {
             return Ok(());
         }
-        let reason = said().unwrap_or_else(|| status.to_string());
-        // What runtimes say of a program that is not there, by which a shell's code is chosen; another machine has no other image.
-        let text = reason.to_lowercase();
-        let of_program = text.contains("executable file") || text.contains("exec:");
-        let code = match of_program {
-            true if text.contains("not found") || text.contains("no such file") => 127,
-            true if text.contains("permission denied") => 126,
-            _ => 125,
-        };
+        let reason = said(Path::new(LOG)).unwrap_or_else(|| status.to_string());
+        // Another machine has no other image.
+        let code = code_of(&reason);
         Err(Failure { code, machine: code == 125, reason: format!("{name}: {reason}") })
     }
 }
 
-/// The last error in the log: of a line of JSON the message, else the line.
-fn said() -> Option<String> {
+/// Reaps every child until this one has ended: runsc waits for its own processes to be gone, and this one is their parent by now.
+fn reap_until(child: &Child) {
+    let own = nix::unistd::Pid::from_raw(child.id() as i32);
+    while let Ok(status) = nix::sys::wait::wait() {
+        if status.pid() == Some(own) {
+            return;
+        }
+    }
+}
+
+/// A name that no other process of this folder has.
+fn own_file(kind: &str) -> PathBuf {
+    format!("exec-{}.{kind}", std::process::id()).into()
+}
+
+fn added(child: &Child, log: PathBuf) -> Result<Added, Failure> {
+    let pidfd = sys::pidfd_open(child.id() as i32);
+    Ok(Added { pidfd: pidfd.map_err(|error| failure(format!("what adds it is gone already: {error}")))?, log })
+}
+
+/// What a shell's code is for what runtimes say of a program that is not there.
+fn code_of(reason: &str) -> i32 {
+    let text = reason.to_lowercase();
+    let of_program = ["executable", "exec:"].iter().any(|word| text.contains(word));
+    match of_program {
+        true if text.contains("not found") || text.contains("no such file") => 127,
+        true if text.contains("permission denied") => 126,
+        _ => 125,
+    }
+}
+
+/// The last error in a log: of a line of JSON the message, else the line.
+fn said(log: &Path) -> Option<String> {
     /// The most of a log that is read.
     const MOST: u64 = 64 * 1024;
     let mut text = String::new();
-    io::Read::read_to_string(&mut io::Read::take(File::open(LOG).ok()?, MOST), &mut text).ok()?;
+    io::Read::read_to_string(&mut io::Read::take(File::open(log).ok()?, MOST), &mut text).ok()?;
     let line = text.lines().rfind(|line| !line.trim().is_empty())?;
     let message =
         serde_json::from_str::<serde_json::Value>(line).ok().and_then(|line| Some(line["msg"].as_str()?.to_owned()));

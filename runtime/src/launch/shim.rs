@@ -83,13 +83,13 @@ fn start() -> Result<Container, Failure> {
     let config = Config::load(Path::new(".")).map_err(|error| failure(error.to_string()))?;
     if let Some(runtime) = &launch.runtime {
         // It makes the group itself.
-        let external = External::new(runtime, &launch.cgroup);
+        let external = External::new(runtime, &launch.cgroup, &config.spec);
         // What a shim that was killed left of an earlier life.
         external.delete();
         Group::load(&launch.cgroup).kill();
         let started = start_by(&external, &config, &launch);
         let serving = started.and_then(|started| {
-            started.serve_from(Group::load(&launch.cgroup), Some(External::new(runtime, &launch.cgroup)))
+            started.serve_from(Group::load(&launch.cgroup), Some(External::new(runtime, &launch.cgroup, &config.spec)))
         });
         return serving.inspect_err(|_| external.delete());
     }

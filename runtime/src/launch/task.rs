@@ -97,6 +97,7 @@ fn enter(reached: &Reached) -> Result<(), Failure> {
     const CAP_FOWNER: u32 = 3;
     const CAP_FSETID: u32 = 4;
     let failed = |error: io::Error| failure(format!("cannot enter the container: {error}"));
+    reached.enterable()?;
     let linux = reached.config.spec.linux().as_ref();
     let users = linux.and_then(|linux| linux.uid_mappings().as_ref()).is_some_and(|mappings| !mappings.is_empty());
     let mut kinds = CloneFlags::CLONE_NEWNS;
