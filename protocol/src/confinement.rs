@@ -3,12 +3,13 @@
 //! The names are docker's. What a machine gives of itself is that machine's to say: its node has [`Offers`], and refuses to bid on
 //! what asks for more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::{Io, Limits, OWN_DISK, numbers};
 use crate::workload::{SpecError, is_name};
 
 /// The most mounts of one container.
@@ -17,10 +18,6 @@ pub const MAX_MOUNTS: usize = 64;
 pub const MAX_PORTS: usize = 256;
 /// The most devices that one container asks for by name.
 pub const MAX_DEVICES: usize = 64;
-/// The most limits of disks that a container has.
-const MAX_IO_LIMITS: usize = 16;
-/// How the disk is called that a node keeps its containers on.
-pub const OWN_DISK: &str = ".";
 
 /// See above; the default is an ordinary container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,77 +52,9 @@ pub struct Confinement {
     /// How much of its machine's disks it has.
     #[serde(skip_serializing_if = "Io::is_usual")]
     pub io: Io,
-}
-
-/// How much of a machine's disks a container has.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Io {
-    /// Its share where several want a disk, 10 to 1,000; none said is 100.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub weight: Option<u16>,
-    /// What it has at the most.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub limits: Vec<IoLimit>,
-}
-
-/// What a container may do with one disk at the most.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IoLimit {
-    /// A disk of the machine below `/dev`, or something the node offers that lies on it; or [`OWN_DISK`].
-    pub path: String,
-    /// Of what.
-    pub kind: IoKind,
-    /// How much a second.
-    pub rate: u64,
-}
-
-/// What of a disk's work is limited.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum IoKind {
-    /// Bytes read.
-    ReadBytes,
-    /// Bytes written.
-    WriteBytes,
-    /// Reads.
-    Reads,
-    /// Writes.
-    Writes,
-}
-
-impl Io {
-    /// Whether it has what there is.
-    pub fn is_usual(&self) -> bool {
-        *self == Io::default()
-    }
-
-    fn check(&self) -> Result<(), SpecError> {
-        let wrong = |path: &str, reason: String| Err(SpecError::Disk { path: path.to_owned(), reason });
-        if let Some(weight) = self.weight.filter(|weight| !(10..=1000).contains(weight)) {
-            return wrong("all of them", format!("a share of {weight}: it is 10 to 1000"));
-        }
-        if self.limits.len() > MAX_IO_LIMITS {
-            return wrong("all of them", format!("{} limits: {MAX_IO_LIMITS} at the most", self.limits.len()));
-        }
-        for IoLimit { path, kind, rate } in &self.limits {
-            if path != OWN_DISK && !plain(path) {
-                return wrong(
-                    &path.replace('\0', "\\0"),
-                    format!("a disk is `{OWN_DISK}` or an absolute path without `..`"),
-                );
-            }
-            // Whoever waits for a disk cannot be killed meanwhile, and may keep others waiting for it.
-            let (least, most) = match kind {
-                IoKind::ReadBytes | IoKind::WriteBytes => (64 << 10, u64::MAX),
-                IoKind::Reads | IoKind::Writes => (16, u64::from(u32::MAX)),
-            };
-            if !(least..=most).contains(rate) {
-                return wrong(path, format!("a limit of {rate} a second: {least} is the least, {most} the most"));
-            }
-        }
-        Ok(())
-    }
+    /// What it has of its machine's other parts.
+    #[serde(skip_serializing_if = "Limits::is_usual")]
+    pub limits: Limits,
 }
 
 /// What network a container has.
@@ -212,6 +141,10 @@ pub struct Offers {
     pub devices: BTreeMap<String, Vec<String>>,
     /// OCI runtimes that are installed there.
     pub runtimes: Vec<String>,
+    /// Processors that its containers may run on.
+    pub processors: BTreeSet<u32>,
+    /// Memory nodes (NUMA) that they may have memory of.
+    pub memory_nodes: BTreeSet<u32>,
     /// Its node runs as an ordinary user: it has no bridge, no limits and no ids for a strict sandbox.
     pub ordinary: bool,
 }
@@ -233,6 +166,19 @@ impl Offers {
             }
             if !asked.io.is_usual() {
                 return lacks("limits of its disks");
+            }
+            if asked.limits.need_cgroups() {
+                return lacks("shares and limits of processors and memory");
+            }
+        }
+        let parts = [
+            ("processor", &asked.limits.cpus, &self.processors),
+            ("memory node", &asked.limits.mems, &self.memory_nodes),
+        ];
+        for (what, asked, given) in parts {
+            let asked = asked.as_deref().and_then(numbers).unwrap_or_default();
+            if let Some(number) = asked.difference(given).next() {
+                return Some(format!("{what} {number}"));
             }
         }
         if let Some(runtime) = asked.runtime.as_ref().filter(|runtime| !self.runtimes.contains(runtime)) {
@@ -394,6 +340,15 @@ impl Confinement {
             }
         }
         self.io.check()?;
+        self.limits.check()?;
+        if self.network() == Network::Host
+            && let Some(name) = self.limits.sysctls.keys().find(|name| name.starts_with("net."))
+        {
+            return Err(SpecError::Limit {
+                what: format!("sysctl {name}"),
+                reason: "on the machine's own network it would be the machine's".to_owned(),
+            });
+        }
         self.check_network()?;
         self.check_devices()?;
         let strict = self.sandbox == Sandbox::Strict;
@@ -483,7 +438,7 @@ impl Confinement {
     }
 }
 
-fn plain(path: &str) -> bool {
+pub(crate) fn plain(path: &str) -> bool {
     path.starts_with('/') && !path.split('/').any(|part| part == "..") && !path.contains('\0')
 }
 

@@ -26,6 +26,7 @@ pub mod custody;
 pub mod exchange;
 pub mod id;
 pub mod lease;
+pub mod limits;
 pub mod membership;
 pub mod memo;
 pub mod message;

@@ -300,6 +300,14 @@ pub enum SpecError {
         /// What is wrong.
         reason: String,
     },
+    /// A limit that no container can have.
+    #[error("{what}: {reason}")]
+    Limit {
+        /// Which.
+        what: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// Something that cannot be put into a container.
     #[error("mount on `{target}`: {reason}")]
     Mount {
@@ -391,6 +399,7 @@ impl Spec {
                 return Err(SpecError::Health);
             }
         }
+        self.confinement.limits.check_with(self.resources.memory)?;
         self.confinement.check()
     }
 }
@@ -409,6 +418,7 @@ impl Spec {
             ("network", networked),
             ("devices", devices),
             ("io", !self.confinement.io.is_usual()),
+            ("limits", !self.confinement.limits.is_usual()),
         ];
         asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name.to_owned()).collect()
     }

@@ -29,6 +29,13 @@ pub fn capacity() -> Capacity {
     Capacity { cpu_milli: cores * 1000, memory: kib.unwrap_or(0) * 1024 }
 }
 
+/// Processors and memory nodes that this process may use, each as a list (cpuset(7), "List format").
+pub fn parts() -> (String, String) {
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let list = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("0").trim().to_owned();
+    (list("Cpus_allowed_list:"), list("Mems_allowed_list:"))
+}
+
 /// Share of the last ten seconds in which some task waited for a processor, 0–100 (Documentation/accounting/psi.rst);
 /// 0 where the kernel has no PSI.
 pub fn cpu_pressure() -> u8 {

@@ -144,6 +144,38 @@ fn disks_are_limited_by_what_lies_on_them() {
 }
 
 #[test]
+fn it_has_what_was_asked_for_of_processors_memory_and_the_kernel() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    let of_cgroups = ["--cpu-shares", "512", "--cpuset-cpus", "0", "-m", "64m", "--memory-swap", "96m"];
+    let of_processes = ["--ulimit", "nofile=100:200", "--shm-size", "1m", "--sysctl", "net.core.somaxconn=77"];
+    let id = begin(one, "measured", &[&of_cgroups[..], &of_processes, &["alpine", "sleep", "1000"]].concat());
+    let value = |controller: &str, v1: &str, v2: &str| {
+        two.cgroups.value(controller, &format!("-{id}"), if two.cgroups.v2() { v2 } else { v1 })
+    };
+    let (shares, processors) =
+        (value("cpu", "cpu.shares", "cpu.weight"), value("cpuset", "cpuset.cpus", "cpuset.cpus"));
+    assert!(["512", "20"].contains(&shares.trim()) && processors.trim() == "0", "{shares}, {processors}");
+    let script = "ulimit -Sn; ulimit -Hn; cat /proc/sys/net/core/somaxconn; grep Cpus_allowed_list /proc/self/status; \
+                  df -k /dev/shm | tail -1";
+    let told = one.moyai(&["exec", "measured", "sh", "-c", script]).ok().stdout;
+    let words: Vec<&str> = told.split_whitespace().collect();
+    assert_eq!(words[..5], ["100", "200", "77", "Cpus_allowed_list:", "0"], "{told}");
+    assert_eq!(words[6], "1024", "{told}");
+    let refused = |more: &[&str], reason: &str| {
+        run(one, &[more, &["alpine", "true"]].concat()).fails(125).says(reason);
+    };
+    refused(&["--cpu-shares", "1"], "it is 2 to 262144");
+    refused(&["--cpuset-cpus", "1-0"], "`1-0` is no list of numbers");
+    refused(&["--memory-swap", "64m"], "it needs a limit of memory");
+    refused(&["-m", "64m", "--memory-swap", "32m"], "it is memory and swap together");
+    refused(&["--ulimit", "files=1"], "there is none of this name");
+    refused(&["--ulimit", "nofile"], "write it like --ulimit nofile=1024:4096");
+    refused(&["--sysctl", "kernel.panic=1"], "none of those that a container has for itself");
+    one.moyai(&["run", "-d", "--name", "elsewhere", "--cpuset-cpus", "5000", "alpine", "true"]).says("processor 5000");
+}
+
+#[test]
 fn it_has_namespaces_of_its_own() {
     let lab = two_hosts();
     let [one, two] = lab.hosts();

@@ -572,6 +572,27 @@ pub struct ConfinementWish {
     /// Give it GPUs that are nobody else's: so many, all, or device=NAME
     #[arg(long, value_name = "N")]
     pub gpus: Option<String>,
+    /// Its share of the processors where others want them too, 2 to 262144 [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub cpu_shares: Option<u32>,
+    /// Run it on these of the node's processors: 0-3,6
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    /// Give it memory of these memory nodes (NUMA)
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_mems: Option<String>,
+    /// Memory and swap together, -1 for any [default: as much as --memory, and so no swap]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub memory_swap: Option<String>,
+    /// Memory at /dev/shm [default: 64m]
+    #[arg(long, value_name = "SIZE")]
+    pub shm_size: Option<String>,
+    /// What each of its processes may have: nofile=1024:4096, memlock=-1
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    pub ulimit: Vec<String>,
+    /// A setting of the kernel for its own namespaces: net.core.somaxconn=1024
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub sysctl: Vec<String>,
     /// Its share of the disks where others want them too, 10 to 1000 [default: 100]; only where the machine's disks have shares
     /// (BFQ, io.cost)
     #[arg(long, value_name = "N")]

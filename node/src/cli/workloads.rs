@@ -1,5 +1,6 @@
 //! run, ps, logs, why, stop, start, scale, rm, wait.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use super::images::encode;
 use super::mesh::pairs;
 use super::output::{age, json_lines, parse_cpus, parse_duration, parse_size, table};
 use crate::api::client::Client;
-use moyai_protocol::confinement::{Confinement, Device, Io, IoKind, IoLimit, Mount, MountKind, Network, Port, Sandbox};
+use moyai_protocol::confinement::{Confinement, Device, Mount, MountKind, Network, Port, Sandbox};
+use moyai_protocol::limits::{Io, IoKind, IoLimit, Limits, UNLIMITED, Ulimit};
 use moyai_protocol::workload::Health;
 
 use crate::api::types::{EpochRow, LogRow, RolloutRow, Row, RunRequest, Submitted, UpdateRequest, WhyRow};
@@ -340,9 +342,10 @@ fn confinement(wish: super::args::ConfinementWish) -> anyhow::Result<Confinement
     if let Some(text) = &wish.gpus {
         devices.extend(gpus(text)?);
     }
-    let io = disks(&wish)?;
+    let (io, limits) = (disks(&wish)?, limits(&wish)?);
     Ok(Confinement {
         io,
+        limits,
         network: wish.network.as_deref().map(network).transpose()?,
         ports,
         devices,
@@ -357,6 +360,40 @@ fn confinement(wish: super::args::ConfinementWish) -> anyhow::Result<Confinement
             other => return Err(problem(format!("--sandbox {other}: no such sandbox"), "standard or strict")),
         },
     })
+}
+
+/// What it has of other parts of its machine.
+fn limits(wish: &super::args::ConfinementWish) -> anyhow::Result<Limits> {
+    let swap = |text: &str| if text == "-1" { Ok(-1) } else { bytes(text).map(|size| size as i64) };
+    let mut sysctls = BTreeMap::new();
+    for text in &wish.sysctl {
+        let (name, value) = text.split_once('=').ok_or_else(|| {
+            problem(format!("--sysctl {text}: no setting"), "write it like --sysctl net.core.somaxconn=1024")
+        })?;
+        sysctls.insert(name.replace('/', "."), value.to_owned());
+    }
+    Ok(Limits {
+        cpu_shares: wish.cpu_shares,
+        cpus: wish.cpuset_cpus.clone(),
+        mems: wish.cpuset_mems.clone(),
+        memory_swap: wish.memory_swap.as_deref().map(swap).transpose()?,
+        shm_size: wish.shm_size.as_deref().map(bytes).transpose()?,
+        ulimits: wish.ulimit.iter().map(|text| ulimit(text)).collect::<anyhow::Result<_>>()?,
+        sysctls,
+    })
+}
+
+/// `nofile=1024`, `nofile=1024:4096`, `memlock=-1`.
+fn ulimit(text: &str) -> anyhow::Result<Ulimit> {
+    let number = |text: &str| match text {
+        "-1" | "unlimited" => Some(UNLIMITED),
+        number => number.parse().ok(),
+    };
+    let parsed = text.split_once('=').and_then(|(name, limits)| {
+        let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+        Some(Ulimit { name: name.to_ascii_lowercase(), soft: number(soft)?, hard: number(hard)? })
+    });
+    parsed.ok_or_else(|| problem(format!("--ulimit {text}: no limit"), "write it like --ulimit nofile=1024:4096"))
 }
 
 /// What it has of the disks.

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use moyai_protocol::confinement::{Confinement, Device, IoKind, IoLimit, Mount, MountKind, OWN_DISK, Offers, Sandbox};
+use moyai_protocol::confinement::{Confinement, Device, Mount, MountKind, Offers, Sandbox};
 use moyai_protocol::contract::{Completion, Effect, EffectId, Outcome, Survey, SurveyFault};
 use moyai_protocol::id::{ChunkId, NodeId};
+use moyai_protocol::limits::{IoKind, IoLimit, OWN_DISK};
 use moyai_protocol::node::Node;
 use moyai_protocol::time::Instant;
 use moyai_protocol::worker::{Adopted, ExitStatus, StartError};
@@ -330,6 +331,7 @@ impl Effects {
         joined: Joined,
     ) -> Result<(std::os::unix::net::UnixStream, Joined), StartError> {
         let machine = |error: &dyn std::fmt::Display| StartError::Node(error.to_string());
+        let asked = &spec.confinement.limits;
         let request = Request {
             entrypoint: spec.entrypoint.clone(),
             command: spec.command.clone(),
@@ -341,7 +343,14 @@ impl Effects {
                 cpu_milli: spec.resources.cpu_milli,
                 memory: spec.resources.memory,
                 pids: spec.pids,
+                cpu_shares: asked.cpu_shares.map(u64::from),
+                cpus: asked.cpus.clone(),
+                mems: asked.mems.clone(),
+                memory_and_swap: asked.memory_swap,
             },
+            shm_size: asked.shm_size,
+            rlimits: asked.ulimits.iter().map(|limit| (limit.name.clone(), limit.soft, limit.hard)).collect(),
+            sysctls: asked.sysctls.clone().into_iter().collect(),
             cgroup: format!("moyai-{}-{}-{}-{}", self.node.short(), spec.id, placement.replica + 1, placement.epoch),
             puts,
             read_only: spec.confinement.read_only,

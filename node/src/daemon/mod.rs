@@ -37,6 +37,7 @@ use libp2p::Multiaddr;
 use moyai_protocol::confinement::Offers;
 use moyai_protocol::contract::Command;
 use moyai_protocol::id::ChunkId;
+use moyai_protocol::limits::numbers;
 use moyai_protocol::node::{Config, Restored};
 use moyai_protocol::trust::{Chain, node_of};
 use moyai_runtime::cdi::{self, Registry};
@@ -407,12 +408,15 @@ fn offers(
     runtimes: &BTreeMap<String, PathBuf>,
     devices: BTreeMap<String, Vec<String>>,
 ) -> Offers {
+    let (processors, memory_nodes) = moyai_runtime::host::parts();
     let paths = settings.offers.iter().map(|path| path.to_string_lossy().into_owned()).collect();
     Offers {
         paths,
         host_network: settings.offer_host_network,
         devices,
         runtimes: runtimes.keys().cloned().collect(),
+        processors: numbers(&processors).unwrap_or_default(),
+        memory_nodes: numbers(&memory_nodes).unwrap_or_default(),
         ordinary: moyai_runtime::rootless::is_rootless(),
     }
 }

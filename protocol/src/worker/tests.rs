@@ -1,4 +1,5 @@
 use super::*;
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use crate::confinement::{Confinement, Device, Mount, MountKind, Network, Port, Sandbox};
@@ -275,6 +276,8 @@ fn what_a_machine_does_not_offer_is_refused() {
         host_network: false,
         devices: BTreeMap::from([("example.org/gpu".to_owned(), vec!["a".to_owned(), "b".to_owned()])]),
         runtimes: vec!["crun".to_owned()],
+        processors: BTreeSet::from([0, 1]),
+        memory_nodes: BTreeSet::from([0]),
         ordinary: false,
     };
     let mut worker = Worker::new(BTreeMap::new(), offers);
@@ -299,6 +302,9 @@ fn what_a_machine_does_not_offer_is_refused() {
     assert_eq!(refused(&|asked| asked.devices = vec![node("/dev/sda")]), lacks("/dev/sda"));
     assert_eq!(refused(&|asked| asked.runtime = Some("crun".to_owned())), None);
     assert_eq!(refused(&|asked| asked.runtime = Some("runsc".to_owned())), lacks("the OCI runtime runsc"));
+    assert_eq!(refused(&|asked| asked.limits.cpus = Some("0-1".to_owned())), None);
+    assert_eq!(refused(&|asked| asked.limits.cpus = Some("1-2,7".to_owned())), lacks("processor 2"));
+    assert_eq!(refused(&|asked| asked.limits.mems = Some("1".to_owned())), lacks("memory node 1"));
     let count = |kind: &str, count| Device::Count { kind: kind.to_owned(), count };
     assert_eq!(refused(&|asked| asked.devices = vec![count("gpu", 3)]), lacks("3 gpu"));
     assert_eq!(refused(&|asked| asked.devices = vec![count("fpga", 0)]), lacks("1 fpga"));

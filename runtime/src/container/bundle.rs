@@ -1,5 +1,6 @@
 //! An OCI runtime-spec bundle, made from an image's config and what the workload asks for.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
@@ -8,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capabilities, Capability, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
+    Capabilities, Capability, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxCpu, LinuxCpuBuilder,
     LinuxIdMappingBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxPidsBuilder,
-    LinuxResourcesBuilder, Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, ProcessBuilder,
+    RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
 use super::disks::{DiskError, Throttle, block_io};
@@ -61,7 +63,7 @@ const MASKED_TOO: [&str; 1] = ["/sys/devices/virtual/powercap"];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What a container may use; zero is no limit.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Thousandths of a core.
     pub cpu_milli: u64,
@@ -69,6 +71,14 @@ pub struct Limits {
     pub memory: u64,
     /// Processes and threads.
     pub pids: u64,
+    /// Its share of the processors, as cgroup v1 counts it.
+    pub cpu_shares: Option<u64>,
+    /// Processors that it runs on, as a list (cpuset(7)).
+    pub cpus: Option<String>,
+    /// Memory nodes that its memory is of, as a list.
+    pub mems: Option<String>,
+    /// Bytes of memory and swap together, -1 for any; as much as its memory where none is said.
+    pub memory_and_swap: Option<i64>,
 }
 
 /// What a workload asks for, over the image's own defaults.
@@ -90,6 +100,12 @@ pub struct Request {
     pub limits: Limits,
     /// Its cgroup, below the hierarchies' roots.
     pub cgroup: String,
+    /// Bytes of its `/dev/shm`.
+    pub shm_size: Option<u64>,
+    /// What each of its processes may have: name without `RLIMIT_`, soft and hard limit.
+    pub rlimits: Vec<(String, u64, u64)>,
+    /// Settings of the kernel for its namespaces.
+    pub sysctls: HashMap<String, String>,
     /// What is put into it, in order.
     pub puts: Vec<Put>,
     /// Its own files cannot be changed.
@@ -175,6 +191,9 @@ pub enum BundleError {
     /// A disk that is to be limited is none, or not there.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A limit of processes that there is not.
+    #[error("there is no limit `{0}`")]
+    Limit(String),
     /// The spec could not be put together.
     #[error("cannot make an OCI spec of it: {0}")]
     Spec(#[from] OciSpecError),
@@ -283,7 +302,7 @@ fn spec(image: &Runnable, request: &Request) -> Result<Spec, BundleError> {
         .user(UserBuilder::default().uid(user.uid).gid(user.gid).additional_gids(user.groups).build()?)
         .capabilities(capabilities)
         .no_new_privileges(true)
-        .rlimits(Vec::new())
+        .rlimits(request.rlimits.iter().map(rlimit).collect::<Result<Vec<_>, _>>()?)
         .build()?;
     let mut spec = SpecBuilder::default()
         .version("1.0.2")
@@ -399,11 +418,11 @@ fn linux(request: &Request) -> Result<oci_spec::runtime::Linux, BundleError> {
     if request.limits.memory > 0 {
         // Docker's default allows as much swap again; a limit that a host's swap softens surprises more.
         let limit = request.limits.memory as i64;
-        resources = resources.memory(LinuxMemoryBuilder::default().limit(limit).swap(limit).build()?);
+        let both = request.limits.memory_and_swap.unwrap_or(limit);
+        resources = resources.memory(LinuxMemoryBuilder::default().limit(limit).swap(both).build()?);
     }
-    if request.limits.cpu_milli > 0 {
-        let quota = (request.limits.cpu_milli * 100).max(1000) as i64;
-        resources = resources.cpu(LinuxCpuBuilder::default().quota(quota).period(100_000u64).build()?);
+    if let Some(cpu) = cpu(&request.limits)? {
+        resources = resources.cpu(cpu);
     }
     if let Some(io) = block_io(request.io_weight, &request.throttles)? {
         resources = resources.block_io(io);
@@ -422,6 +441,9 @@ fn linux(request: &Request) -> Result<oci_spec::runtime::Linux, BundleError> {
         let ids = LinuxIdMappingBuilder::default().container_id(0u32).host_id(base).size(super::IDS).build()?;
         linux = linux.uid_mappings(vec![ids]).gid_mappings(vec![ids]);
     }
+    if !request.sysctls.is_empty() {
+        linux = linux.sysctl(request.sysctls.clone());
+    }
     let linux = linux
         .namespaces(namespaces)
         .resources(resources.build()?)
@@ -431,6 +453,25 @@ fn linux(request: &Request) -> Result<oci_spec::runtime::Linux, BundleError> {
         .readonly_paths(paths(&READ_ONLY))
         .build()?;
     Ok(linux)
+}
+
+fn cpu(limits: &Limits) -> Result<Option<LinuxCpu>, OciSpecError> {
+    let Limits { cpu_milli, cpu_shares, cpus, mems, .. } = limits;
+    if *cpu_milli == 0 && cpu_shares.is_none() && cpus.is_none() && mems.is_none() {
+        return Ok(None);
+    }
+    let mut cpu = LinuxCpuBuilder::default().build()?;
+    if *cpu_milli > 0 {
+        cpu.set_quota(Some((cpu_milli * 100).max(1000) as i64)).set_period(Some(100_000));
+    }
+    cpu.set_shares(*cpu_shares).set_cpus(cpus.clone()).set_mems(mems.clone());
+    Ok(Some(cpu))
+}
+
+fn rlimit((name, soft, hard): &(String, u64, u64)) -> Result<PosixRlimit, BundleError> {
+    let kind = serde_json::Value::String(format!("RLIMIT_{}", name.to_ascii_uppercase()));
+    let kind: PosixRlimitType = serde_json::from_value(kind).map_err(|_| BundleError::Limit(name.clone()))?;
+    Ok(PosixRlimitBuilder::default().typ(kind).soft(*soft).hard(*hard).build()?)
 }
 
 fn mounts(request: &Request) -> Result<Vec<Mount>, OciSpecError> {
@@ -443,11 +484,12 @@ fn mounts(request: &Request) -> Result<Vec<Mount>, OciSpecError> {
         true => &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         false => &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
     };
+    let shm_size = format!("size={}", request.shm_size.unwrap_or(64 << 20));
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
         mount("/dev/pts", "devpts", "devpts", terminals)?,
-        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"])?,
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm_size])?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
         mount("/etc/hosts", "bind", "hosts", &["rbind", "rprivate"])?,
         mount("/etc/hostname", "bind", "hostname", &["rbind", "rprivate"])?,
