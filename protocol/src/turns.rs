@@ -10,9 +10,11 @@
 //! whoever asks a steward that has lost it. Two stewards (of a mesh that is parted, or one that has just changed) cost a second
 //! fetch, and so does a second name for the same; nothing else depends on it.
 //!
+//! A member that may not submit has no turn, and fetches when it likes: others would not take a name from it.
+//!
 //! **Bounds.** [`MAX_TURNS`] names at a steward, and [`MAX_ASKED`] that a node asks about; beyond them everybody's turn is now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,8 @@ pub(crate) struct Turns {
     held: BTreeMap<Reference, (Held, Instant)>,
     /// Of whom, and what they answered.
     asked: BTreeMap<Reference, (NodeId, Option<Turn>)>,
+    /// The same, the one that was asked about first being first.
+    order: VecDeque<Reference>,
 }
 
 impl Turns {
@@ -81,10 +85,15 @@ impl Turns {
 
     /// This node asks `steward`.
     pub(crate) fn asks(&mut self, steward: NodeId, reference: Reference) {
-        if self.asked.len() >= MAX_ASKED && !self.asked.contains_key(&reference) {
-            self.asked.pop_first();
+        if self.asked.insert(reference.clone(), (steward, None)).is_some() {
+            return;
         }
-        self.asked.insert(reference, (steward, None));
+        self.order.push_back(reference);
+        if self.order.len() > MAX_ASKED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.asked.remove(&oldest);
+        }
     }
 
     /// It answers.
@@ -104,10 +113,12 @@ impl Turns {
     /// Whether its bounds hold.
     pub(crate) fn invariants(&self) {
         assert!(self.held.len() <= MAX_TURNS && self.asked.len() <= MAX_ASKED, "turns are bounded");
+        assert_eq!(self.asked.len(), self.order.len(), "each has its place in the order");
     }
 
     /// This node asks no more; whom it asked last.
     pub(crate) fn forget(&mut self, reference: &Reference) -> Option<NodeId> {
+        self.order.retain(|other| other != reference);
         self.asked.remove(reference).map(|(steward, _)| steward)
     }
 }
@@ -179,6 +190,8 @@ mod tests {
             turns.asks(node(1), format!("quay.io/a/b:{at}").parse().expect("a name"));
         }
         assert_eq!(turns.asked.len(), MAX_ASKED);
+        turns.invariants();
+        assert!(!turns.asked.contains_key(&reference()), "the one that was asked about first is given up");
     }
 
     #[test]

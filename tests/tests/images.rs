@@ -1,7 +1,7 @@
 //! Images: every form goes in, what is in them comes out unchanged on another node, nothing is stored or sent twice.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -555,6 +555,39 @@ fn a_node_pulls_what_others_have() {
     assert_eq!(nodes.as_array().map(Vec::len), Some(4), "{nodes}");
     without.moyai(&["pull", "alpine"]).ok();
     without.moyai(&["pull", "nosuchimage"]).fails(1).says("nosuchimage");
+}
+
+#[test]
+fn what_is_damaged_on_one_node_is_brought_again_from_another() {
+    let lab = Lab::mesh(2);
+    let [one, two] = lab.hosts();
+    let archive = bulk(&lab, "large", 3_000_000, 4);
+    one.load(&archive);
+    two.moyai(&["pull", "large"]).ok();
+    let largest = || {
+        let folders = fs::read_dir(two.data.join("store/objects")).expect("objects").flatten();
+        let files = folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
+        let file = files.max_by_key(|file| file.metadata().map_or(0, |about| about.len())).expect("an object");
+        file.path()
+    };
+    let object = fs::File::options().write(true).open(largest()).expect("it is a file");
+    object.write_all_at(&[0; 4096], 1_000_000).expect("it can be damaged");
+    // Two nodes keep what was loaded on one.
+    wait_for("both to be known to have it", PATIENCE, || {
+        (two.images().first()?["nodes"].as_array()?.len() == 2).then_some(())
+    });
+    two.moyai(&["image", "verify", "large"]).fails(1).says("chunk ").says("is fetched again from other nodes");
+    two.moyai(&["pull", "large"]).ok();
+    two.moyai(&["image", "verify", "large"]).ok().says("is right");
+    one.moyai(&["down"]).ok();
+    wait_for("the other to be gone", PATIENCE, || {
+        let nodes = two.moyai(&["--json", "nodes"]).ok().stdout;
+        (nodes.matches("\"alive\"").count() == 1 && !nodes.contains("\"suspect\"")).then_some(())
+    });
+    object.write_all_at(&[0; 4096], 1_000_000).expect("it can be damaged");
+    two.moyai(&["image", "verify", "large"]).fails(1).says("load it again from where it came");
+    two.load(&archive);
+    two.moyai(&["image", "verify", "large"]).ok().says("is right");
 }
 
 /// A pull from a mesh in which one node is honest and one lies: it ends, and whoever lied is named in the log.

@@ -230,16 +230,13 @@ pub(super) async fn verify(AxumState(state): AxumState<State>, Query(query): Que
         let hint = format!("`moyai pull {}` fetches it, each chunk checked", query.name);
         return Err(failed(format!("{} is not on this node", query.name), hint));
     }
-    let store = Arc::clone(&state.store);
-    let checked = tokio::task::spawn_blocking(move || {
-        let mut wrong = Vec::new();
-        for root in &here {
-            wrong.extend(store.verify(&root.0)?);
-        }
-        Ok::<_, moyai_runtime::store::StoreError>(Verified { parts: here.len() as u32, wrong })
-    });
-    let checked = checked.await.map_err(|error| failed(error.to_string(), ""))?;
-    Ok(Json(checked.map_err(|error| failed(error.to_string(), ""))?))
+    let mut verified = Verified { parts: here.len() as u32, wrong: Vec::new(), coming: true };
+    for root in here {
+        let (damage, others) = state.images.verify(root).await.map_err(|error| failed(error.to_string(), ""))?;
+        verified.coming &= others || damage.is_none();
+        verified.wrong.extend(damage.told);
+    }
+    Ok(Json(verified))
 }
 
 /// Who has an image, or is getting it.

@@ -2,7 +2,7 @@
 //!
 //! Of the nodes that want the same from a registry at one time one fetches it; the others wait, show who, and have it from that
 //! one (the protocol's `turns`). A registry on the loopback address is each machine's own, and fetched from by whoever is
-//! asked. **If the fetcher dies,** its turn ends [`TURN`] after it asked last, and another's begins.
+//! asked; so is any by who wants what it has now, whatever the mesh has (`--fresh`), and takes no other node's word for it. **If the fetcher dies,** its turn ends [`TURN`] after it asked last, and another's begins.
 
 use std::io;
 use std::sync::Arc;
@@ -18,9 +18,10 @@ use moyai_protocol::id::ChunkId;
 use moyai_protocol::reference::Reference;
 use moyai_protocol::turns::{TURN, Turn};
 use moyai_protocol::workload::ImagePin;
-use moyai_runtime::image::{Limits, import_pushed};
+use moyai_runtime::image::{ImportError, Limits, import_pushed};
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::server::{Failed, State, failed, import_failure, line, refused};
@@ -141,25 +142,26 @@ struct Wish {
 
 async fn from_outside(state: &State, wish: Wish, steps: &Steps) -> Result<PullStep, Gone> {
     let reference = &wish.reference;
-    let shared = !is_of_this_machine(reference);
-    // Whoever has waited for another takes what that one brought.
-    let mut shares = !wish.fresh;
+    let shared = !wish.fresh && !is_of_this_machine(reference);
+    // What another has brought may be gone again, or never have been.
+    let mut takes = true;
     let since = Instant::now();
     loop {
         let waits = shared && since.elapsed() < MAX_WAIT;
-        let turn = if waits { whose_turn(state, reference, shares).await } else { Turn::Yours };
+        let turn = if waits { whose_turn(state, reference, takes).await } else { Turn::Yours };
         let found = match turn {
             Turn::Yours => break,
-            Turn::Over(root) => match named(state, reference, root).await {
-                Some(pin) => Some(pin),
-                None => break,
-            },
+            Turn::Over(root) if takes => {
+                let found = named(state, reference, root).await;
+                takes = found.is_some();
+                found
+            }
+            Turn::Over(_) => break,
             Turn::Theirs(node) => {
-                shares = true;
                 let name = state.handle.ask(move |own, _| view::name_of(own, &node)).await.unwrap_or_default();
                 tell(steps, &PullStep::Waits(name)).await?;
                 tokio::time::sleep(AGAIN).await;
-                find(state, &reference.to_string()).await.ok().and_then(Result::ok).filter(|_| !wish.fresh)
+                find(state, &reference.to_string()).await.ok().and_then(Result::ok)
             }
         };
         if let Some(pin) = found {
@@ -232,7 +234,10 @@ async fn brought(state: &State, wish: &Wish, shared: bool, steps: &Steps) -> Res
         }
         // When whoever asked has gone: what is here already is gone on with at the next pull.
         let (here, all) = (progress.here.load(Ordering::Relaxed), progress.all.load(Ordering::Relaxed));
-        tell(steps, &PullStep::Progress(here, all, 0)).await?;
+        // Nobody waits for who does not read: others may want what this fetches.
+        if let Err(TrySendError::Closed(_)) = steps.try_send(Ok(line(&PullStep::Progress(here, all, 0)))) {
+            return Err(Gone);
+        }
         if shared && asked.elapsed() > TURN / 4 {
             asked = Instant::now();
             // Whatever the answer is: it goes on.
@@ -265,14 +270,25 @@ async fn bring_in(state: &State, wish: &Wish, progress: &Progress) -> Result<Ima
     let imported = tokio::task::spawn_blocking(move || {
         let open = |digest: &[u8; 32]| outside.read(digest).or_else(|| read_held(&store, digest));
         let imported = import_pushed(&pulled.manifest, &pulled.media_type, &open, &store, Limits::default());
-        if imported.is_ok() {
+        // What no import takes is not kept either: else the next pull would find it.
+        if !matches!(imported, Err(ImportError::Store(_))) {
             outside.forget(&pulled);
         }
         imported
     });
     let broken = |error: &dyn std::fmt::Display| Failure { error: error.to_string(), hint: String::new() };
     let imported = imported.await.map_err(|error| broken(&error))?;
-    let imported = imported.map_err(|error| import_failure(&error, &state.store_dir))?;
+    let imported = imported.map_err(|error| match &error {
+        ImportError::Store(_) | ImportError::NotAnImage => import_failure(&error, &state.store_dir),
+        ImportError::TooLarge { .. } => Failure {
+            error: format!("{}: {error}", reference.familiar()),
+            hint: "`skopeo copy` it to an archive, and `moyai load --limit` takes it".to_owned(),
+        },
+        _ => Failure {
+            error: format!("{}: {error}", reference.familiar()),
+            hint: "its registry has it so, or it came damaged: pull again; nothing was stored".to_owned(),
+        },
+    })?;
     let held = held_as(reference.clone(), &imported);
     match state.handle.command(Command::ImageAdded(held.clone())).await {
         Ok(Ok(_)) => Ok(held),

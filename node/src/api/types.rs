@@ -129,6 +129,8 @@ pub struct Verified {
     pub parts: u32,
     /// What is not what it should be.
     pub wrong: Vec<String>,
+    /// Whether all of that is fetched again from other nodes.
+    pub coming: bool,
 }
 
 /// This node and its mesh.
@@ -348,7 +350,7 @@ pub struct Came {
 pub enum PullStep {
     /// Bytes of this stage that are here, and all of them; nodes that gave some.
     Progress(u64, u64, u32),
-    /// This node fetches it from its registry; it comes from there.
+    /// The node of this name fetches it from its registry; it comes from there.
     Waits(String),
     /// All of it is here.
     Done {

@@ -159,9 +159,11 @@ pub async fn pull(context: &Context, wish: &PullWish) -> anyhow::Result<u8> {
             PullStep::Progress(here, all, sources) => {
                 bar.set_length(all);
                 bar.set_position(here);
-                if sources > 0 {
-                    bar.set_message(format!("from {sources} {}", if sources == 1 { "node" } else { "nodes" }));
-                }
+                bar.set_message(match sources {
+                    0 => String::new(),
+                    1 => "from 1 node".to_owned(),
+                    _ => format!("from {sources} nodes"),
+                });
             }
             PullStep::Waits(node) => bar.set_message(format!("{node} fetches it from its registry")),
             PullStep::Done { reference, id, size: bytes, came } => {
@@ -263,7 +265,10 @@ pub async fn image(context: &Context, verb: ImageVerb) -> anyhow::Result<u8> {
             let verified: Verified = client.post(&format!("/v1/images/verify?name={}", encode(&image)), &()).await?;
             if !verified.wrong.is_empty() {
                 verified.wrong.iter().for_each(|part| println!("{part}"));
-                let hint = format!("`moyai image rm {image}` and load it again; other nodes serve what is whole");
+                let hint = match verified.coming {
+                    true => format!("it is fetched again from other nodes: `moyai pull {image}` waits for that"),
+                    false => "no other node has all of it: load it again from where it came".to_owned(),
+                };
                 return Err(problem(format!("{image} is damaged here: {} parts", verified.wrong.len()), hint));
             }
             let what = if verified.parts > 1 { "the image and what it was made of" } else { "the image" };
@@ -305,18 +310,17 @@ async fn save(context: &Context, output: Option<&Path>, images: &[String]) -> an
     let path = format!("/v1/images/save?name={}", names.join(","));
     let mut archive = context.client().exchange(&path, nothing).await?;
     let Some(output) = output else {
-        pass_on(&mut archive, &mut tokio::io::stdout()).await.context("cannot write the archive")?;
+        pass_on(&mut archive, &mut tokio::io::stdout()).await.map_err(|broken| broken.told("standard output"))?;
         return Ok(());
     };
     // Under another name until it is whole: nobody takes a part of it for all.
     let mut part = output.as_os_str().to_owned();
     part.push(".part");
-    let failed = |error: std::io::Error| problem(format!("cannot write {}: {error}", output.display()), "");
     let written = async {
-        let mut file = File::create(&part).await?;
+        let mut file = File::create(&part).await.map_err(Broken::Output)?;
         let len = pass_on(&mut archive, &mut file).await?;
-        file.sync_all().await?;
-        tokio::fs::rename(&part, output).await?;
+        file.sync_all().await.map_err(Broken::Output)?;
+        tokio::fs::rename(&part, output).await.map_err(Broken::Output)?;
         Ok(len)
     };
     match written.await {
@@ -324,30 +328,50 @@ async fn save(context: &Context, output: Option<&Path>, images: &[String]) -> an
             println!("{}  {}", output.display(), size(len));
             Ok(())
         }
-        Err(error) => {
+        Err(broken) => {
             // It says nothing more than the error does.
             drop(tokio::fs::remove_file(&part).await);
-            Err(failed(error))
+            Err(Broken::told(broken, &output.display().to_string()))
+        }
+    }
+}
+
+/// Why an archive did not get to where it was to go.
+enum Broken {
+    /// The daemon broke off.
+    Archive(std::io::Error),
+    /// It cannot be written there.
+    Output(std::io::Error),
+}
+
+impl Broken {
+    fn told(self, output: &str) -> anyhow::Error {
+        match self {
+            Broken::Archive(error) => problem(
+                format!("the daemon broke off while it sent the image: {error}"),
+                "`moyai image verify` says whether it is damaged here; daemon.log has more",
+            ),
+            Broken::Output(error) => problem(format!("cannot write {output}: {error}"), ""),
         }
     }
 }
 
 /// Copies everything in pieces of [`PIECE`] bytes: each is one write by another thread, and for a file one that the kernel does not
 /// have to fill up with zeros first.
-async fn pass_on(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<u64> {
+async fn pass_on(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> Result<u64, Broken> {
     let (mut buffer, mut all) = (vec![0; PIECE], 0);
     loop {
         let mut len = 0;
         while len < PIECE {
-            match from.read(&mut buffer[len..]).await? {
+            match from.read(&mut buffer[len..]).await.map_err(Broken::Archive)? {
                 0 => break,
                 count => len += count,
             }
         }
-        to.write_all(&buffer[..len]).await?;
+        to.write_all(&buffer[..len]).await.map_err(Broken::Output)?;
         all += len as u64;
         if len < PIECE {
-            to.flush().await?;
+            to.flush().await.map_err(Broken::Output)?;
             return Ok(all);
         }
     }

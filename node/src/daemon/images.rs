@@ -16,7 +16,7 @@ use moyai_protocol::contract::Command;
 use moyai_protocol::exchange::Receipt;
 use moyai_protocol::id::ChunkId;
 use moyai_runtime::image::Original;
-use moyai_runtime::store::{Removed, Store, StoreError};
+use moyai_runtime::store::{Damage, Removed, Store, StoreError};
 use tracing::{info, warn};
 
 use super::driver::Handle;
@@ -104,6 +104,39 @@ impl Images {
         let read = tokio::task::spawn_blocking(move || store.original(&root)).await;
         let original = read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         original.ok_or_else(|| "what it was made of has just been removed".to_owned())
+    }
+
+    /// Reads all of something that is here. What is damaged is brought again from others, where others have it; whether they have.
+    pub async fn verify(&self, root: ChunkId) -> Result<(Damage, bool), StoreError> {
+        let store = Arc::clone(&self.store);
+        let verified = tokio::task::spawn_blocking(move || store.verify(&root.0)).await;
+        let damage = verified.unwrap_or_else(|_| Ok(Damage::default()))?;
+        if damage.is_none() {
+            return Ok((damage, false));
+        }
+        let others = self.handle.ask(move |node, _| node.is_elsewhere(&root)).await.unwrap_or(false);
+        let (store, doubted) = (Arc::clone(&self.store), damage.clone());
+        let done = tokio::task::spawn_blocking(move || store.doubt(&root.0, &doubted, others)).await;
+        done.unwrap_or(Ok(()))?;
+        if others {
+            // When the daemon ends, the next one finds that it has not what its placements and names want.
+            let _ended = self.handle.command(Command::ImagesRemoved(vec![root])).await;
+            let _ended = self.handle.command(Command::FetchImage { root }).await;
+        }
+        Ok((damage, others))
+    }
+
+    /// Has what has a damaged list brought again.
+    async fn mend_lists(&self) -> Result<(), StoreError> {
+        let store = Arc::clone(&self.store);
+        let unlisted =
+            tokio::task::spawn_blocking(move || store.unlisted()).await.unwrap_or_else(|_| Ok(Vec::new()))?;
+        for root in unlisted.into_iter().map(ChunkId) {
+            let (damage, others) = self.verify(root).await?;
+            let next = if others { "it is fetched again" } else { "no other node has it: load it again, or remove it" };
+            warn!(root = %root.short(), parts = damage.told.len(), "an image is damaged here: {next}");
+        }
+        Ok(())
     }
 
     /// Removes what nothing here needs, whole or in part.
@@ -213,7 +246,12 @@ impl Images {
                 match self.sweep().await {
                     Ok(Swept::Freed(0) | Swept::Busy | Swept::Unknown) => {}
                     Ok(Swept::Freed(bytes)) => info!(bytes, "removed what belonged to nothing"),
-                    Err(error) => warn!(%error, "cannot look for what belongs to nothing"),
+                    Err(error) => {
+                        warn!(%error, "cannot look for what belongs to nothing");
+                        if let Err(error) = self.mend_lists().await {
+                            warn!(%error, "cannot look for what is damaged");
+                        }
+                    }
                 }
             }
             if let Some(budget) = budget

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! outside/<sha256>.part   a blob that is on its way; a later pull goes on where this one ends
-//! outside/<sha256>        a blob that is whole, until its image is in the store
+//! outside/<sha256>        a blob that is whole and on the disk, until its image is in the store, or is found to be none
 //! ```
 //!
 //! **Steps.** The manifest (of an index, the one for this kind of machine) → its blobs that the store has not, [`AT_ONCE`] at a
@@ -65,6 +65,14 @@ pub enum OutsideError {
         host: String,
         /// What happened.
         reason: String,
+    },
+    /// What came, or was kept of it from before, is not what was named; it begins anew.
+    #[error("what the registry {host} sent of {what} is damaged")]
+    Broken {
+        /// Which.
+        host: String,
+        /// The blob.
+        what: String,
     },
     /// It wants to know who asks, or does not give it to whom that is.
     #[error("the registry {0} does not give it to whoever asks")]
@@ -244,7 +252,7 @@ impl Outside {
                     fs::rename(&part, &whole)?;
                     return Ok(());
                 }
-                Err(error @ OutsideError::Unreachable { .. }) if !last => {
+                Err(error @ (OutsideError::Unreachable { .. } | OutsideError::Broken { .. })) if !last => {
                     tracing::debug!(%error, "a blob from outside is asked for again");
                     tokio::time::sleep(wait).await;
                     wait *= 2;
@@ -281,7 +289,8 @@ impl Outside {
                 if here > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
                     // It begins anew, and so do we.
                     file.set_len(0).await?;
-                    (hash, here) = (Sha256::new(), 0);
+                    progress.here.fetch_sub(counted, Ordering::Relaxed);
+                    (hash, here, counted) = (Sha256::new(), 0, 0);
                 }
                 let mut pieces = response.bytes_stream();
                 while let Some(piece) = pieces.next().await {
@@ -295,23 +304,28 @@ impl Outside {
                     counted += piece.len() as u64;
                     progress.here.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 }
-                file.flush().await?;
+                // What another attempt was about to write when it was given up may still come: then it is longer than it should be.
+                file.sync_all().await?;
             }
-            if here < size {
+            let extra = file.metadata().await?.len() > here.min(size);
+            if here < size && !extra {
                 return Err(session.broken("it sends less than it said"));
             }
-            if here > size || <[u8; 32]>::from(hash.finalize()) != *digest {
+            if extra || here > size || <[u8; 32]>::from(hash.finalize()) != *digest {
                 fs::remove_file(part)?;
                 // What was kept may be at fault; it is asked for from its beginning then.
-                return Err(match resumed {
-                    true => session.broken("what was kept of it is damaged"),
-                    false => OutsideError::Digest(digest_text(digest)),
+                let what = digest_text(digest);
+                return Err(match resumed || extra {
+                    true => OutsideError::Broken { host: session.host.clone(), what },
+                    false => OutsideError::Digest(what),
                 });
             }
             Ok(())
         };
         let result = result.await;
         if result.is_err() {
+            // Before another may open it.
+            let _broken_anyway = file.flush().await;
             // It is counted again when it goes on.
             progress.here.fetch_sub(counted, Ordering::Relaxed);
         }
@@ -329,7 +343,7 @@ impl Outside {
         Some((len, Box::new(io::BufReader::with_capacity(256 * 1024, file))))
     }
 
-    /// Deletes what was pulled, which is in the store now.
+    /// Deletes what was pulled, which is in the store now or nothing that could be.
     pub fn forget(&self, pulled: &Pulled) {
         for digest in &pulled.blobs {
             // One that the store had already was never here.

@@ -554,6 +554,11 @@ impl Node {
         }
     }
 
+    /// Whether a live node other than this has all of it.
+    pub fn is_elsewhere(&self, root: &ChunkId) -> bool {
+        self.providers(root).iter().any(|(_, complete)| *complete)
+    }
+
     /// Live nodes other than this that have an image, and whether all of it.
     pub(super) fn providers(&self, root: &ChunkId) -> Vec<(NodeId, bool)> {
         let reports = self.catalog.nodes().filter(|(node, _)| *node != self.me && self.membership.is_live(node));

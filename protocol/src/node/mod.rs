@@ -25,7 +25,7 @@ use ed25519_dalek::SigningKey;
 use fastrand::Rng;
 
 use crate::auction::{self, Auctioneer};
-use crate::catalog::{self, Catalog, Clock, Entry, Fact, ImageHeld, Key, Said};
+use crate::catalog::{self, Catalog, Clock, Entry, Fact, ImageHeld, Key, NodeFact, Said};
 use crate::codec;
 use crate::confinement::Offers;
 use crate::contract::{Command, CommandId, Effect, EffectId, Event, Input, Output, RecordKey, Refused, Reply};
@@ -409,7 +409,9 @@ impl Node {
 
     /// Whose turn it is to fetch this from outside of the mesh, once that is known.
     pub fn turn(&self, reference: &Reference) -> Option<Turn> {
-        self.turns.answer(reference)
+        let turn = self.turns.answer(reference)?;
+        let is_nobody = |node: NodeId| node == self.me || !self.membership.is_live(&node);
+        Some(if matches!(turn, Turn::Theirs(node) if is_nobody(node)) { Turn::Yours } else { turn })
     }
 
     fn steward(&self, reference: &Reference) -> NodeId {
@@ -627,7 +629,12 @@ impl Node {
             | Message::SeatsDecided { .. } => self.lease_message(from, message, now),
 
             Message::TurnRequest { reference, shares } => {
-                let turn = self.turns.request(from, reference.clone(), shares, now);
+                // Nobody waits for a name that is not this one's to give.
+                let may_name = self.catalog.node(&from).and_then(NodeFact::role) >= Some(Role::Submitter);
+                let turn = match may_name {
+                    true => self.turns.request(from, reference.clone(), shares, now),
+                    false => Turn::Yours,
+                };
                 self.sends.push((from, Message::Turn { reference, turn }));
             }
             Message::Turn { reference, turn } => self.turns.answered(from, &reference, turn),

@@ -797,7 +797,12 @@ fn read_layer(
         });
         if let Err(error) = &hashed {
             // The parser may have stopped already; then its own error is the one to tell.
-            drop(sender.send(Err(io::Error::new(error.kind(), error.to_string()))));
+            let same = error.raw_os_error().map_or_else(
+                || io::Error::new(error.kind(), error.to_string()),
+                // A full disk stays one.
+                io::Error::from_raw_os_error,
+            );
+            drop(sender.send(Err(same)));
         }
         drop(sender);
         let parsed: Result<(Tree, Option<Content>), ImportError> = parser.join().expect("the parser does not panic");

@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::path::Path;
 
 use super::archive::{Budget, ImportError, each_file};
 use super::{Content, Entry, Kind, Recipe, Tree};
@@ -60,7 +61,7 @@ impl<R: Read> Noting<R> {
     pub(super) fn finish(self, writer: &mut Writer<'_>) -> Result<Option<Recipe>, StoreError> {
         let Some(notes) = self.notes else { return Ok(None) };
         let Notes { literals, parts, .. } = notes.into_inner();
-        let sink = literals.finish().map_err(|error| StoreError::Damaged(format!("a compressed stream: {error}")))?;
+        let sink = literals.finish().map_err(|error| StoreError::io("write", Path::new("the store"), error))?;
         Ok(Some(Recipe { literals: writer.keep(sink)?, parts }))
     }
 

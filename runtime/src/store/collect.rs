@@ -48,6 +48,22 @@ pub struct Usage {
     pub own: u64,
 }
 
+/// What of an image or an original is not what it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// What, for people.
+    pub told: Vec<String>,
+    chunks: Vec<Chunk>,
+    contents: Vec<ContentId>,
+}
+
+impl Damage {
+    /// Whether there is none.
+    pub fn is_none(&self) -> bool {
+        self.told.is_empty()
+    }
+}
+
 /// What a removal has come to.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Removed {
@@ -83,22 +99,51 @@ impl Store {
         Ok(all.into_iter().map(usage).collect())
     }
 
-    /// Reads everything that an image or an original needs, and returns what is not what it should be.
-    pub fn verify(&self, root: &Chunk) -> Result<Vec<String>, StoreError> {
+    /// Reads everything that an image or an original needs. Where a list is damaged, what it names is not looked at.
+    pub fn verify(&self, root: &Chunk) -> Result<Damage, StoreError> {
         let mut reached = Reached::default();
-        self.reach(root, &mut reached)?;
-        let mut wrong = Vec::new();
-        for (id, content) in &reached.contents {
+        let unlisted = match self.reach(root, &mut reached) {
+            Ok(()) => None,
+            Err(StoreError::Damaged(reason)) => Some(reason),
+            Err(error) => return Err(error),
+        };
+        // The root itself comes first, and may be all that was reached.
+        let itself = Content { chunks: vec![(*root, 0)] };
+        let mut damage = Damage::default();
+        for (id, content) in [(*root, &itself)].into_iter().chain(reached.contents.iter().map(|(id, it)| (*id, it))) {
+            let whole = damage.chunks.len();
             for (chunk, _) in &content.chunks {
-                if self.chunk(chunk)?.is_none() {
-                    wrong.push(format!("chunk {} of content {}", hex(chunk), hex(id)));
+                if !damage.chunks.contains(chunk) && self.chunk(chunk)?.is_none() {
+                    damage.chunks.push(*chunk);
+                    damage.told.push(format!("chunk {} of content {}", hex(chunk), hex(&id)));
                 }
             }
+            if damage.chunks.len() > whole {
+                damage.contents.push(id);
+            }
         }
-        if !reached.blobs.is_empty() {
-            wrong.extend(self.wrong_blobs(&self.original_at(root)?)?);
+        match unlisted {
+            Some(reason) if damage.is_none() => damage.told.push(reason),
+            None if damage.is_none() && !reached.blobs.is_empty() => {
+                damage.told = self.wrong_blobs(&self.original_at(root)?)?;
+            }
+            _ => {}
         }
-        Ok(wrong)
+        Ok(damage)
+    }
+
+    /// What is complete and has a damaged list, so that nobody knows what it needs.
+    pub fn unlisted(&self) -> Result<Vec<Chunk>, StoreError> {
+        let unlisted = |root: &Chunk| matches!(self.reach(root, &mut Reached::default()), Err(StoreError::Damaged(_)));
+        Ok(self.roots()?.into_iter().filter(unlisted).collect())
+    }
+
+    /// What is damaged is not known any more: whoever brings it writes it anew. With `incomplete`, its image is to be completed again,
+    /// and until it is, or is removed, nothing is removed: nobody knows what it needs, and containers may be using it.
+    pub fn doubt(&self, root: &Chunk, damage: &Damage, incomplete: bool) -> Result<(), StoreError> {
+        let _nobody_else = self.changing.write().unwrap_or_else(PoisonError::into_inner);
+        damage.contents.iter().for_each(|content| lock(&self.fresh).forget(content));
+        self.index.doubt(root, &damage.chunks, &damage.contents, incomplete)
     }
 
     /// Bytes of this store on its disk, but for its index.
@@ -145,7 +190,11 @@ impl Store {
             let id = path.file_name().and_then(|name| data_encoding::HEXLOWER.decode(name.as_encoded_bytes()).ok());
             let id: Option<ContentId> = id.and_then(|id| id.try_into().ok());
             let size = fs::symlink_metadata(&path).map(|file| own_blocks(&file)).unwrap_or_default();
-            if id.is_none_or(|id| goes(&id)) && fs::remove_file(&path).is_ok() {
+            let gone = match id {
+                Some(id) => goes(&id) && self.discard(&id),
+                None => fs::remove_file(&path).is_ok(),
+            };
+            if gone {
                 freed += size;
             }
         }
@@ -183,7 +232,7 @@ impl Store {
         }
         let mut freed = 0;
         for (id, content) in &doomed.contents {
-            if fs::remove_file(self.object(id)).is_ok() {
+            if self.discard(id) {
                 freed += content.size();
             }
         }
@@ -240,6 +289,10 @@ impl Store {
     /// Holds the store still; `None` while something is imported. What `except` reach is not among what is kept.
     fn still(&self, except: &[Chunk]) -> Result<Option<Still<'_>>, StoreError> {
         let one_at_a_time = lock(&self.removing);
+        if let Some(doubted) = self.index.doubted()?.iter().find(|root| !except.contains(root)) {
+            let reason = format!("{} is not whole again yet, and nobody knows what it needs", hex(doubted));
+            return Err(StoreError::Damaged(reason));
+        }
         let mut kept = Reached::default();
         let before = self.roots()?;
         for root in before.iter().filter(|root| !except.contains(root)) {

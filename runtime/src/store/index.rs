@@ -22,6 +22,9 @@ const ORIGINALS: TableDefinition<&[u8; 32], ([u8; 32], u64)> = TableDefinition::
 /// Blob → the original that it is part of.
 const BLOBS: TableDefinition<&[u8; 32], [u8; 32]> = TableDefinition::new("blobs");
 
+/// What was complete, was found damaged, and is not complete again yet.
+const DOUBTED: TableDefinition<&[u8; 32], ()> = TableDefinition::new("doubted");
+
 /// The index's own memory; what is read often is small.
 const CACHE: usize = 4 << 20;
 
@@ -75,6 +78,7 @@ impl Index {
         write.open_table(IMAGES).map_err(failed)?;
         write.open_table(ORIGINALS).map_err(failed)?;
         write.open_table(BLOBS).map_err(failed)?;
+        write.open_table(DOUBTED).map_err(failed)?;
         write.commit().map_err(failed)?;
         Ok(Index { db })
     }
@@ -160,15 +164,51 @@ impl Index {
         write.commit().map_err(failed)
     }
 
+    /// Forgets chunks and contents that are damaged; with `incomplete` also that this is complete.
+    pub(super) fn doubt(
+        &self,
+        root: &Chunk,
+        chunks: &[Chunk],
+        contents: &[ContentId],
+        incomplete: bool,
+    ) -> Result<(), StoreError> {
+        let write = self.db.begin_write().map_err(failed)?;
+        {
+            let mut table = write.open_table(CHUNKS).map_err(failed)?;
+            for chunk in chunks {
+                table.remove(chunk).map_err(failed)?;
+            }
+            let mut table = write.open_table(CONTENTS).map_err(failed)?;
+            for content in contents {
+                table.remove(content).map_err(failed)?;
+            }
+            if incomplete {
+                write.open_table(IMAGES).map_err(failed)?.remove(root).map_err(failed)?;
+                write.open_table(ORIGINALS).map_err(failed)?.remove(root).map_err(failed)?;
+                write.open_table(DOUBTED).map_err(failed)?.insert(root, ()).map_err(failed)?;
+            }
+        }
+        write.commit().map_err(failed)
+    }
+
+    /// What was found damaged, and is not complete again yet.
+    pub(super) fn doubted(&self) -> Result<Vec<Chunk>, StoreError> {
+        let table = self.db.begin_read().map_err(failed)?.open_table(DOUBTED).map_err(failed)?;
+        let roots = table.iter().map_err(failed)?.map(|entry| Ok(*entry.map_err(failed)?.0.value()));
+        roots.collect()
+    }
+
     /// Takes all of it away or nothing.
     pub(super) fn remove(&self, removal: &Removal) -> Result<(), StoreError> {
         let write = self.db.begin_write().map_err(failed)?;
         {
             let mut images = write.open_table(IMAGES).map_err(failed)?;
             let mut originals = write.open_table(ORIGINALS).map_err(failed)?;
+            let mut doubted = write.open_table(DOUBTED).map_err(failed)?;
             for root in &removal.roots {
                 images.remove(root).map_err(failed)?;
                 originals.remove(root).map_err(failed)?;
+                doubted.remove(root).map_err(failed)?;
             }
             let mut table = write.open_table(CONTENTS).map_err(failed)?;
             for content in &removal.contents {
@@ -235,13 +275,16 @@ impl Index {
                 table.insert(content, ()).map_err(failed)?;
             }
             let mut table = write.open_table(IMAGES).map_err(failed)?;
+            let mut doubted = write.open_table(DOUBTED).map_err(failed)?;
             for image in &changes.images {
                 table.insert(&image.root, (image.id, image.size)).map_err(failed)?;
+                doubted.remove(&image.root).map_err(failed)?;
             }
             let mut table = write.open_table(ORIGINALS).map_err(failed)?;
             let mut blobs_table = write.open_table(BLOBS).map_err(failed)?;
             for (original, blobs) in &changes.originals {
                 table.insert(&original.root, (original.digest, original.size)).map_err(failed)?;
+                doubted.remove(&original.root).map_err(failed)?;
                 for blob in blobs {
                     if blobs_table.get(blob).map_err(failed)?.is_none() {
                         blobs_table.insert(blob, original.root).map_err(failed)?;

@@ -39,7 +39,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-pub use collect::{Removed, Usage};
+pub use collect::{Damage, Removed, Usage};
 pub use receive::Missing;
 pub use rootfs::{Form, ImageFile, NoForm};
 pub(crate) use write::Sink;
@@ -96,7 +96,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    fn io(step: &'static str, path: &Path, source: io::Error) -> StoreError {
+    pub(crate) fn io(step: &'static str, path: &Path, source: io::Error) -> StoreError {
         match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => StoreError::DiskFull { path: path.to_owned() },
             _ => StoreError::Io { step, path: path.to_owned(), source },
@@ -179,6 +179,10 @@ pub struct Store {
     /// Where chunks that are awaited go.
     awaited: Mutex<BTreeMap<Chunk, Location>>,
     fresh: Mutex<receive::Fresh>,
+    /// Chunks that came since the disk was last known to have all: those of a second.
+    unsynced: Mutex<Vec<Chunk>>,
+    /// How often the disk did not take what was written.
+    losses: AtomicUsize,
     last_commit: Mutex<Instant>,
     unpacking: Mutex<()>,
     /// Held for reading by whoever adds to it step by step, for writing by a removal.
@@ -225,6 +229,8 @@ impl Store {
             dir: dir.to_owned(),
             awaited: Mutex::new(BTreeMap::new()),
             fresh: Mutex::default(),
+            unsynced: Mutex::default(),
+            losses: AtomicUsize::new(0),
             last_commit: Mutex::new(Instant::now()),
             unpacking: Mutex::new(()),
             changing: RwLock::new(()),
@@ -412,14 +418,32 @@ impl Store {
         file.map_err(|error| StoreError::io("make", &path, error))
     }
 
-    /// Everything written so far is on the disk when this returns.
+    /// Everything written so far is on the disk when this returns. The kernel says once that it is not, to one who asks, and then
+    /// takes those bytes for written: chunks that came since the last time are forgotten.
     fn sync(&self) -> Result<(), StoreError> {
         let dir = File::open(&self.dir).map_err(|error| StoreError::io("open", &self.dir, error))?;
+        let since = std::mem::take(&mut *lock(&self.unsynced));
         // SAFETY: the descriptor is open for the whole call, and there is no pointer.
         if unsafe { libc::syncfs(dir.as_raw_fd()) } != 0 {
-            return Err(StoreError::io("sync", &self.dir, io::Error::last_os_error()));
+            let error = io::Error::last_os_error();
+            self.lose(&since)?;
+            return Err(StoreError::io("sync", &self.dir, error));
         }
         Ok(())
+    }
+
+    /// These chunks, and all that came meanwhile, may not be what the page cache says.
+    fn lose(&self, chunks: &[Chunk]) -> Result<(), StoreError> {
+        self.losses.fetch_add(1, Ordering::AcqRel);
+        *lock(&self.fresh) = receive::Fresh::default();
+        let meanwhile = std::mem::take(&mut *lock(&self.unsynced));
+        self.index.forget(&[chunks, &meanwhile].concat())
+    }
+
+    /// Removes a content's file; whether it was there.
+    fn discard(&self, id: &ContentId) -> bool {
+        lock(&self.fresh).forget(id);
+        fs::remove_file(self.object(id)).is_ok()
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
 
@@ -38,25 +40,27 @@ pub struct Missing {
 }
 
 /// What this life of the daemon has checked and written at its place: it is not read and checked once more when all of its
-/// content is here. Of what is forgotten here everything is, and so is what lies in a file that somebody else has written to since.
+/// content is here. Of what is forgotten here everything is; so is what lies in a file that somebody else was the last to write
+/// to, or in another file than this was written to.
 #[derive(Default)]
 pub(super) struct Fresh {
     contents: HashMap<ContentId, (Mark, BTreeSet<u64>)>,
     count: usize,
 }
 
-/// Which file, and when it was last written.
-#[derive(Copy, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// Which file, and when it was last written. A file that is new may have the inode of one that is gone, but not its time of birth,
+/// where the file system has one.
+#[derive(Copy, Clone, Default, PartialEq, Eq)]
 struct Mark {
     inode: u64,
-    seconds: i64,
-    nanoseconds: i64,
+    born: Option<SystemTime>,
+    written: (i64, i64),
 }
 
 impl Mark {
     fn of(file: &File, path: &Path) -> Result<Mark, StoreError> {
         let about = file.metadata().map_err(|error| StoreError::io("look at", path, error))?;
-        Ok(Mark { inode: about.ino(), seconds: about.mtime(), nanoseconds: about.mtime_nsec() })
+        Ok(Mark { inode: about.ino(), born: about.created().ok(), written: (about.mtime(), about.mtime_nsec()) })
     }
 }
 
@@ -67,12 +71,12 @@ impl Fresh {
             *self = Fresh::default();
         }
         let (last, offsets) = self.contents.entry(location.content).or_default();
-        if last.inode != mark.inode {
+        if (last.inode, last.born) != (mark.inode, mark.born) {
             self.count -= offsets.len();
             (*last, *offsets) = (mark, BTreeSet::new());
         }
         // Another batch's chunk may have been written since, and be noted already.
-        *last = mark.max(*last);
+        last.written = last.written.max(mark.written);
         self.count += usize::from(offsets.insert(location.offset));
     }
 
@@ -81,6 +85,13 @@ impl Fresh {
         let Some((last, offsets)) = self.contents.remove(content) else { return BTreeSet::new() };
         self.count -= offsets.len();
         if last == mark { offsets } else { BTreeSet::new() }
+    }
+
+    /// The file of this content is gone.
+    pub(super) fn forget(&mut self, content: &ContentId) {
+        if let Some((_, offsets)) = self.contents.remove(content) {
+            self.count -= offsets.len();
+        }
     }
 }
 
@@ -195,6 +206,7 @@ impl Store {
     /// Checks a chunk and keeps it. Seen by others at once; on disk within [`COMMIT_EVERY`].
     pub fn put_chunks(&self, chunks: Vec<(Chunk, Vec<u8>)>) -> Result<(), StoreError> {
         let _not_removed = self.changing();
+        let losses = self.losses.load(Ordering::Acquire);
         let mut changes = Changes::default();
         let wrong = |(chunk, bytes): &&(Chunk, Vec<u8>)| blake3::hash(bytes) != *chunk || bytes.len() > MAX_ROOT;
         if let Some((chunk, _)) = chunks.iter().find(wrong) {
@@ -230,7 +242,19 @@ impl Store {
         if durable {
             self.sync()?;
         }
-        self.index.add(&changes, durable)
+        let came: Vec<Chunk> = changes.chunks.iter().map(|(chunk, _)| *chunk).collect();
+        lock(&self.unsynced).extend(&came);
+        self.index.add(&changes, durable)?;
+        if self.losses.load(Ordering::Acquire) != losses {
+            // Another was told that the disk did not take what was written meanwhile, perhaps this.
+            self.index.forget(&came)?;
+            return Err(StoreError::Io {
+                step: "sync",
+                path: self.dir.clone(),
+                source: io::Error::from_raw_os_error(libc::EIO),
+            });
+        }
+        Ok(())
     }
 
     /// Lists that the disk has lost, or changed, are fetched again.
@@ -347,5 +371,31 @@ impl Store {
             offset += u64::from(*len);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_known_by_its_file() {
+        let born = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let mark = |inode, at, nanoseconds| Mark { inode, born: born(at), written: (5, nanoseconds) };
+        let (content, location) = ([1; 32], |offset| Location { content: [1; 32], offset, len: 1 });
+        let mut fresh = Fresh::default();
+        fresh.written(&location(0), mark(7, 1, 1));
+        fresh.written(&location(9), mark(7, 1, 2));
+        assert_eq!(fresh.take(&content, mark(7, 1, 2)), BTreeSet::from([0, 9]));
+        fresh.written(&location(0), mark(7, 1, 1));
+        assert_eq!(fresh.take(&content, mark(7, 1, 2)), BTreeSet::new(), "somebody has written to it since");
+        fresh.written(&location(0), mark(7, 1, 1));
+        // The file is gone, and the next has its inode.
+        fresh.written(&location(9), mark(7, 2, 2));
+        assert_eq!(fresh.take(&content, mark(7, 2, 2)), BTreeSet::from([9]));
+        fresh.written(&location(0), mark(7, 1, 1));
+        fresh.forget(&content);
+        assert_eq!(fresh.take(&content, mark(7, 1, 1)), BTreeSet::new());
+        assert_eq!(fresh.count, 0);
     }
 }

@@ -144,7 +144,7 @@ impl Line {
 
 impl State {
     fn keep(&mut self, mut buffer: Vec<u8>) {
-        if self.spare.len() < MAX_SPARE && buffer.capacity() <= MAX_BYTES {
+        if self.spare.len() < MAX_SPARE && (1..=MAX_BYTES).contains(&buffer.capacity()) {
             buffer.clear();
             self.spare.push(buffer);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::spool::Spool;
 use super::*;
-use crate::image::{Limits, Progress, import};
+use crate::image::{Limits, Progress, content_of, import};
 use archive::{append, archive, noise};
 
 /// Brings an image from one store to another by chunks, as a download does, several batches at once.
@@ -329,14 +329,14 @@ fn what_is_removed_takes_nothing_with_it_that_another_needs() {
             let runnable = store.runnable(&second.root).unwrap().unwrap();
             assert_eq!(read(&runnable, "shared"), noise(1, 300_000));
             for root in [second.root, second.original.root] {
-                assert_eq!(store.verify(&root).unwrap(), Vec::<String>::new());
+                assert_eq!(store.verify(&root).unwrap().told, Vec::<String>::new());
             }
             // What is gone can come again.
             assert!(store.chunk(&first.root).unwrap().is_none());
         }
         load(&one, &of_many(&[("shared", noise(1, 300_000)), ("z-first", noise(2, 300_000))]));
         transfer(&one, &two, &first.root);
-        assert_eq!(two.verify(&first.root).unwrap(), Vec::<String>::new());
+        assert_eq!(two.verify(&first.root).unwrap().told, Vec::<String>::new());
     }
 }
 
@@ -377,7 +377,7 @@ fn a_sweep_leaves_what_something_reaches_and_nothing_else() {
         assert!(matches!(freed, Removed::Freed(bytes) if bytes > 500_000), "{freed:?}");
         assert!(two.size() < before - 500_000);
         assert!(!two.rootfs_dir(&[7; 32]).exists());
-        assert_eq!(two.verify(&kept.root).unwrap(), Vec::<String>::new());
+        assert_eq!(two.verify(&kept.root).unwrap().told, Vec::<String>::new());
         assert_eq!(read(&two.runnable(&kept.root).unwrap().unwrap(), "shared"), noise(1, 900_000));
         let missing = two.survey(&coming.root).unwrap();
         assert_eq!(missing.present.iter().filter(|here| !**here).count(), 3, "what is on its way stays");
@@ -385,7 +385,7 @@ fn a_sweep_leaves_what_something_reaches_and_nothing_else() {
         // Nothing is left to sweep; and what is gone can come again.
         assert_eq!(two.sweep(&[coming.root]).unwrap(), Removed::Freed(0));
         transfer(&one, &two, &left.root);
-        assert_eq!(two.verify(&left.root).unwrap(), Vec::<String>::new());
+        assert_eq!(two.verify(&left.root).unwrap().told, Vec::<String>::new());
     }
 }
 
@@ -438,4 +438,87 @@ fn an_original_whose_blobs_are_something_else_is_not_taken() {
     let mut bytes = Vec::new();
     reader.read_to_end(&mut bytes).unwrap();
     assert_eq!(crate::image::sha256_hex(&bytes), hex(&blob.digest));
+}
+
+/// Overwrites the beginning of an object, as a disk does that forgets.
+fn damage(store: &Store, id: &ContentId) {
+    let file = std::fs::File::options().write(true).open(store.object(id)).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 64], 0).unwrap();
+}
+
+#[test]
+fn what_is_damaged_is_brought_again_and_nothing_is_removed_until_then() {
+    for form in forms() {
+        let (_dir, one, two) = two_stores_of(form);
+        let image = load(&one, &of_many(&[("kept", noise(1, 300_000)), ("other", noise(2, 300_000))]));
+        for root in [image.root, image.original.root] {
+            transfer(&one, &two, &root);
+        }
+        let list = two.root(&image.root).unwrap().layers[0].tree.id();
+        let content = content_of(&noise(1, 300_000)).id();
+        damage(&two, &list);
+        damage(&two, &content);
+        // Nobody knows what it needs: its contents must not go.
+        assert!(matches!(two.sweep(&[]), Err(StoreError::Damaged(_))));
+        assert_eq!(two.unlisted().unwrap(), [image.root]);
+        let found = two.verify(&image.root).unwrap();
+        assert_eq!(found.told.len(), 1, "what a damaged list names is not looked at: {found:?}");
+        two.doubt(&image.root, &found, true).unwrap();
+        assert!(two.runnable(&image.root).unwrap().is_none());
+        assert!(matches!(two.sweep(&[image.root]), Err(StoreError::Damaged(_))));
+        assert!(two.object(&content).exists());
+        assert_eq!(transfer(&one, &two, &image.root), 1, "its list's first chunk alone");
+        let found = two.verify(&image.root).unwrap();
+        assert!(found.told.len() == 1 && found.told[0].contains(&hex(&content)), "{found:?}");
+        two.doubt(&image.root, &found, true).unwrap();
+        assert_eq!(transfer(&one, &two, &image.root), 1);
+        assert!(two.verify(&image.root).unwrap().is_none());
+        assert!(matches!(two.sweep(&[]), Ok(Removed::Freed(_))));
+        assert_eq!(read(&two.runnable(&image.root).unwrap().unwrap(), "kept"), noise(1, 300_000));
+    }
+}
+
+#[test]
+fn what_is_damaged_and_nowhere_else_is_loaded_again() {
+    let (_dir, one, _) = two_stores();
+    let archive = archive(&[("kept", noise(1, 300_000))]);
+    let image = load(&one, &archive);
+    damage(&one, &content_of(&noise(1, 300_000)).id());
+    let found = one.verify(&image.root).unwrap();
+    assert_eq!(found.told.len(), 1);
+    one.doubt(&image.root, &found, false).unwrap();
+    assert!(one.runnable(&image.root).unwrap().is_some(), "it is all there is");
+    load(&one, &archive);
+    assert!(one.verify(&image.root).unwrap().is_none());
+}
+
+#[test]
+fn an_import_that_is_given_up_takes_nothing_from_one_that_is_not() {
+    let (_dir, one, _) = two_stores();
+    let large = noise(1, 1_000_000);
+    let chunks = content_of(&large).chunks;
+    let part = &large[..chunks[0].1 as usize];
+    let progress = Progress::default();
+    let (mut first, mut second) = (one.writer(1 << 30, &progress), one.writer(1 << 30, &progress));
+    // Its only chunk is looked for in the larger one.
+    first.add_bytes(&large).unwrap();
+    let small = first.add_bytes(part).unwrap();
+    assert_eq!(second.add_bytes(part).unwrap(), small);
+    assert_eq!(small.chunks.len(), 1);
+    first.commit().unwrap();
+    drop(second);
+    assert!(one.object(&small.id()).exists());
+}
+
+#[test]
+fn chunks_that_the_disk_did_not_take_come_again() {
+    let (_dir, one, two) = two_stores();
+    let image = load(&one, &archive(&[("kept", noise(1, 300_000))]));
+    let bytes = one.chunk(&image.root).unwrap().unwrap();
+    two.put_chunks(vec![(image.root, bytes.clone())]).unwrap();
+    assert!(two.survey(&image.root).unwrap().present.len() > 1, "its lists come next");
+    two.lose(&[]).unwrap();
+    assert_eq!(two.survey(&image.root).unwrap().present, [false]);
+    two.put_chunks(vec![(image.root, bytes)]).unwrap();
+    transfer(&one, &two, &image.root);
 }

@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashSet};
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use super::index::{Changes, Location};
 use super::spool::{Line, Spool};
@@ -314,23 +314,32 @@ impl Writer<'_> {
     }
 }
 
+impl Writer<'_> {
+    /// Removes what was written to `path`, unless another import or a download counts on it. What cannot be removed is left for a
+    /// sweep to find.
+    fn take_back(&self, path: &Path, content: Option<&Content>) {
+        let Some(content) = content else { return drop(fs::remove_file(path)) };
+        let id = content.id();
+        let index = &self.store.index;
+        let lies_here =
+            |(chunk, _): &(Chunk, u32)| index.chunk(chunk).is_ok_and(|at| at.is_some_and(|at| at.content == id));
+        // Without an index nobody can say that nobody needs it.
+        let shared = index.content(&id).unwrap_or(true) || content.chunks.iter().any(lies_here);
+        if self.alone(&id) && !shared {
+            self.store.discard(&id);
+        }
+    }
+}
+
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
         // Nothing is written from here on.
         self.spool = None;
-        for (path, content) in &self.written {
-            let id = content.as_ref().map(Content::id);
-            let lies_here = |chunk: &Chunk| {
-                let location = self.store.index.chunk(chunk).ok().flatten();
-                location.is_some_and(|location| Some(location.content) == id)
-            };
-            // A download of the same content may have begun meanwhile, and counts on its file.
-            let shared = content.iter().flat_map(|content| &content.chunks).any(|(chunk, _)| lies_here(chunk));
-            let alone = id.is_none_or(|id| self.alone(&id));
-            if alone && !shared {
-                // Gone already, or left for the next start to find.
-                drop(fs::remove_file(path));
-            }
+        let written = std::mem::take(&mut self.written);
+        if !written.is_empty() {
+            // Whoever takes up chunks or completes an image has said by then which files it counts on.
+            let _nobody_else = self.store.changing.write().unwrap_or_else(PoisonError::into_inner);
+            written.iter().for_each(|(path, content)| self.take_back(path, content.as_ref()));
         }
         self.store.importing.fetch_sub(1, Ordering::AcqRel);
     }
