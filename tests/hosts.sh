@@ -37,6 +37,12 @@ on() {
     shift
     nsenter --net="/run/netns/$name-$i" "$@"
 }
+# To be put behind, with its own process's number in $!.
+behind() {
+    local i=$1
+    shift
+    exec nsenter --net="/run/netns/$name-$i" "$@"
+}
 node() {
     local i=$1
     shift

@@ -15,6 +15,9 @@ mod registry;
 use std::process::ExitCode;
 
 pub use net::chunks::ChunkTamper;
+/// For `examples/quinn.rs`.
+#[doc(hidden)]
+pub use net::tls;
 
 /// Runs the program that users install.
 pub fn main() -> ExitCode {

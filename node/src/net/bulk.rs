@@ -44,7 +44,7 @@ use super::admission::{Gate, PATIENCE, read_frame, unix_now, write_frame};
 use super::chunks::{Came, END, STALL, Shelf, broken};
 use super::data::{Entrance, first_of, peer_of};
 use super::doorstep::Places;
-use super::peer_id;
+use super::{peer_id, tls};
 
 const ALPN: &[u8] = b"moyai-bulk/1";
 /// Lines to one provider: for two batches of each of two images.
@@ -162,8 +162,7 @@ impl Bulk {
 
     async fn dial_one(&self, provider: NodeId, address: SocketAddr) -> anyhow::Result<Line> {
         let peer = peer_id(&provider).with_context(|| format!("node {} has no key", provider.short()))?;
-        let mut tls = libp2p_tls::make_client_config(&self.keys, Some(peer))?;
-        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let tls = tls::client(&self.keys, peer, ALPN)?;
         let stream = buffered(TcpStream::connect(address).await?)?;
         let name = ServerName::try_from("l").expect("a letter is a name");
         let mut line = TlsConnector::from(Arc::new(tls)).connect(name, stream).await?;
@@ -234,8 +233,7 @@ pub(super) async fn serve(
     shelf: Shelf,
     entrance: Arc<Entrance>,
 ) -> anyhow::Result<()> {
-    let mut tls = libp2p_tls::make_server_config(&keys)?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    let tls = tls::server(&keys, ALPN)?;
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let guests: Places<NodeId> = Places::default();
     loop {

@@ -40,7 +40,7 @@ use super::admission::{AdmissionError, Gate, PATIENCE, read_frame, unix_now, wri
 use super::bulk::{self, Bulk};
 use super::chunks::{Came, STALL, Shelf, broken};
 use super::doorstep::{Doorstep, Place, Places};
-use super::{key_pair, node_id, peer_id};
+use super::{key_pair, node_id, peer_id, tls};
 
 const ALPN: &[u8] = b"moyai-data/1";
 const MAX_CONNECTIONS: usize = 256;
@@ -157,8 +157,7 @@ impl DataPlane {
         offer: Offer,
     ) -> io::Result<Arc<DataPlane>> {
         let keys = key_pair(key);
-        let mut tls = libp2p_tls::make_server_config(&keys).map_err(io::Error::other)?;
-        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let tls = tls::server(&keys, ALPN).map_err(io::Error::other)?;
         let crypto = QuicServerConfig::try_from(tls).map_err(io::Error::other)?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         config.transport_config(Arc::new(transport_config()));
@@ -454,8 +453,7 @@ impl DataPlane {
             return Ok(connection.clone());
         }
         let peer = peer_id(&node).ok_or_else(|| anyhow::anyhow!("node {} has no key", node.short()))?;
-        let mut tls = libp2p_tls::make_client_config(&self.keys, Some(peer))?;
-        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let tls = tls::client(&self.keys, peer, ALPN)?;
         let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
         config.transport_config(Arc::new(transport_config()));
         let dialled = first_of(addresses, PATIENCE, |address| self.dial(node, address, config.clone())).await;

@@ -4,7 +4,7 @@
 //! - [`transport`]: libp2p's TCP and QUIC with that exchange built in, so that no protocol exists before it
 //! - [`control`]: the libp2p swarm: messages of the protocol, mDNS, Kademlia, identify, ping
 //! - [`doorstep`], [`inflow`]: what strangers and members may take of this node
-//! - [`data`]: quinn connections for bulk: chunks, logs, processes; [`bulk`]: chunks by TCP, where possible
+//! - [`data`]: quinn connections for bulk: chunks, logs, processes; [`bulk`]: chunks by TCP, where possible; [`tls`]: of both
 //! - [`join`]: a machine without a certificate asks for one
 //!
 //! A node is its ed25519 key everywhere: [`peer_id`] and [`node_id`] go between libp2p's name for it and ours.
@@ -18,6 +18,7 @@ mod dials;
 pub mod doorstep;
 pub mod inflow;
 pub mod join;
+pub mod tls;
 pub mod transport;
 
 use std::net::IpAddr;
