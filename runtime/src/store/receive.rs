@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use sha2::{Digest, Sha256};
 
 use super::index::{Changes, Location};
-use super::{Held, HeldOriginal, Store, StoreError, lock};
+use super::{Held, HeldOriginal, Store, StoreError, lock, spool};
 use crate::image::{Chunk, Content, ContentId, MAX_CHUNK, MAX_ROOT, ORIGINAL, Recipe, Root, Source, Tree};
 
 /// How much of a download a crash may cost.
@@ -213,6 +213,8 @@ impl Store {
             return Err(StoreError::WrongChunk(*chunk));
         }
         let mut last: Option<(ContentId, File)> = None;
+        // Bytes that were written to it.
+        let mut fresh = 0;
         for (chunk, bytes) in chunks {
             let awaited = lock(&self.awaited).remove(&chunk);
             let len = bytes.len() as u32;
@@ -222,15 +224,21 @@ impl Store {
                 _ => Location { content: chunk, offset: 0, len },
             };
             let path = self.object(&location.content);
-            let (_, file) = match last.take().filter(|(content, _)| *content == location.content) {
-                Some(same) => last.insert(same),
-                None => last.insert((location.content, self.open_object(&location.content)?)),
+            let (_, file) = match last.take() {
+                Some(same) if same.0 == location.content => last.insert(same),
+                other => {
+                    other.iter().for_each(|(_, file)| spool::begin(file, fresh));
+                    fresh = 0;
+                    last.insert((location.content, self.open_object(&location.content)?))
+                }
             };
             file.write_all_at(&bytes, location.offset).map_err(|error| StoreError::io("write", &path, error))?;
+            fresh += bytes.len();
             let mark = Mark::of(file, &path)?;
             lock(&self.fresh).written(&location, mark);
             changes.chunks.push((chunk, location));
         }
+        last.iter().for_each(|(_, file)| spool::begin(file, fresh));
         let durable = {
             let mut last = lock(&self.last_commit);
             let due = last.elapsed() >= COMMIT_EVERY;

@@ -205,8 +205,8 @@ impl Job {
     }
 }
 
-/// Has the kernel begin to bring to the disk what was written: else the disk would rest until the import waits for it.
-fn begin(file: &File, len: usize) {
+/// Has the kernel begin to bring to the disk what was written: else the disk would rest until somebody waits for it.
+pub(super) fn begin(file: &File, len: usize) {
     if len >= AT_ONCE {
         // A file system that cannot has it to do at the end.
         // SAFETY: the descriptor is open for the whole call, and there is no pointer.
