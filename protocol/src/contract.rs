@@ -281,6 +281,8 @@ pub enum Command {
     ImageGivenUp(ChunkId),
     /// Images, or what they were made of, are here no more.
     ImagesRemoved(Vec<ChunkId>),
+    /// An image, or what it was made of, is damaged here: it is fetched again, and keeps its names meanwhile.
+    ImageDamaged(ChunkId),
     /// Whether images take as much room here as they may: then no copy is taken that nothing here asks for.
     StoreFull(bool),
     /// Fetch an image, or what it was made of, from whoever has it.

@@ -1,7 +1,8 @@
 //! How much of its machine's parts a container has, beyond the cores, memory and processes that every workload can ask for.
 //!
-//! The names, units and meanings are docker's. A node that cannot hold a container to them does not bid on it
-//! ([`Offers::lacks`](crate::confinement::Offers::lacks)).
+//! The names, units and meanings are docker's. A node that has no cgroups to hold a container to them with, or not those processors,
+//! does not bid on it ([`Offers::lacks`](crate::confinement::Offers::lacks)). What else a machine's kernel may not grant (swap that
+//! is not counted, a process limit above the node's own) is known there alone, and is as it would be without.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -174,15 +175,13 @@ pub fn numbers(list: &str) -> Option<BTreeSet<u32>> {
         let plain = !text.is_empty() && text.len() <= 4 && text.bytes().all(|digit| digit.is_ascii_digit());
         text.parse::<u32>().ok().filter(|number| plain && *number <= MAX_NUMBER)
     };
-    let mut all = BTreeSet::new();
-    // Each number once, with its comma, is the longest that makes sense.
-    if list.len() > 5 * MAX_NUMBER as usize {
-        return None;
-    }
+    // As much work as each number once, whatever is repeated.
+    let (mut all, mut count) = (BTreeSet::new(), 0);
     for part in list.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last) = (number(first)?, number(last)?);
-        if first > last {
+        count += last.checked_sub(first)? + 1;
+        if count > MAX_NUMBER + 1 {
             return None;
         }
         all.extend(first..=last);
@@ -274,7 +273,8 @@ mod tests {
         let list = |text: &str| numbers(text).map(|all| all.into_iter().collect::<Vec<_>>());
         assert_eq!(list("0-3,6"), Some(vec![0, 1, 2, 3, 6]));
         assert_eq!(list("5"), Some(vec![5]));
-        for bad in ["", ",", "0,", "3-1", "-1", "0-", "+1", "a", "0 - 1", "8192", "00000", "0-1-2"] {
+        assert_eq!(list("0-8191").map(|all| all.len()), Some(8192));
+        for bad in ["0-8191,0-8191", "", ",", "0,", "3-1", "-1", "0-", "+1", "a", "0 - 1", "8192", "00000", "0-1-2"] {
             assert_eq!(list(bad), None, "{bad:?}");
         }
     }

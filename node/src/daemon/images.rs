@@ -108,30 +108,33 @@ impl Images {
 
     /// Reads all of something that is here. What is damaged is brought again from others, where others have it; whether they have.
     pub async fn verify(&self, root: ChunkId) -> Result<(Damage, bool), StoreError> {
-        let store = Arc::clone(&self.store);
-        let verified = tokio::task::spawn_blocking(move || store.verify(&root.0)).await;
-        let damage = verified.unwrap_or_else(|_| Ok(Damage::default()))?;
+        let damage = self.by_store(move |store| store.verify(&root.0)).await?;
         if damage.is_none() {
             return Ok((damage, false));
         }
         let others = self.handle.ask(move |node, _| node.is_elsewhere(&root)).await.unwrap_or(false);
-        let (store, doubted) = (Arc::clone(&self.store), damage.clone());
-        let done = tokio::task::spawn_blocking(move || store.doubt(&root.0, &doubted, others)).await;
-        done.unwrap_or(Ok(()))?;
-        if others {
-            // When the daemon ends, the next one finds that it has not what its placements and names want.
-            let _ended = self.handle.command(Command::ImagesRemoved(vec![root])).await;
-            let _ended = self.handle.command(Command::FetchImage { root }).await;
+        let doubted = damage.clone();
+        let still = self.by_store(move |store| store.doubt(&root.0, &doubted, others)).await?;
+        if others && still {
+            // When the daemon ends, the next one does it.
+            let _ended = self.handle.command(Command::ImageDamaged(root)).await;
         }
         Ok((damage, others))
     }
 
+    /// Has the store do something that takes its time.
+    async fn by_store<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        done.unwrap_or_else(|broken| Err(StoreError::Index(broken.to_string())))
+    }
+
     /// Has what has a damaged list brought again.
     async fn mend_lists(&self) -> Result<(), StoreError> {
-        let store = Arc::clone(&self.store);
-        let unlisted =
-            tokio::task::spawn_blocking(move || store.unlisted()).await.unwrap_or_else(|_| Ok(Vec::new()))?;
-        for root in unlisted.into_iter().map(ChunkId) {
+        for root in self.by_store(Store::unlisted).await?.into_iter().map(ChunkId) {
             let (damage, others) = self.verify(root).await?;
             let next = if others { "it is fetched again" } else { "no other node has it: load it again, or remove it" };
             warn!(root = %root.short(), parts = damage.told.len(), "an image is damaged here: {next}");
@@ -226,14 +229,20 @@ impl Images {
             let complete = tokio::task::spawn_blocking(move || {
                 let images = store.images()?.into_iter().map(|image| ChunkId(image.root));
                 let originals = store.originals()?.into_iter().map(|original| ChunkId(original.root));
-                Ok::<BTreeSet<ChunkId>, StoreError>(images.chain(originals).collect())
+                let doubted: BTreeSet<ChunkId> = store.doubted()?.into_iter().map(ChunkId).collect();
+                Ok::<_, StoreError>((images.chain(originals).collect::<BTreeSet<ChunkId>>(), doubted))
             });
             let Ok(wanted) = self.handle.ask(|node, _| node.wanted_images()).await else { return };
             let Some(wanted) = wanted else {
                 warn!("the names of this node's images were lost: nothing is removed until it starts again");
                 return;
             };
-            let Ok(Ok(complete)) = complete.await else { continue };
+            let Ok(Ok((mut complete, doubted))) = complete.await else { continue };
+            for root in doubted.intersection(&wanted) {
+                // It may have been given up meanwhile, or be of an earlier life.
+                let _ended = self.handle.command(Command::ImageDamaged(*root)).await;
+            }
+            complete.extend(doubted);
             let now: BTreeSet<ChunkId> = complete.difference(&wanted).copied().collect();
             let for_long = now.intersection(&unneeded).copied().collect();
             match self.release(for_long).await {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use moyai_protocol::contract::{FetchFault, Piece};
 use moyai_protocol::exchange::BATCH_PIECES;
 use moyai_protocol::id::{ChunkId, NodeId};
-use moyai_runtime::store::{Store, StoreError};
+use moyai_runtime::store::{LastRead, Store, StoreError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// What a daemon of the tests sends in place of a chunk, which it may have; others send what they have.
@@ -29,6 +29,8 @@ pub type ChunkTamper = fn(Option<Vec<u8>>) -> Vec<u8>;
 /// Also of an image's root, which is one chunk however many layers it has.
 const MAX_CHUNK: u32 = 4 << 20;
 const NOT_HERE: u32 = u32::MAX;
+/// Of a length.
+const LEN: usize = 4;
 /// Nothing more of this batch comes.
 pub(super) const END: u32 = u32::MAX - 1;
 /// Read from the disk, and written to the network, at one time; more only where one chunk is more.
@@ -132,19 +134,19 @@ fn slab(
     ids: &mut impl Iterator<Item = ChunkId>,
 ) -> Result<Vec<u8>, StoreError> {
     let mut slab = Vec::with_capacity(SLAB + SLAB / 4);
+    let mut last = LastRead::default();
     while slab.len() < SLAB {
         let Some(id) = ids.next() else { break };
-        let bytes = store.chunk(&id.0)?;
         if let Some(tamper) = tamper {
-            slab.extend(tamper(bytes));
+            slab.extend(tamper(store.chunk(&id.0)?));
             continue;
         }
-        match bytes {
-            Some(bytes) => {
-                slab.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
-                slab.extend_from_slice(&bytes);
-            }
-            None => slab.extend_from_slice(&NOT_HERE.to_be_bytes()),
+        // Its length comes first, and is known last.
+        let at = slab.len();
+        slab.extend_from_slice(&NOT_HERE.to_be_bytes());
+        if store.append_chunk(&id.0, &mut slab, &mut last)? {
+            let len = (slab.len() - at - LEN) as u32;
+            slab[at..at + LEN].copy_from_slice(&len.to_be_bytes());
         }
     }
     Ok(slab)

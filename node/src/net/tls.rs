@@ -94,7 +94,7 @@ impl Verifier {
 }
 
 fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<P2pCertificate<'a>, Error> {
-    certificate::parse(certificate).map_err(|_| CertificateError::BadEncoding.into())
+    certificate::parse(certificate).map_err(|error| Error::General(format!("a node's certificate: {error}")))
 }
 
 fn verify_signature(

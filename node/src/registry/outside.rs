@@ -304,9 +304,9 @@ impl Outside {
                     counted += piece.len() as u64;
                     progress.here.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 }
-                // What another attempt was about to write when it was given up may still come: then it is longer than it should be.
-                file.sync_all().await?;
             }
+            // What another attempt was about to write when it was given up may still come: then it is longer than it should be.
+            file.sync_all().await?;
             let extra = file.metadata().await?.len() > here.min(size);
             if here < size && !extra {
                 return Err(session.broken("it sends less than it said"));

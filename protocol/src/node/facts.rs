@@ -464,14 +464,25 @@ impl Node {
 
     /// What these roots list is here no more.
     pub(super) fn images_gone(&mut self, roots: &[ChunkId], now: Instant) {
+        self.not_here(roots);
+        self.images.retain(|image| image.held().next().is_some());
+        self.publish_node(now);
+    }
+
+    /// What this root lists is not here for now: it is fetched again, and these names are its names then.
+    pub(super) fn image_damaged(&mut self, root: ChunkId, now: Instant) {
+        self.not_here(&[root]);
+        self.exchange.want(root, crate::exchange::Need::Use, now);
+        self.publish_node(now);
+    }
+
+    fn not_here(&mut self, roots: &[ChunkId]) {
         for image in &mut self.images {
             image.here &= !roots.contains(&image.root);
             if let Some(original) = &mut image.original {
                 original.here &= !roots.contains(&original.root);
             }
         }
-        self.images.retain(|image| image.held().next().is_some());
-        self.publish_node(now);
     }
 
     /// Lets go of names that were taken back after they were given; the word of it is kept for [`UNNAMED`], in which every node

@@ -698,6 +698,10 @@ impl Node {
                 self.images_gone(&roots, now);
                 Ok(Reply::Done)
             }
+            Command::ImageDamaged(root) => {
+                self.image_damaged(root, now);
+                Ok(Reply::Done)
+            }
             Command::StoreFull(full) => {
                 self.store_full = full;
                 if full {

@@ -44,12 +44,17 @@ pub(super) struct Added {
     log: PathBuf,
 }
 
+impl Drop for Added {
+    fn drop(&mut self) {
+        // It may not have been written.
+        drop(fs::remove_file(&self.log));
+    }
+}
+
 impl Added {
     /// The process's exit code; docker's for one that never ran, of which the runtime has said why on its error output.
     pub(super) fn code(&self, code: i32) -> i32 {
-        let refused = said(&self.log);
-        drop(fs::remove_file(&self.log));
-        match refused {
+        match said(&self.log) {
             Some(reason) if code == REFUSED => code_of(&reason),
             _ => code,
         }

@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError, RwLockWriteGuard};
 
 use super::index::{Location, Removal};
-use super::{Store, StoreError, hex, lock};
+use super::{LastRead, Store, StoreError, hex, lock};
 use crate::image::{Chunk, Content, ContentId, Source, Tree};
 
 /// What an image or an original needs.
@@ -53,8 +53,15 @@ pub struct Usage {
 pub struct Damage {
     /// What, for people.
     pub told: Vec<String>,
-    chunks: Vec<Chunk>,
-    contents: Vec<ContentId>,
+    places: Vec<Place>,
+}
+
+/// A chunk of a content: at its place in the content's own file, where that is whole, or else wherever it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    chunk: Chunk,
+    content: ContentId,
+    own: Option<Location>,
 }
 
 impl Damage {
@@ -111,15 +118,17 @@ impl Store {
         let itself = Content { chunks: vec![(*root, 0)] };
         let mut damage = Damage::default();
         for (id, content) in [(*root, &itself)].into_iter().chain(reached.contents.iter().map(|(id, it)| (*id, it))) {
-            let whole = damage.chunks.len();
-            for (chunk, _) in &content.chunks {
-                if !damage.chunks.contains(chunk) && self.chunk(chunk)?.is_none() {
-                    damage.chunks.push(*chunk);
+            // Lists that came by chunks are not brought together, and a root's length is not known here.
+            let whole = id != *root && self.index.content(&id)?;
+            let mut offset = 0;
+            for (chunk, len) in &content.chunks {
+                let own = whole.then_some(Location { content: id, offset, len: *len });
+                let place = Place { chunk: *chunk, content: id, own };
+                if !self.is_right(&place)? {
                     damage.told.push(format!("chunk {} of content {}", hex(chunk), hex(&id)));
+                    damage.places.push(place);
                 }
-            }
-            if damage.chunks.len() > whole {
-                damage.contents.push(id);
+                offset += u64::from(*len);
             }
         }
         match unlisted {
@@ -132,18 +141,50 @@ impl Store {
         Ok(damage)
     }
 
+    fn is_right(&self, place: &Place) -> Result<bool, StoreError> {
+        let Some(own) = &place.own else { return Ok(self.chunk(&place.chunk)?.is_some()) };
+        let mut bytes = Vec::new();
+        Ok(self.read_at(own, &mut bytes, &mut LastRead::default())? && blake3::hash(&bytes) == place.chunk)
+    }
+
     /// What is complete and has a damaged list, so that nobody knows what it needs.
     pub fn unlisted(&self) -> Result<Vec<Chunk>, StoreError> {
         let unlisted = |root: &Chunk| matches!(self.reach(root, &mut Reached::default()), Err(StoreError::Damaged(_)));
         Ok(self.roots()?.into_iter().filter(unlisted).collect())
     }
 
-    /// What is damaged is not known any more: whoever brings it writes it anew. With `incomplete`, its image is to be completed again,
-    /// and until it is, or is removed, nothing is removed: nobody knows what it needs, and containers may be using it.
-    pub fn doubt(&self, root: &Chunk, damage: &Damage, incomplete: bool) -> Result<(), StoreError> {
+    /// What is damaged, and still is, is not known any more: whoever brings it writes it anew. With `incomplete`, its image is to be
+    /// completed again, and until it is, or is removed, nothing is removed: nobody knows what it needs, and containers may be using
+    /// it. Whether there was anything to doubt.
+    pub fn doubt(&self, root: &Chunk, damage: &Damage, incomplete: bool) -> Result<bool, StoreError> {
         let _nobody_else = self.changing.write().unwrap_or_else(PoisonError::into_inner);
-        damage.contents.iter().for_each(|content| lock(&self.fresh).forget(content));
-        self.index.doubt(root, &damage.chunks, &damage.contents, incomplete)
+        if self.index.image(root)?.is_none() && !self.index.original(root)? {
+            // It was given up meanwhile, or is in doubt already.
+            return Ok(false);
+        }
+        let (mut chunks, mut contents) = (BTreeSet::new(), BTreeSet::new());
+        for place in &damage.places {
+            if self.is_right(place)? {
+                continue;
+            }
+            contents.insert(place.content);
+            // Another content may have it whole.
+            if self.chunk(&place.chunk)?.is_none() {
+                chunks.insert(place.chunk);
+            }
+        }
+        if contents.is_empty() && !damage.places.is_empty() {
+            return Ok(false);
+        }
+        contents.iter().for_each(|content| lock(&self.fresh).forget(content));
+        let (chunks, contents): (Vec<_>, Vec<_>) = (chunks.into_iter().collect(), contents.into_iter().collect());
+        self.index.doubt(root, &chunks, &contents, incomplete)?;
+        Ok(true)
+    }
+
+    /// What was complete, was found damaged, and is not complete again yet.
+    pub fn doubted(&self) -> Result<Vec<Chunk>, StoreError> {
+        self.index.doubted()
     }
 
     /// Bytes of this store on its disk, but for its index.
@@ -219,7 +260,11 @@ impl Store {
         }
         let awaited: BTreeSet<ContentId> = lock(&self.awaited).values().map(|location| location.content).collect();
         for root in roots.iter().filter(|root| complete.contains(root)) {
-            self.reach(root, &mut doomed)?;
+            match self.reach(root, &mut doomed) {
+                // What a damaged list names is left for the next sweep.
+                Ok(()) | Err(StoreError::Damaged(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         doomed.contents.retain(|id, _| !kept.contents.contains_key(id) && !awaited.contains(id));
         doomed.layers.retain(|layer| !kept.layers.contains(layer));
@@ -268,7 +313,9 @@ impl Store {
             for (chunk, len) in &content.chunks {
                 if let Some(place @ None) = chunks.get_mut(chunk) {
                     let there = Location { content: *id, offset, len: *len };
-                    let right = self.read_at(&there)?.is_some_and(|bytes| blake3::hash(&bytes) == *chunk);
+                    let mut bytes = Vec::new();
+                    let read = self.read_at(&there, &mut bytes, &mut LastRead::default())?;
+                    let right = read && blake3::hash(&bytes) == *chunk;
                     if !right && let Some(bytes) = self.chunk(chunk)? {
                         let path = self.object(id);
                         let written = self.open_object(id)?.write_all_at(&bytes, offset);

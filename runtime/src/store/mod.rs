@@ -161,6 +161,10 @@ pub enum Startable {
     No,
 }
 
+/// The content that a chunk was read from last, and its file.
+#[derive(Debug, Default)]
+pub struct LastRead(Option<(ContentId, File)>);
+
 /// Keeps a store from removing anything.
 pub struct Hold(Arc<Store>);
 
@@ -344,9 +348,20 @@ impl Store {
 
     /// A chunk's bytes, checked; `None` when it is not here.
     pub fn chunk(&self, chunk: &Chunk) -> Result<Option<Vec<u8>>, StoreError> {
-        let Some(location) = self.index.chunk(chunk)? else { return Ok(None) };
-        let bytes = self.read_at(&location)?;
-        Ok(bytes.filter(|bytes| blake3::hash(bytes) == *chunk))
+        let mut bytes = Vec::new();
+        Ok(self.append_chunk(chunk, &mut bytes, &mut LastRead::default())?.then_some(bytes))
+    }
+
+    /// Adds a chunk's bytes, checked, to `all`; whether it is here. The next one may lie in the same file as the last.
+    pub fn append_chunk(&self, chunk: &Chunk, all: &mut Vec<u8>, last: &mut LastRead) -> Result<bool, StoreError> {
+        let Some(location) = self.index.chunk(chunk)? else { return Ok(false) };
+        let before = all.len();
+        let read = self.read_at(&location, all, last)?;
+        let here = read && blake3::hash(&all[before..]) == *chunk;
+        if !here {
+            all.truncate(before);
+        }
+        Ok(here)
     }
 
     /// A content that lies complete under its id.
@@ -386,18 +401,29 @@ impl Store {
         self.changing.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_at(&self, location: &Location) -> Result<Option<Vec<u8>>, StoreError> {
-        let path = self.object(&location.content);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StoreError::io("open", &path, error)),
+    /// Adds what lies there to `all`; whether there is so much.
+    fn read_at(&self, location: &Location, all: &mut Vec<u8>, last: &mut LastRead) -> Result<bool, StoreError> {
+        let file = match last.0.take() {
+            Some((content, file)) if content == location.content => file,
+            _ => {
+                let path = self.object(&location.content);
+                match File::open(&path) {
+                    Ok(file) => file,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                    Err(error) => return Err(StoreError::io("open", &path, error)),
+                }
+            }
         };
-        let mut bytes = vec![0; location.len as usize];
-        match file.read_exact_at(&mut bytes, location.offset) {
-            Ok(()) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(error) => Err(StoreError::io("read", &path, error)),
+        let before = all.len();
+        all.resize(before + location.len as usize, 0);
+        let read = file.read_exact_at(&mut all[before..], location.offset);
+        last.0 = Some((location.content, file));
+        match read {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            // A disk that has lost it says so; what is written there anew it has again.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADMSG)) => Ok(false),
+            Err(error) => Err(StoreError::io("read", &self.object(&location.content), error)),
         }
     }
 
@@ -430,6 +456,15 @@ impl Store {
             return Err(StoreError::io("sync", &self.dir, error));
         }
         Ok(())
+    }
+
+    /// The same for whoever began to write when there had been so many `losses`: it is not told of another's.
+    fn sync_since(&self, losses: usize) -> Result<(), StoreError> {
+        self.sync()?;
+        if self.losses.load(Ordering::Acquire) == losses {
+            return Ok(());
+        }
+        Err(StoreError::Io { step: "sync", path: self.dir.clone(), source: io::Error::from_raw_os_error(libc::EIO) })
     }
 
     /// These chunks, and all that came meanwhile, may not be what the page cache says.

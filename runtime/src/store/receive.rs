@@ -185,6 +185,7 @@ impl Store {
         if stage.present.iter().any(|here| !here) {
             return Ok(stage);
         }
+        let losses = self.losses.load(Ordering::Acquire);
         let (done, lost) = self.assemble_all(contents.iter().copied())?;
         if !lost.is_empty() {
             self.index.forget(&lost)?;
@@ -194,7 +195,7 @@ impl Store {
         if let Some(wrong) = self.wrong_blobs(&original)?.first() {
             return Err(StoreError::Damaged(format!("an original in which {wrong} is something else")));
         }
-        self.sync()?;
+        self.sync_since(losses)?;
         let (digest, size) = (original.manifest().digest, original.own_size() + list.size());
         let held = HeldOriginal { root: *root, digest, size };
         let blobs = original.blobs.iter().map(|blob| blob.digest).collect();
@@ -326,12 +327,13 @@ impl Store {
         trees: &[Tree],
         pieces: &[(Chunk, u32)],
     ) -> Result<Vec<Chunk>, StoreError> {
+        let losses = self.losses.load(Ordering::Acquire);
         let config = self.content(&parsed.config)?;
         let (contents, lost) = self.assemble_all(trees.iter().flat_map(Tree::contents))?;
         if !lost.is_empty() {
             return Ok(lost);
         }
-        self.sync()?;
+        self.sync_since(losses)?;
         self.index.add(&Changes { contents, ..Changes::default() }, true)?;
         self.make_rootfs(root, parsed, trees)?;
         let listed: u64 = parsed.lists().map(Content::size).sum();

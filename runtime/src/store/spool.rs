@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -215,6 +216,10 @@ pub(super) fn begin(file: &File, len: usize) {
 }
 
 fn place(from: &Path, to: &Path) -> Result<(), StoreError> {
+    // What was there before is damaged, or the same. Unpacked layers have links to it, which are to see what it is now.
+    if fs::symlink_metadata(to).is_ok_and(|before| before.nlink() > 1) {
+        return overwrite(from, to).map_err(|error| StoreError::io("write", to, error));
+    }
     let renamed = match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let parent = to.parent().expect("an object is in a folder");
@@ -224,6 +229,13 @@ fn place(from: &Path, to: &Path) -> Result<(), StoreError> {
         renamed => renamed,
     };
     renamed.map_err(|error| StoreError::io("rename", from, error))
+}
+
+fn overwrite(from: &Path, to: &Path) -> io::Result<()> {
+    let (mut source, mut target) = (File::open(from)?, File::options().write(true).open(to)?);
+    let len = io::copy(&mut source, &mut target)?;
+    target.set_len(len)?;
+    fs::remove_file(from)
 }
 
 fn wait<'a>(condition: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {

@@ -480,16 +480,48 @@ fn what_is_damaged_is_brought_again_and_nothing_is_removed_until_then() {
 
 #[test]
 fn what_is_damaged_and_nowhere_else_is_loaded_again() {
+    for form in forms() {
+        let (_dir, one, _) = two_stores_of(form);
+        // Two files that begin with the same chunk, of which the index knows one.
+        let (kept, longer) = (noise(1, 300_000), [noise(1, 300_000), noise(2, 300_000)].concat());
+        assert_eq!(content_of(&kept).chunks[0], content_of(&longer).chunks[0]);
+        let archive = archive(&[("kept", kept.clone()), ("longer", longer.clone())]);
+        let image = load(&one, &archive);
+        for bytes in [&kept, &longer] {
+            damage(&one, &content_of(bytes).id());
+        }
+        let found = one.verify(&image.root).unwrap();
+        assert_eq!(found.told.len(), 2, "each file's own bytes are looked at: {found:?}");
+        assert!(one.doubt(&image.root, &found, false).unwrap());
+        assert!(one.runnable(&image.root).unwrap().is_some(), "it is all there is");
+        load(&one, &archive);
+        assert!(!one.doubt(&image.root, &found, false).unwrap(), "what was damaged is not any more");
+        assert!(one.verify(&image.root).unwrap().is_none());
+        let runnable = one.runnable(&image.root).unwrap().unwrap();
+        assert!(read(&runnable, "kept") == kept && read(&runnable, "longer") == longer, "{form:?}: containers see it");
+    }
+}
+
+#[test]
+fn what_is_damaged_and_nowhere_else_can_be_removed() {
     let (_dir, one, _) = two_stores();
-    let archive = archive(&[("kept", noise(1, 300_000))]);
-    let image = load(&one, &archive);
-    damage(&one, &content_of(&noise(1, 300_000)).id());
-    let found = one.verify(&image.root).unwrap();
-    assert_eq!(found.told.len(), 1);
-    one.doubt(&image.root, &found, false).unwrap();
-    assert!(one.runnable(&image.root).unwrap().is_some(), "it is all there is");
-    load(&one, &archive);
-    assert!(one.verify(&image.root).unwrap().is_none());
+    let image = load(&one, &of_many(&[("first", noise(1, 300_000))]));
+    let other = load(&one, &archive(&[("other", noise(2, 300_000))]));
+    damage(&one, &one.root(&image.root).unwrap().layers[0].tree.id());
+    assert!(matches!(one.sweep(&[]), Err(StoreError::Damaged(_))));
+    let content = one.object(&content_of(&noise(1, 300_000)).id());
+    assert!(matches!(one.remove(&[image.root, image.original.root], &[]), Ok(Removed::Freed(_))));
+    assert!(matches!(one.sweep(&[]), Ok(Removed::Freed(_))));
+    assert!(!content.exists());
+    assert!(one.verify(&other.root).unwrap().is_none());
+    // One that is in doubt too, though nobody brings it again.
+    damage(&one, &one.root(&other.root).unwrap().layers[0].tree.id());
+    let found = one.verify(&other.root).unwrap();
+    one.doubt(&other.root, &found, true).unwrap();
+    assert_eq!(one.doubted().unwrap(), [other.root]);
+    assert!(matches!(one.remove(&[other.root], &[]), Ok(Removed::Freed(_))));
+    assert_eq!(one.doubted().unwrap(), Vec::<Chunk>::new());
+    assert!(matches!(one.sweep(&[other.original.root]), Ok(Removed::Freed(_))));
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub struct Writer<'a> {
     originals: Vec<(HeldOriginal, Vec<[u8; 32]>)>,
     /// Contents that are written already.
     placed: HashSet<ContentId>,
+    /// How often the disk had not taken what was written, when this began.
+    losses: usize,
 }
 
 /// A content on its way to the disk.
@@ -105,6 +107,7 @@ impl Store {
             images: Vec::new(),
             originals: Vec::new(),
             placed: HashSet::new(),
+            losses: self.losses.load(Ordering::Acquire),
         }
     }
 }
@@ -239,7 +242,7 @@ impl Writer<'_> {
     /// Makes everything known at once, or, when it fails, nothing.
     pub(crate) fn commit(mut self) -> Result<(), StoreError> {
         self.spool.as_ref().map_or(Ok(()), Spool::finish)?;
-        self.store.sync()?;
+        self.store.sync_since(self.losses)?;
         self.store.index.add(&self.changes, true)?;
         // From here on the contents are the store's; an image without its layers is not yet an image.
         for (_, content) in std::mem::take(&mut self.written) {
