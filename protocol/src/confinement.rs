@@ -167,8 +167,8 @@ impl Offers {
             if !asked.io.is_usual() {
                 return lacks("limits of its disks");
             }
-            if asked.limits.need_cgroups() {
-                return lacks("shares and limits of processors and memory");
+            if asked.limits.need_root() {
+                return lacks("shares and limits of its processors, memory and storage");
             }
         }
         let parts = [

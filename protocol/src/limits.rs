@@ -22,6 +22,9 @@ const MAX_SYSCTLS: usize = 64;
 const MAX_SYSCTL: usize = 256;
 /// The least memory that is of use at `/dev/shm`: a page.
 const LEAST_SHM: u64 = 4096;
+/// The least disk that has room for a file system and something in it, and the most that one can be.
+const LEAST_STORAGE: u64 = 16 << 20;
+const MOST_STORAGE: u64 = 16 << 40;
 /// How much more than the machine's own limits nobody asks for: what `setrlimit` takes for none.
 pub const UNLIMITED: u64 = u64::MAX;
 
@@ -76,6 +79,9 @@ pub struct Limits {
     /// Bytes of `/dev/shm`; none said is 64 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shm_size: Option<u64>,
+    /// Bytes that its own files may take beyond its image's, on a disk of its own; none said is what its machine has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage: Option<u64>,
     /// What each of its processes may have.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ulimits: Vec<Ulimit>,
@@ -101,9 +107,13 @@ impl Limits {
         *self == Limits::default()
     }
 
-    /// Whether only cgroups can see to it.
-    pub(crate) fn need_cgroups(&self) -> bool {
-        self.cpu_shares.is_some() || self.cpus.is_some() || self.mems.is_some() || self.memory_swap.is_some()
+    /// Whether it takes what an ordinary user's node has not: cgroups, or a disk.
+    pub(crate) fn need_root(&self) -> bool {
+        self.storage.is_some()
+            || self.cpu_shares.is_some()
+            || self.cpus.is_some()
+            || self.mems.is_some()
+            || self.memory_swap.is_some()
     }
 
     pub(crate) fn check(&self) -> Result<(), SpecError> {
@@ -118,6 +128,10 @@ impl Limits {
         }
         if let Some(size) = self.shm_size.filter(|size| !(LEAST_SHM..=i64::MAX as u64).contains(size)) {
             return wrong("shm size".to_owned(), format!("{size} bytes: {LEAST_SHM} is the least"));
+        }
+        if let Some(size) = self.storage.filter(|size| !(LEAST_STORAGE..=MOST_STORAGE).contains(size)) {
+            let reason = format!("{size} bytes: {LEAST_STORAGE} is the least, {MOST_STORAGE} the most");
+            return wrong("storage size".to_owned(), reason);
         }
         for (at, Ulimit { name, soft, hard }) in self.ulimits.iter().enumerate() {
             let what = || format!("ulimit {}", name.replace('\0', "\\0"));
@@ -290,6 +304,7 @@ mod tests {
         let cases = [
             (Limits { cpu_shares: Some(1), ..usual() }, "cpu shares: 1: it is 2 to 262144"),
             (Limits { cpus: Some("3-1".to_owned()), ..usual() }, "cpuset cpus: `3-1` is no list"),
+            (Limits { storage: Some(1), ..usual() }, "storage size: 1 bytes: 16777216 is the least"),
             (Limits { shm_size: Some(1), ..usual() }, "shm size: 1 bytes: 4096 is the least"),
             (Limits { memory_swap: Some(1), ..usual() }, "memory swap: it needs a limit of memory"),
             (Limits { ulimits: vec![ulimit(2, 1)], ..usual() }, "ulimit nofile: the soft limit, 2, is above"),

@@ -318,6 +318,57 @@ pub(crate) fn terminal_size(terminal: &impl AsFd) -> io::Result<(u16, u16)> {
     Ok((size.ws_row, size.ws_col))
 }
 
+/// Puts a file on a loop device, which frees itself when nobody has it open or mounted: the device, open, and its path.
+pub(crate) fn loop_device(file: &std::fs::File) -> io::Result<(std::fs::File, std::path::PathBuf)> {
+    // linux/loop.h.
+    const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+    const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
+    const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    const LO_FLAGS_DIRECT_IO: u32 = 16;
+    /// Others look for a free one too.
+    const TRIES: usize = 64;
+    #[repr(C)]
+    struct LoopConfig {
+        fd: u32,
+        block_size: u32,
+        places: [u64; 5],
+        numbers: [u32; 3],
+        flags: u32,
+        names: [u8; 160],
+        rest: [u64; 2 + 8],
+    }
+    let open = |path: &std::path::Path| std::fs::File::options().read(true).write(true).open(path);
+    let control = open("/dev/loop-control".as_ref())?;
+    let mut flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
+    for _ in 0..TRIES {
+        // SAFETY: it takes nothing, and returns a number.
+        let number = check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) }.into())?;
+        let path = std::path::PathBuf::from(format!("/dev/loop{number}"));
+        let device = open(&path)?;
+        let config = LoopConfig {
+            fd: file.as_raw_fd() as u32,
+            block_size: 0,
+            places: [0; 5],
+            numbers: [0; 3],
+            flags,
+            names: [0; 160],
+            rest: [0; 10],
+        };
+        // SAFETY: it reads a loop_config, which lives for the whole call.
+        match check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &config) }.into()) {
+            Ok(_) => return Ok((device, path)),
+            // Another has it by now.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            // A file system that cannot be read and written past its cache.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && flags & LO_FLAGS_DIRECT_IO != 0 => {
+                flags = LO_FLAGS_AUTOCLEAR;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("others take every loop device that is free"))
+}
+
 /// Makes it the terminal that controls this session.
 pub(crate) fn control_terminal(terminal: &impl AsFd) -> io::Result<()> {
     // SAFETY: TIOCSCTTY takes an integer.

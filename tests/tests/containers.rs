@@ -176,6 +176,52 @@ fn it_has_what_was_asked_for_of_processors_memory_and_the_kernel() {
 }
 
 #[test]
+fn a_container_that_writes_without_end_fills_its_own_disk_alone() {
+    let lab = two_hosts();
+    let [one, two] = lab.hosts();
+    let id = begin(
+        one,
+        "bomb",
+        &["--storage-opt", "size=32m", "--restart", "always", "--stop-timeout", "0", "alpine", "sleep", "1000"],
+    );
+    let bomb = "dd if=/dev/zero of=/bomb bs=1M 2>&1; stat -c %s /bomb";
+    let told = one.moyai(&["exec", "bomb", "sh", "-c", bomb]).stdout;
+    assert!(told.contains("No space left on device"), "{told}");
+    let written: u64 = told.lines().find_map(|line| line.parse().ok()).expect("a size");
+    assert!((8 << 20..32 << 20).contains(&written), "{written} bytes");
+    let disk = two.data.join("containers");
+    let used =
+        String::from_utf8_lossy(&std::process::Command::new("du").arg("-sm").arg(&disk).output().expect("du").stdout)
+            .into_owned();
+    assert!(
+        used.split_whitespace().next().and_then(|size| size.parse::<u64>().ok()).is_some_and(|size| size < 48),
+        "{used}"
+    );
+    // What it wrote is there when it is started again, and the disk is nobody's when it is gone.
+    one.moyai(&["exec", "bomb", "sh", "-c", "rm /bomb; echo kept > /etc/kept"]).ok();
+    let pid = two.container(&id).pid;
+    std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill");
+    wait_for("it to be started again", PATIENCE, || {
+        let containers = two.containers(&id);
+        containers.iter().any(|container| container.pid != pid).then_some(())
+    });
+    wait_for("what it wrote", PATIENCE, || {
+        (one.moyai(&["exec", "bomb", "cat", "/etc/kept"]).stdout == "kept\n").then_some(())
+    });
+    one.moyai(&["rm", "-f", "bomb"]).ok();
+    let devices = || {
+        std::fs::read_to_string("/proc/mounts").is_ok_and(|text| text.contains("/dev/loop"))
+            || std::process::Command::new("losetup")
+                .arg("-a")
+                .output()
+                .is_ok_and(|all| String::from_utf8_lossy(&all.stdout).contains(&*disk.to_string_lossy()))
+    };
+    wait_for("its disk to be gone", PATIENCE, || (!devices()).then_some(()));
+    run(one, &["--storage-opt", "size=1m", "alpine", "true"]).fails(125).says("16777216 is the least");
+    run(one, &["--storage-opt", "1g", "alpine", "true"]).fails(125).says("write it like --storage-opt size=1g");
+}
+
+#[test]
 fn it_has_namespaces_of_its_own() {
     let lab = two_hosts();
     let [one, two] = lab.hosts();

@@ -587,6 +587,9 @@ pub struct ConfinementWish {
     /// Memory at /dev/shm [default: 64m]
     #[arg(long, value_name = "SIZE")]
     pub shm_size: Option<String>,
+    /// The most that it may write to its own files, on a disk of its own: size=1g
+    #[arg(long, value_name = "size=SIZE")]
+    pub storage_opt: Vec<String>,
     /// What each of its processes may have: nofile=1024:4096, memlock=-1
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     pub ulimit: Vec<String>,

@@ -365,6 +365,13 @@ fn confinement(wish: super::args::ConfinementWish) -> anyhow::Result<Confinement
 /// What it has of other parts of its machine.
 fn limits(wish: &super::args::ConfinementWish) -> anyhow::Result<Limits> {
     let swap = |text: &str| if text == "-1" { Ok(-1) } else { bytes(text).map(|size| size as i64) };
+    let mut storage = None;
+    for text in &wish.storage_opt {
+        let size = text.strip_prefix("size=").ok_or_else(|| {
+            problem(format!("--storage-opt {text}: it is not known"), "write it like --storage-opt size=1g")
+        })?;
+        storage = Some(bytes(size)?);
+    }
     let mut sysctls = BTreeMap::new();
     for text in &wish.sysctl {
         let (name, value) = text.split_once('=').ok_or_else(|| {
@@ -377,6 +384,7 @@ fn limits(wish: &super::args::ConfinementWish) -> anyhow::Result<Limits> {
         cpus: wish.cpuset_cpus.clone(),
         mems: wish.cpuset_mems.clone(),
         memory_swap: wish.memory_swap.as_deref().map(swap).transpose()?,
+        storage,
         shm_size: wish.shm_size.as_deref().map(bytes).transpose()?,
         ulimits: wish.ulimit.iter().map(|text| ulimit(text)).collect::<anyhow::Result<_>>()?,
         sysctls,

@@ -348,6 +348,7 @@ impl Effects {
                 mems: asked.mems.clone(),
                 memory_and_swap: asked.memory_swap,
             },
+            storage: asked.storage,
             shm_size: asked.shm_size,
             rlimits: asked.ulimits.iter().map(|limit| (limit.name.clone(), limit.soft, limit.hard)).collect(),
             sysctls: asked.sysctls.clone().into_iter().collect(),

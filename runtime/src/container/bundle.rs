@@ -100,6 +100,8 @@ pub struct Request {
     pub limits: Limits,
     /// Its cgroup, below the hierarchies' roots.
     pub cgroup: String,
+    /// Bytes that its writable layer may have.
+    pub storage: Option<u64>,
     /// Bytes of its `/dev/shm`.
     pub shm_size: Option<u64>,
     /// What each of its processes may have: name without `RLIMIT_`, soft and hard limit.
@@ -215,6 +217,7 @@ pub fn write(dir: &Path, image: &Runnable, request: &Request) -> Result<(), Bund
         shifted_by: request.strict,
         input: request.input,
         runtime: request.runtime.clone(),
+        storage: request.storage,
     };
     let files: [(&str, Vec<u8>); 5] = [
         ("config.json", serde_json::to_vec(&spec).expect("a spec is plain data")),

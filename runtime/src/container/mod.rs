@@ -54,6 +54,9 @@ pub struct Launch {
     /// The OCI runtime that makes it, instead of this program.
     #[serde(default)]
     pub runtime: Option<PathBuf>,
+    /// Bytes of the disk that its writable layer has to itself.
+    #[serde(default)]
+    pub storage: Option<u64>,
 }
 
 /// How many ids a strict sandbox has.

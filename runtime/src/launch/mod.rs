@@ -13,6 +13,7 @@
 //! (PR_SET_PDEATHSIG), since nobody could say how it ends. Init, before its program runs: the shim reports why.
 
 mod attach;
+mod disk;
 pub mod exec;
 mod external;
 mod input;

@@ -10,6 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 
+use super::disk;
 use crate::container::{IDS, Launch, OPEN_ROOT};
 use crate::lazy;
 use crate::oci::{RootfsError, Step, user_namespace};
@@ -53,11 +54,12 @@ pub(super) fn mount_overlay(launch: &Launch) -> Result<(), RootfsError> {
         // All files are of one device then, as over folders.
         lower = format!("{lower}::{},xino=auto", shown(&objects));
     }
-    let (upper, work) = (shown(&here.join("upper")), shown(&here.join("work")));
+    let writable = launch.storage.map_or_else(|| Ok(here.clone()), |size| disk::mount_own(&here, size))?;
+    let (upper, work) = (shown(&writable.join("upper")), shown(&writable.join("work")));
     let own = if crate::rootless::is_rootless() { ",userxattr" } else { "" };
     let options = format!("lowerdir={lower},upperdir={upper},workdir={work}{own}");
     let target = match launch.shifted_by {
-        Some(base) => open_root(&here, base)?,
+        Some(base) => open_root(&writable, base)?,
         None => here.join("rootfs"),
     };
     if let Some(folder) = &folder {
@@ -120,9 +122,9 @@ fn attach(tree: &OwnedFd, of: &Path, users: Option<&OwnedFd>, here: &Path, name:
 }
 
 /// A place that the sandbox's root may walk to, and a writable layer that is its own.
-fn open_root(here: &Path, base: u32) -> Result<PathBuf, RootfsError> {
+fn open_root(writable: &Path, base: u32) -> Result<PathBuf, RootfsError> {
     for name in ["upper", "work"] {
-        let path = here.join(name);
+        let path = writable.join(name);
         std::os::unix::fs::chown(&path, Some(base), Some(base)).step("change the owner of", &path)?;
     }
     let target = PathBuf::from(OPEN_ROOT);
