@@ -198,7 +198,8 @@ fn a_container_that_writes_without_end_fills_its_own_disk_alone() {
         "{used}"
     );
     // What it wrote is there when it is started again, and the disk is nobody's when it is gone.
-    one.moyai(&["exec", "bomb", "sh", "-c", "rm /bomb; echo kept > /etc/kept"]).ok();
+    one.moyai(&["exec", "bomb", "sh", "-c", "rm /bomb; echo kept > /etc/kept; head -c 20000000 /dev/zero > /some"])
+        .ok();
     let pid = two.container(&id).pid;
     std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill");
     wait_for("it to be started again", PATIENCE, || {

@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::server::{Answer, Failed, State, failed, refused};
 use super::types::{PlaceRow, UsageRow, Verified};
 use super::view;
-use crate::daemon::images::Swept;
+use crate::daemon::images::{Repair, Swept};
 use crate::pieces::Outgoing;
 use crate::registry::for_this_machine;
 
@@ -230,10 +230,11 @@ pub(super) async fn verify(AxumState(state): AxumState<State>, Query(query): Que
         let hint = format!("`moyai pull {}` fetches it, each chunk checked", query.name);
         return Err(failed(format!("{} is not on this node", query.name), hint));
     }
-    let mut verified = Verified { parts: here.len() as u32, wrong: Vec::new(), coming: true };
+    let mut verified = Verified { parts: here.len() as u32, wrong: Vec::new(), coming: false, lost: false };
     for root in here {
-        let (damage, others) = state.images.verify(root).await.map_err(|error| failed(error.to_string(), ""))?;
-        verified.coming &= others || damage.is_none();
+        let (damage, repair) = state.images.verify(root).await.map_err(|error| failed(error.to_string(), ""))?;
+        verified.coming |= repair == Repair::Coming;
+        verified.lost |= repair == Repair::Nobody;
         verified.wrong.extend(damage.told);
     }
     Ok(Json(verified))

@@ -129,8 +129,10 @@ pub struct Verified {
     pub parts: u32,
     /// What is not what it should be.
     pub wrong: Vec<String>,
-    /// Whether all of that is fetched again from other nodes.
+    /// Whether some of that is fetched again from other nodes; what is not, and not lost, is whole again already.
     pub coming: bool,
+    /// Whether no other node has some of it.
+    pub lost: bool,
 }
 
 /// This node and its mesh.

@@ -265,11 +265,20 @@ pub async fn image(context: &Context, verb: ImageVerb) -> anyhow::Result<u8> {
             let verified: Verified = client.post(&format!("/v1/images/verify?name={}", encode(&image)), &()).await?;
             if !verified.wrong.is_empty() {
                 verified.wrong.iter().for_each(|part| println!("{part}"));
-                let hint = match verified.coming {
-                    true => format!("it is fetched again from other nodes: `moyai pull {image}` waits for that"),
-                    false => "no other node has all of it: load it again from where it came".to_owned(),
+                let count = verified.wrong.len();
+                let hint = match (verified.lost, verified.coming) {
+                    (true, _) => "no other node has all of it: load it again from where it came".to_owned(),
+                    (false, true) => {
+                        format!("it is fetched again from other nodes: `moyai pull {image}` waits for that")
+                    }
+                    (false, false) => {
+                        println!(
+                            "{image}  {count} parts were damaged, and are whole again: other images here have the same bytes"
+                        );
+                        return Ok(0);
+                    }
                 };
-                return Err(problem(format!("{image} is damaged here: {} parts", verified.wrong.len()), hint));
+                return Err(problem(format!("{image} is damaged here: {count} parts"), hint));
             }
             let what = if verified.parts > 1 { "the image and what it was made of" } else { "the image" };
             println!("{image}  {what}: every chunk and digest is right");

@@ -49,6 +49,17 @@ pub enum Swept {
     Unknown,
 }
 
+/// What becomes of damage.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// There is none any more: other images here had the same bytes.
+    Done,
+    /// It is fetched again from other nodes.
+    Coming,
+    /// No other node has it.
+    Nobody,
+}
+
 /// The images of this node.
 #[derive(Clone)]
 pub struct Images {
@@ -106,20 +117,27 @@ impl Images {
         original.ok_or_else(|| "what it was made of has just been removed".to_owned())
     }
 
-    /// Reads all of something that is here. What is damaged is brought again from others, where others have it; whether they have.
-    pub async fn verify(&self, root: ChunkId) -> Result<(Damage, bool), StoreError> {
+    /// Reads all of something that is here, and has what is damaged made whole.
+    pub async fn verify(&self, root: ChunkId) -> Result<(Damage, Repair), StoreError> {
         let damage = self.by_store(move |store| store.verify(&root.0)).await?;
         if damage.is_none() {
-            return Ok((damage, false));
+            return Ok((damage, Repair::Done));
+        }
+        if !damage.has_places() {
+            return Ok((damage, Repair::Nobody));
         }
         let others = self.handle.ask(move |node, _| node.is_elsewhere(&root)).await.unwrap_or(false);
         let doubted = damage.clone();
         let still = self.by_store(move |store| store.doubt(&root.0, &doubted, others)).await?;
-        if others && still {
-            // When the daemon ends, the next one does it.
-            let _ended = self.handle.command(Command::ImageDamaged(root)).await;
+        if !still {
+            return Ok((damage, Repair::Done));
         }
-        Ok((damage, others))
+        if !others {
+            return Ok((damage, Repair::Nobody));
+        }
+        // When the daemon ends, the next one does it.
+        let _ended = self.handle.command(Command::ImageDamaged(root)).await;
+        Ok((damage, Repair::Coming))
     }
 
     /// Has the store do something that takes its time.
@@ -135,8 +153,12 @@ impl Images {
     /// Has what has a damaged list brought again.
     async fn mend_lists(&self) -> Result<(), StoreError> {
         for root in self.by_store(Store::unlisted).await?.into_iter().map(ChunkId) {
-            let (damage, others) = self.verify(root).await?;
-            let next = if others { "it is fetched again" } else { "no other node has it: load it again, or remove it" };
+            let (damage, repair) = self.verify(root).await?;
+            let next = match repair {
+                Repair::Done => "it is whole again",
+                Repair::Coming => "it is fetched again",
+                Repair::Nobody => "no other node has it: load it again, or remove it",
+            };
             warn!(root = %root.short(), parts = damage.told.len(), "an image is damaged here: {next}");
         }
         Ok(())
@@ -162,6 +184,12 @@ impl Images {
         };
         let mut used = size().await;
         if used > budget {
+            // Nothing is removed while somebody does not know what it needs: then nothing is given up for it either.
+            let unknown = self.by_store(|store| Ok([store.doubted()?, store.unlisted()?].concat())).await?;
+            if let Some(root) = unknown.first().map(|root| ChunkId(*root)) {
+                warn!(root = %root.short(), "nothing is given up for the budget while an image is damaged");
+                return Ok(());
+            }
             let Ok(spare) = self.handle.ask(|node, now| node.spare_images(now)).await else { return Ok(()) };
             for root in spare {
                 // Each removal takes its time, and what was spare may be needed now.

@@ -196,6 +196,7 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     tracing::info!(form = ?store.form(), "the images' file systems");
     let records = records::Records::open(&home.path("state.redb"))?;
     let mut restored = records.restore()?;
+    restored.damaged = store.doubted()?.into_iter().map(ChunkId).collect();
     if home.is_revoked() {
         return Err(problem(
             "this node's certificates are revoked: it is a member no more",

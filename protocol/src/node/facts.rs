@@ -400,6 +400,7 @@ impl Node {
 
     /// An image has come completely, or what one was made of: take it up under every name that the mesh has for it.
     pub(super) fn image_complete(&mut self, root: ChunkId, now: Instant) {
+        self.damaged.remove(&root);
         let mut names: BTreeMap<_, ImageHeld> = BTreeMap::new();
         let made_of = |image: &ImageHeld| image.original.as_ref().is_some_and(|original| original.root == root);
         let known = self.catalog.nodes().flat_map(|(_, fact)| fact.images.iter().map(|image| (fact.role(), image)));
@@ -465,13 +466,27 @@ impl Node {
     /// What these roots list is here no more.
     pub(super) fn images_gone(&mut self, roots: &[ChunkId], now: Instant) {
         self.not_here(roots);
-        self.images.retain(|image| image.held().next().is_some());
+        self.damaged.retain(|root| !roots.contains(root));
+        self.forget_nameless();
         self.publish_node(now);
+    }
+
+    /// Lets go of names of what is not here, but for what is to be here again.
+    pub(super) fn forget_nameless(&mut self) {
+        let damaged = &self.damaged;
+        let comes = |image: &ImageHeld| {
+            let original = image.original.as_ref().map(|original| original.root);
+            [Some(image.root), original].into_iter().flatten().any(|root| damaged.contains(&root))
+        };
+        self.images.retain(|image| image.held().next().is_some() || comes(image));
     }
 
     /// What this root lists is not here for now: it is fetched again, and these names are its names then.
     pub(super) fn image_damaged(&mut self, root: ChunkId, now: Instant) {
         self.not_here(&[root]);
+        if self.damaged.len() < MAX_IMAGES {
+            self.damaged.insert(root);
+        }
         self.exchange.want(root, crate::exchange::Need::Use, now);
         self.publish_node(now);
     }

@@ -109,6 +109,8 @@ pub struct Restored {
     pub members: Vec<(NodeId, Vec<String>)>,
     /// What it promised and voted for as custodian of singletons.
     pub seats: Vec<(WorkloadId, SeatRecord)>,
+    /// Images, and what they were made of, that were found damaged and are to be fetched again.
+    pub damaged: BTreeSet<ChunkId>,
 }
 
 /// What a mesh believes at some moment: simulated nodes begin from it, as if they had been there for long.
@@ -157,6 +159,8 @@ pub struct Node {
     unnamed: Vec<(Reference, catalog::Hlc)>,
     /// What it had, when it began, it also had names for.
     names_known: bool,
+    /// What was found damaged here and is fetched again: it keeps its names meanwhile.
+    damaged: BTreeSet<ChunkId>,
     /// Its word for `chain`.
     vouch: Signature,
     memo: Option<Arc<Memo>>,
@@ -221,6 +225,7 @@ impl Node {
             images: Vec::new(),
             unnamed: Vec::new(),
             names_known: true,
+            damaged: BTreeSet::new(),
             memo: config.memo.clone(),
             rng: Rng::with_seed(seed),
             wall: (now, config.wall),
@@ -515,7 +520,8 @@ impl Node {
                     original.here &= images.contains(&original.root);
                 }
             }
-            self.images.retain(|image| image.held().next().is_some());
+            self.damaged = restored.damaged;
+            self.forget_nameless();
         }
         self.worker.hold_starts(self.custody_from);
         self.worker.set_draining(self.catalog.is_draining(&self.me));

@@ -243,7 +243,8 @@ fn reach(dir: &Path) -> Result<Reached, Failure> {
     let external = launch.runtime.as_ref().map(|runtime| External::new(runtime, &launch.cgroup, &config.spec));
     let elsewhere = external.filter(External::has_a_kernel);
     let mounts = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    if elsewhere.is_none() && mounts(&pid.to_string()).is_none_or(|theirs| Some(theirs) == mounts("self")) {
+    let theirs = mounts(&pid.to_string()).ok_or_else(not_running)?;
+    if elsewhere.is_none() && Some(theirs) == mounts("self") {
         // Whoever made it has it where this process is: to enter would be to stay on the machine.
         return Err(failure("its OCI runtime has it where nobody can enter".to_owned()));
     }

@@ -69,6 +69,11 @@ impl Damage {
     pub fn is_none(&self) -> bool {
         self.told.is_empty()
     }
+
+    /// Whether it is known where, so that it can be written anew.
+    pub fn has_places(&self) -> bool {
+        !self.places.is_empty()
+    }
 }
 
 /// What a removal has come to.
@@ -153,33 +158,90 @@ impl Store {
         Ok(self.roots()?.into_iter().filter(unlisted).collect())
     }
 
-    /// What is damaged, and still is, is not known any more: whoever brings it writes it anew. With `incomplete`, its image is to be
-    /// completed again, and until it is, or is removed, nothing is removed: nobody knows what it needs, and containers may be using
-    /// it. Whether there was anything to doubt.
+    /// What is damaged, and still is, is written anew out of other contents that have the same bytes. What none has is not known any
+    /// more: whoever brings it writes it anew. With `incomplete`, its image is to be completed again then, and until it is, or is
+    /// removed, nothing is removed: nobody knows what it needs, and containers may be using it. Whether anything is in doubt.
     pub fn doubt(&self, root: &Chunk, damage: &Damage, incomplete: bool) -> Result<bool, StoreError> {
+        let wanted: BTreeSet<Chunk> = damage.places.iter().map(|place| place.chunk).collect();
+        let others = self.places_of(&wanted)?;
         let _nobody_else = self.changing.write().unwrap_or_else(PoisonError::into_inner);
         if self.index.image(root)?.is_none() && !self.index.original(root)? {
             // It was given up meanwhile, or is in doubt already.
             return Ok(false);
         }
-        let (mut chunks, mut contents) = (BTreeSet::new(), BTreeSet::new());
+        let (mut chunks, mut contents, mut found) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
         for place in &damage.places {
             if self.is_right(place)? {
                 continue;
             }
-            contents.insert(place.content);
-            // Another content may have it whole.
-            if self.chunk(&place.chunk)?.is_none() {
+            let mut bytes = Vec::new();
+            let by_index = self.append_chunk(&place.chunk, &mut bytes, &mut LastRead::default())?;
+            let elsewhere = match by_index {
+                true => None,
+                false => self.first_right(&place.chunk, others.get(&place.chunk), &mut bytes)?,
+            };
+            if !by_index && elsewhere.is_none() {
+                contents.insert(place.content);
                 chunks.insert(place.chunk);
+                continue;
+            }
+            found.extend(elsewhere.map(|at| (place.chunk, at)));
+            if let Some(own) = &place.own {
+                let path = self.object(&own.content);
+                let written = self.open_object(&own.content)?.write_all_at(&bytes, own.offset);
+                written.map_err(|error| StoreError::io("write", &path, error))?;
             }
         }
-        if contents.is_empty() && !damage.places.is_empty() {
+        self.sync()?;
+        self.index.point(&found)?;
+        if contents.is_empty() {
             return Ok(false);
         }
         contents.iter().for_each(|content| lock(&self.fresh).forget(content));
         let (chunks, contents): (Vec<_>, Vec<_>) = (chunks.into_iter().collect(), contents.into_iter().collect());
         self.index.doubt(root, &chunks, &contents, incomplete)?;
         Ok(true)
+    }
+
+    /// Where whole contents of what is complete have these chunks.
+    fn places_of(&self, chunks: &BTreeSet<Chunk>) -> Result<BTreeMap<Chunk, Vec<Location>>, StoreError> {
+        let mut places: BTreeMap<Chunk, Vec<Location>> = BTreeMap::new();
+        if chunks.is_empty() {
+            return Ok(places);
+        }
+        let mut reached = Reached::default();
+        for root in self.roots()? {
+            match self.reach(&root, &mut reached) {
+                Ok(()) | Err(StoreError::Damaged(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for (id, content) in &reached.contents {
+            let mut offset = 0;
+            for (chunk, len) in &content.chunks {
+                if chunks.contains(chunk) && self.index.content(id)? {
+                    places.entry(*chunk).or_default().push(Location { content: *id, offset, len: *len });
+                }
+                offset += u64::from(*len);
+            }
+        }
+        Ok(places)
+    }
+
+    /// The first of these places where the chunk is what it should be, with its bytes.
+    fn first_right(
+        &self,
+        chunk: &Chunk,
+        places: Option<&Vec<Location>>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<Option<Location>, StoreError> {
+        for place in places.into_iter().flatten() {
+            bytes.clear();
+            if self.read_at(place, bytes, &mut LastRead::default())? && blake3::hash(bytes) == *chunk {
+                return Ok(Some(*place));
+            }
+        }
+        Ok(None)
     }
 
     /// What was complete, was found damaged, and is not complete again yet.
@@ -296,9 +358,8 @@ impl Store {
             }
         }
         self.place_elsewhere(&kept.contents, &mut chunks)?;
-        let blobs = doomed.blobs.keys().map(|digest| (*digest, kept.blobs.get(digest).copied())).collect();
         let (contents, layers) = (doomed.contents.keys().copied().collect(), doomed.layers.iter().copied().collect());
-        Ok(Removal { roots: roots.to_vec(), contents, layers, chunks, blobs })
+        Ok(Removal { roots: roots.to_vec(), contents, layers, chunks, blobs: kept.blobs.clone() })
     }
 
     /// Where else those of `chunks` are to be looked for that `kept` contents have too.

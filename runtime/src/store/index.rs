@@ -57,8 +57,8 @@ pub(super) struct Removal {
     pub(super) layers: Vec<ContentId>,
     /// Chunks that lay in those contents, and where else they lie.
     pub(super) chunks: BTreeMap<Chunk, Option<Location>>,
-    /// Blobs of those originals, and which other has them.
-    pub(super) blobs: BTreeMap<[u8; 32], Option<Chunk>>,
+    /// Blobs of the originals that stay, and which has them.
+    pub(super) blobs: BTreeMap<[u8; 32], Chunk>,
 }
 
 fn failed(error: impl Into<redb::Error>) -> StoreError {
@@ -191,6 +191,18 @@ impl Index {
         write.commit().map_err(failed)
     }
 
+    /// These chunks are to be looked for there, wherever they were before.
+    pub(super) fn point(&self, places: &[(Chunk, Location)]) -> Result<(), StoreError> {
+        let write = self.db.begin_write().map_err(failed)?;
+        {
+            let mut table = write.open_table(CHUNKS).map_err(failed)?;
+            for (chunk, at) in places {
+                table.insert(chunk, (at.content, at.offset, at.len)).map_err(failed)?;
+            }
+        }
+        write.commit().map_err(failed)
+    }
+
     /// What was found damaged, and is not complete again yet.
     pub(super) fn doubted(&self) -> Result<Vec<Chunk>, StoreError> {
         let table = self.db.begin_read().map_err(failed)?.open_table(DOUBTED).map_err(failed)?;
@@ -226,11 +238,19 @@ impl Index {
                 }
             }
             let mut table = write.open_table(BLOBS).map_err(failed)?;
-            for (blob, elsewhere) in &removal.blobs {
-                match elsewhere {
-                    Some(root) => drop(table.insert(blob, *root).map_err(failed)?),
-                    None => drop(table.remove(blob).map_err(failed)?),
-                }
+            // Whatever is known of an original that goes, by this and by what its list would say.
+            let mut moved = Vec::new();
+            table
+                .retain(|blob, root| {
+                    let goes = removal.roots.contains(&root);
+                    if goes {
+                        moved.push(*blob);
+                    }
+                    !goes
+                })
+                .map_err(failed)?;
+            for (blob, root) in moved.iter().filter_map(|blob| Some((blob, removal.blobs.get(blob)?))) {
+                table.insert(blob, *root).map_err(failed)?;
             }
         }
         write.commit().map_err(failed)

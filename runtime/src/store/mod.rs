@@ -185,6 +185,8 @@ pub struct Store {
     fresh: Mutex<receive::Fresh>,
     /// Chunks that came since the disk was last known to have all: those of a second.
     unsynced: Mutex<Vec<Chunk>>,
+    /// The store's folder, open as long as the store is: it is told of every loss since then.
+    folder: Mutex<File>,
     /// How often the disk did not take what was written.
     losses: AtomicUsize,
     last_commit: Mutex<Instant>,
@@ -234,6 +236,7 @@ impl Store {
             awaited: Mutex::new(BTreeMap::new()),
             fresh: Mutex::default(),
             unsynced: Mutex::default(),
+            folder: Mutex::new(File::open(dir).map_err(|error| StoreError::io("open", dir, error))?),
             losses: AtomicUsize::new(0),
             last_commit: Mutex::new(Instant::now()),
             unpacking: Mutex::new(()),
@@ -444,13 +447,14 @@ impl Store {
         file.map_err(|error| StoreError::io("make", &path, error))
     }
 
-    /// Everything written so far is on the disk when this returns. The kernel says once that it is not, to one who asks, and then
-    /// takes those bytes for written: chunks that came since the last time are forgotten.
+    /// Everything written so far is on the disk when this returns. The kernel says once to each open descriptor that it is not, and
+    /// then takes those bytes for written: chunks that came since the last time are forgotten.
     fn sync(&self) -> Result<(), StoreError> {
-        let dir = File::open(&self.dir).map_err(|error| StoreError::io("open", &self.dir, error))?;
+        // Whoever is told of nothing is told after whoever is told of a loss has counted it.
+        let folder = lock(&self.folder);
         let since = std::mem::take(&mut *lock(&self.unsynced));
         // SAFETY: the descriptor is open for the whole call, and there is no pointer.
-        if unsafe { libc::syncfs(dir.as_raw_fd()) } != 0 {
+        if unsafe { libc::syncfs(folder.as_raw_fd()) } != 0 {
             let error = io::Error::last_os_error();
             self.lose(&since)?;
             return Err(StoreError::io("sync", &self.dir, error));

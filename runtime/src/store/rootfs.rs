@@ -200,6 +200,7 @@ impl Store {
             return Ok(true);
         }
         self.discard_rootfs(&target);
+        let losses = self.losses.load(Ordering::Acquire);
         let half = self.dir.join("tmp").join(format!("rootfs-{}", hex(root)));
         let io_error = |step, path: &Path| {
             let path = path.to_owned();
@@ -229,7 +230,7 @@ impl Store {
             let path = half.join("accounts").join(name);
             fs::write(&path, self.content(content)?).map_err(io_error("write", &path))?;
         }
-        self.sync()?;
+        self.sync_since(losses)?;
         fs::rename(&half, &target).map_err(io_error("rename", &half))?;
         Ok(true)
     }
@@ -237,6 +238,7 @@ impl Store {
     /// Unpacks the layers of an image whose contents are all here.
     fn unpack_layers(&self, root: &Root, trees: &[Tree]) -> Result<(), StoreError> {
         let _one_at_a_time = lock(&self.unpacking);
+        let losses = self.losses.load(Ordering::Acquire);
         for (layer, tree) in root.layers.iter().zip(trees) {
             let id = layer.tree.id();
             let target = self.layer_dir(&id);
@@ -256,7 +258,7 @@ impl Store {
                 return Err(error.into());
             }
             fs::rename(&half, &target).map_err(|error| StoreError::io("rename", &half, error))?;
-            self.sync()?;
+            self.sync_since(losses)?;
             self.index.add_layer(&id)?;
         }
         Ok(())

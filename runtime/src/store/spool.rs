@@ -217,8 +217,10 @@ pub(super) fn begin(file: &File, len: usize) {
 
 fn place(from: &Path, to: &Path) -> Result<(), StoreError> {
     // What was there before is damaged, or the same. Unpacked layers have links to it, which are to see what it is now.
-    if fs::symlink_metadata(to).is_ok_and(|before| before.nlink() > 1) {
-        return overwrite(from, to).map_err(|error| StoreError::io("write", to, error));
+    if let Ok(before) = fs::symlink_metadata(to)
+        && before.nlink() > 1
+    {
+        return overwrite(from, to, &before).map_err(|error| StoreError::io("write", to, error));
     }
     let renamed = match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -231,10 +233,13 @@ fn place(from: &Path, to: &Path) -> Result<(), StoreError> {
     renamed.map_err(|error| StoreError::io("rename", from, error))
 }
 
-fn overwrite(from: &Path, to: &Path) -> io::Result<()> {
+/// Its mode and times stay: they are those of the layers' files.
+fn overwrite(from: &Path, to: &Path, before: &fs::Metadata) -> io::Result<()> {
     let (mut source, mut target) = (File::open(from)?, File::options().write(true).open(to)?);
     let len = io::copy(&mut source, &mut target)?;
     target.set_len(len)?;
+    target.set_permissions(before.permissions())?;
+    target.set_times(fs::FileTimes::new().set_accessed(before.accessed()?).set_modified(before.modified()?))?;
     fs::remove_file(from)
 }
 

@@ -554,3 +554,45 @@ fn chunks_that_the_disk_did_not_take_come_again() {
     two.put_chunks(vec![(image.root, bytes)]).unwrap();
     transfer(&one, &two, &image.root);
 }
+
+#[test]
+fn what_is_damaged_in_one_file_is_mended_out_of_another() {
+    for form in forms() {
+        let (_dir, one, _) = two_stores_of(form);
+        let (kept, longer) = (noise(1, 300_000), [noise(1, 300_000), noise(2, 300_000)].concat());
+        let first = load(&one, &archive(&[("kept", kept.clone())]));
+        let second = load(&one, &archive(&[("longer", longer.clone())]));
+        let (in_first, in_second) = (content_of(&kept).id(), content_of(&longer).id());
+        let shared = content_of(&kept).chunks[0].0;
+        assert_eq!(one.index.chunk(&shared).unwrap().map(|at| at.content), Some(in_first));
+        // The one that the index knows, and the one that it does not.
+        for (damaged, root) in [(in_first, first.root), (in_second, second.root)] {
+            damage(&one, &damaged);
+            let found = one.verify(&root).unwrap();
+            assert_eq!(found.told.len(), 1, "{found:?}");
+            assert!(!one.doubt(&root, &found, false).unwrap(), "nothing is left to be brought again");
+            assert!(one.chunk(&shared).unwrap().is_some(), "others are given it");
+            assert!(one.verify(&first.root).unwrap().is_none() && one.verify(&second.root).unwrap().is_none());
+        }
+        assert!(read(&one.runnable(&first.root).unwrap().unwrap(), "kept") == kept, "{form:?}: containers see it");
+        assert!(read(&one.runnable(&second.root).unwrap().unwrap(), "longer") == longer, "{form:?}");
+    }
+}
+
+#[test]
+fn blobs_that_two_share_are_there_without_the_damaged_one() {
+    let (_dir, one, _) = two_stores();
+    // Pushed as they would be by two names of one image.
+    let bytes = of_many(&[("kept", noise(1, 300_000))]);
+    let (first, second) =
+        (load(&one, &bytes), load(&one, &of_many(&[("kept", noise(1, 300_000)), ("z", noise(2, 9))])));
+    let original = one.original(&first.original.root).unwrap().unwrap();
+    let blob = original.blobs.last().expect("it has blobs").digest;
+    let list = one.original_root(&first.original.root).unwrap().list.id();
+    damage(&one, &list);
+    assert!(matches!(one.remove(&[first.root, first.original.root], &[]), Ok(Removed::Freed(_))));
+    assert!(one.blob(&blob).unwrap().is_none(), "nobody has it, and nobody says so");
+    for blob in one.original(&second.original.root).unwrap().unwrap().blobs {
+        assert!(one.blob(&blob.digest).unwrap().is_some());
+    }
+}
