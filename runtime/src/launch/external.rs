@@ -186,7 +186,11 @@ impl External {
         if status.success() {
             return Ok(());
         }
-        let reason = said(Path::new(LOG)).unwrap_or_else(|| status.to_string());
+        let mut reason = said(Path::new(LOG)).unwrap_or_else(|| status.to_string());
+        if reason.contains("in root network namespace") {
+            // It goes by a file that newer kernels show in every network namespace.
+            reason.push_str(" (this runsc is older than the kernel: `--network none` works)");
+        }
         // Another machine has no other image.
         let code = code_of(&reason);
         Err(Failure { code, machine: code == 125, reason: format!("{name}: {reason}") })
