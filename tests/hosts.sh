@@ -32,17 +32,13 @@ for i in $(seq "$nodes"); do
     fi
     mkdir "$lab/$i"
 done
-on() {
-    local i=$1
-    shift
-    nsenter --net="/run/netns/$name-$i" "$@"
-}
 # To be put behind, with its own process's number in $!.
 behind() {
     local i=$1
     shift
     exec nsenter --net="/run/netns/$name-$i" "$@"
 }
+on() { (behind "$@"); }
 node() {
     local i=$1
     shift

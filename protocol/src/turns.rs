@@ -47,15 +47,20 @@ enum Held {
     Over(ChunkId),
 }
 
+#[derive(Debug)]
+struct Asked {
+    reference: Reference,
+    steward: NodeId,
+    answer: Option<Turn>,
+}
+
 /// What a node knows of turns: those it decides on, and those it has asked about.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     /// Each until then.
     held: BTreeMap<Reference, (Held, Instant)>,
-    /// Of whom, and what they answered.
-    asked: BTreeMap<Reference, (NodeId, Option<Turn>)>,
-    /// The same, the one that was asked about first being first.
-    order: VecDeque<Reference>,
+    /// Of whom, and what they answered; what was asked about first comes first.
+    asked: VecDeque<Asked>,
 }
 
 impl Turns {
@@ -85,41 +90,38 @@ impl Turns {
 
     /// This node asks `steward`.
     pub(crate) fn asks(&mut self, steward: NodeId, reference: Reference) {
-        if self.asked.insert(reference.clone(), (steward, None)).is_some() {
+        if let Some(asked) = self.asked.iter_mut().find(|asked| asked.reference == reference) {
+            (asked.steward, asked.answer) = (steward, None);
             return;
         }
-        self.order.push_back(reference);
-        if self.order.len() > MAX_ASKED
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.asked.remove(&oldest);
+        if self.asked.len() >= MAX_ASKED {
+            self.asked.pop_front();
         }
+        self.asked.push_back(Asked { reference, steward, answer: None });
     }
 
     /// It answers.
     pub(crate) fn answered(&mut self, from: NodeId, reference: &Reference, turn: Turn) {
-        if let Some((steward, answer)) = self.asked.get_mut(reference)
-            && *steward == from
-        {
-            *answer = Some(turn);
+        let mut asked = self.asked.iter_mut().filter(|asked| asked.reference == *reference && asked.steward == from);
+        if let Some(asked) = asked.next() {
+            asked.answer = Some(turn);
         }
     }
 
     /// What the steward has answered since it was asked last.
     pub(crate) fn answer(&self, reference: &Reference) -> Option<Turn> {
-        self.asked.get(reference)?.1
+        self.asked.iter().find(|asked| asked.reference == *reference)?.answer
     }
 
     /// Whether its bounds hold.
     pub(crate) fn invariants(&self) {
         assert!(self.held.len() <= MAX_TURNS && self.asked.len() <= MAX_ASKED, "turns are bounded");
-        assert_eq!(self.asked.len(), self.order.len(), "each has its place in the order");
     }
 
     /// This node asks no more; whom it asked last.
     pub(crate) fn forget(&mut self, reference: &Reference) -> Option<NodeId> {
-        self.order.retain(|other| other != reference);
-        self.asked.remove(reference).map(|(steward, _)| steward)
+        let at = self.asked.iter().position(|asked| asked.reference == *reference)?;
+        self.asked.remove(at).map(|asked| asked.steward)
     }
 }
 
@@ -191,7 +193,10 @@ mod tests {
         }
         assert_eq!(turns.asked.len(), MAX_ASKED);
         turns.invariants();
-        assert!(!turns.asked.contains_key(&reference()), "the one that was asked about first is given up");
+        assert!(
+            turns.asked.iter().all(|asked| asked.reference != reference()),
+            "the one that was asked about first is given up"
+        );
     }
 
     #[test]

@@ -369,6 +369,15 @@ pub(crate) fn loop_device(file: &std::fs::File) -> io::Result<(std::fs::File, st
     Err(io::Error::other("others take every loop device that is free"))
 }
 
+/// A new terminal of the machine: its master, and the end for a program.
+pub(crate) fn open_terminal() -> io::Result<(std::fs::File, OwnedFd)> {
+    let terminal = nix::pty::openpty(None, None)?;
+    for end in [&terminal.master, &terminal.slave] {
+        nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    }
+    Ok((terminal.master.into(), terminal.slave))
+}
+
 /// Makes it the terminal that controls this session.
 pub(crate) fn control_terminal(terminal: &impl AsFd) -> io::Result<()> {
     // SAFETY: TIOCSCTTY takes an integer.

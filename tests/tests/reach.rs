@@ -303,15 +303,21 @@ fn runsc_has_containers_in_a_kernel_of_their_own() {
     let output = at_terminal(one, "exec -it kept sh", "test -t 0 && echo term''inal\nexit 4\n");
     assert!(output.stdout.contains("terminal") && output.code == 4, "{output}");
     one.moyai(&["cp", "kept:/etc/hostname", "-"]).fails(1).says("a kernel of its own");
-    let id = one.workload("kept").expect("a workload")["id"].as_str().expect("an id").to_owned();
-    let pid = two.container(&id).pid;
-    two.kill_daemon();
-    two.up();
-    assert_eq!(two.container(&id).pid, pid, "a daemon's end is not its end");
-    wait_for("it to be known again", PATIENCE, || (one.workload("kept")?["state"] == "running").then_some(()));
+    let id = outlives_its_daemon(one, two, "kept");
     assert_eq!(add(&["kept", "echo", "again"]).ok().stdout, "again\n");
     one.moyai(&["rm", "-f", "kept"]).ok();
     wait_for("it to be gone", PATIENCE, || two.containers(&id).is_empty().then_some(()));
+}
+
+/// What runs on `two` under this name goes on when the daemon there is killed and started again; its id.
+fn outlives_its_daemon(one: &Host, two: &Host, name: &str) -> String {
+    let id = one.workload(name).expect("a workload")["id"].as_str().expect("an id").to_owned();
+    let pid = two.container(&id).pid;
+    two.kill_daemon();
+    two.up();
+    assert_eq!(two.container(&id).pid, pid, "{name}: a daemon's end is not its end");
+    wait_for("it to be known again", PATIENCE, || (one.workload(name)?["state"] == "running").then_some(()));
+    id
 }
 
 fn made_by(runtime: &str) {
@@ -328,12 +334,7 @@ fn made_by(runtime: &str) {
 
     begin(one, "served", &["--runtime", runtime], "trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done");
     assert_eq!(one.moyai(&["exec", "served", "echo", "added"]).ok().stdout, "added\n", "{runtime}");
-    let id = one.workload("served").expect("a workload")["id"].as_str().expect("an id").to_owned();
-    let pid = two.container(&id).pid;
-    two.kill_daemon();
-    two.up();
-    assert_eq!(two.container(&id).pid, pid, "{runtime}: a daemon's end is not its end");
-    wait_for("it to be known again", PATIENCE, || (one.workload("served")?["state"] == "running").then_some(()));
+    let id = outlives_its_daemon(one, two, "served");
     one.moyai(&["rm", "-f", "served"]).ok();
     wait_for("it to be gone", PATIENCE, || two.containers(&id).is_empty().then_some(()));
     one.moyai(&["run", "--rm", "--runtime", "nosuch", "alpine", "true"]).fails(125).says("the OCI runtime nosuch");

@@ -278,16 +278,13 @@ async fn bring_in(state: &State, wish: &Wish, progress: &Progress) -> Result<Ima
     });
     let broken = |error: &dyn std::fmt::Display| Failure { error: error.to_string(), hint: String::new() };
     let imported = imported.await.map_err(|error| broken(&error))?;
-    let imported = imported.map_err(|error| match &error {
-        ImportError::Store(_) | ImportError::NotAnImage => import_failure(&error, &state.store_dir),
-        ImportError::TooLarge { .. } => Failure {
-            error: format!("{}: {error}", reference.familiar()),
-            hint: "`skopeo copy` it to an archive, and `moyai load --limit` takes it".to_owned(),
-        },
-        _ => Failure {
-            error: format!("{}: {error}", reference.familiar()),
-            hint: "its registry has it so, or it came damaged: pull again; nothing was stored".to_owned(),
-        },
+    let imported = imported.map_err(|error| {
+        let hint = match &error {
+            ImportError::Store(_) | ImportError::NotAnImage => return import_failure(&error, &state.store_dir),
+            ImportError::TooLarge { .. } => "`skopeo copy` it to an archive, and `moyai load --limit` takes it",
+            _ => "its registry has it so, or it came damaged: pull again; nothing was stored",
+        };
+        Failure { error: format!("{}: {error}", reference.familiar()), hint: hint.to_owned() }
     })?;
     let held = held_as(reference.clone(), &imported);
     match state.handle.command(Command::ImageAdded(held.clone())).await {

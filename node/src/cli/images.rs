@@ -266,17 +266,14 @@ pub async fn image(context: &Context, verb: ImageVerb) -> anyhow::Result<u8> {
             if !verified.wrong.is_empty() {
                 verified.wrong.iter().for_each(|part| println!("{part}"));
                 let count = verified.wrong.len();
-                let hint = match (verified.lost, verified.coming) {
-                    (true, _) => "no other node has all of it: load it again from where it came".to_owned(),
-                    (false, true) => {
-                        format!("it is fetched again from other nodes: `moyai pull {image}` waits for that")
-                    }
-                    (false, false) => {
-                        println!(
-                            "{image}  {count} parts were damaged, and are whole again: other images here have the same bytes"
-                        );
-                        return Ok(0);
-                    }
+                if !verified.lost && !verified.coming {
+                    let how = "other images here have the same bytes";
+                    println!("{image}  {count} parts were damaged, and are whole again: {how}");
+                    return Ok(0);
+                }
+                let hint = match verified.lost {
+                    true => "no other node has all of it: load it again from where it came".to_owned(),
+                    false => format!("it is fetched again from other nodes: `moyai pull {image}` waits for that"),
                 };
                 return Err(problem(format!("{image} is damaged here: {count} parts"), hint));
             }

@@ -184,13 +184,17 @@ impl Images {
         };
         let mut used = size().await;
         if used > budget {
+            let Ok(spare) = self.handle.ask(|node, now| node.spare_images(now)).await else { return Ok(()) };
             // Nothing is removed while somebody does not know what it needs: then nothing is given up for it either.
-            let unknown = self.by_store(|store| Ok([store.doubted()?, store.unlisted()?].concat())).await?;
+            // Every list is read for that, so only where something would go.
+            let unknown = match spare.is_empty() {
+                true => Vec::new(),
+                false => self.by_store(|store| Ok([store.doubted()?, store.unlisted()?].concat())).await?,
+            };
             if let Some(root) = unknown.first().map(|root| ChunkId(*root)) {
                 warn!(root = %root.short(), "nothing is given up for the budget while an image is damaged");
                 return Ok(());
             }
-            let Ok(spare) = self.handle.ask(|node, now| node.spare_images(now)).await else { return Ok(()) };
             for root in spare {
                 // Each removal takes its time, and what was spare may be needed now.
                 let still = self.handle.ask(move |node, now| node.spare_images(now).contains(&root)).await;

@@ -288,10 +288,6 @@ fn start(dir: &Path, wish: &Wish) -> Result<Process, Failure> {
         // Before it runs: what it asks first is how large its terminal is.
         process.set_console_size(oci::terminal_size(rows, columns));
     }
-    let pipe = || {
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
-            .map_err(|error| failure(format!("cannot make a pipe: {error}")))
-    };
     if let Some(external) = &elsewhere {
         std::env::set_current_dir(dir).map_err(failed)?;
         return start_by(external, &process, wish);
@@ -308,35 +304,40 @@ fn start(dir: &Path, wish: &Wish) -> Result<Process, Failure> {
         let output = [Some(master), None];
         return Process::new(spawned.pidfd, Some(input), output, true).map_err(failed);
     }
+    let ([input, output, errors], inside) = pipes()?;
+    let spawned = add(Stdio::Pipes(inside.each_ref().map(AsRawFd::as_raw_fd)), None)?;
+    Process::new(spawned.pidfd, wish.input.then_some(input), [Some(output), Some(errors)], false).map_err(failed)
+}
+
+/// Its input, output and error output: this side, and the process's.
+fn pipes() -> Result<([File; 3], [OwnedFd; 3]), Failure> {
+    let pipe = || {
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+            .map_err(|error| failure(format!("cannot make a pipe: {error}")))
+    };
     let (input_inside, input) = pipe()?;
     let (output, output_inside) = pipe()?;
     let (errors, errors_inside) = pipe()?;
-    let fds = [input_inside.as_raw_fd(), output_inside.as_raw_fd(), errors_inside.as_raw_fd()];
-    let spawned = add(Stdio::Pipes(fds), None)?;
-    let input = wish.input.then(|| File::from(input));
-    let output = [Some(File::from(output)), Some(File::from(errors))];
-    Process::new(spawned.pidfd, input, output, false).map_err(failed)
+    Ok(([input, output, errors].map(File::from), [input_inside, output_inside, errors_inside]))
 }
 
 /// The same by the OCI runtime that has the container, in whose folder this is.
 fn start_by(external: &External, process: &oci_spec::runtime::Process, wish: &Wish) -> Result<Process, Failure> {
     let failed = |error: io::Error| failure(format!("cannot reach the container: {error}"));
-    let (added, input, output) = match wish.terminal {
-        Some(size) => {
-            let (master, added) = external.exec_with_terminal(process, size)?;
-            let input = master.try_clone().map_err(failed)?;
-            (added, Some(input), [Some(master), None])
+    let (input, output, inside) = match wish.terminal {
+        Some((rows, columns)) => {
+            let (master, terminal) = sys::open_terminal().map_err(failed)?;
+            sys::set_terminal_size(&master, rows, columns).map_err(failed)?;
+            let copy = || terminal.try_clone().map_err(failed);
+            let inside = [copy()?, copy()?, copy()?];
+            (Some(master.try_clone().map_err(failed)?), [Some(master), None], inside)
         }
         None => {
-            let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|error| failed(error.into()));
-            let (input_inside, input) = pipe()?;
-            let (output, output_inside) = pipe()?;
-            let (errors, errors_inside) = pipe()?;
-            let added = external.exec(process, [input_inside, output_inside, errors_inside])?;
-            let input = wish.input.then(|| File::from(input));
-            (added, input, [Some(File::from(output)), Some(File::from(errors))])
+            let ([input, output, errors], inside) = pipes()?;
+            (wish.input.then_some(input), [Some(output), Some(errors)], inside)
         }
     };
+    let added = external.exec(process, inside, wish.terminal.is_some())?;
     let pidfd = added.pidfd.try_clone().map_err(failed)?;
     let serving = Process::new(pidfd, input, output, wish.terminal.is_some()).map_err(failed)?;
     Ok(Process { added: Some(added), ..serving })

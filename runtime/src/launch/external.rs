@@ -30,6 +30,7 @@ const CONSOLE: &str = "console.sock";
 const REFUSED: i32 = 128;
 
 /// Another OCI runtime, and the container that it makes of the bundle in the current folder.
+#[derive(Clone)]
 pub(super) struct External {
     program: PathBuf,
     id: String,
@@ -130,45 +131,24 @@ impl External {
         self.run(command)
     }
 
-    /// Adds a process, in the current folder.
-    pub(super) fn exec(&self, process: &Process, stdio: [OwnedFd; 3]) -> Result<Added, Failure> {
-        let [input, output, errors] = stdio;
-        let log = own_file("log");
-        let mut command = self.logging(&log, "exec");
-        command.stdin(input).stdout(output).stderr(errors);
-        let child = self.add(command, process)?;
-        added(&child, log)
-    }
-
-    /// The same on a terminal of so many rows and columns, with its master. runsc has no other for one that it waits for.
-    pub(super) fn exec_with_terminal(
-        &self,
-        process: &Process,
-        (rows, columns): (u16, u16),
-    ) -> Result<(File, Added), Failure> {
-        let failed = |error: io::Error| failure(format!("process.terminal: {error}"));
-        let size = nix::pty::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let terminal = nix::pty::openpty(&size, None).map_err(|error| failed(error.into()))?;
-        let (master, inside) = (File::from(terminal.master), terminal.slave);
-        let close = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC);
-        nix::fcntl::fcntl(&master, close).map_err(|error| failed(error.into()))?;
-        let log = own_file("log");
-        let mut command = self.logging(&log, "exec");
-        let copy = || inside.try_clone().map_err(failed);
-        command.stdin(copy()?).stdout(copy()?).stderr(copy()?);
-        sys::on_own_terminal(&mut command);
-        let child = self.add(command, process)?;
-        Ok((master, added(&child, log)?))
-    }
-
-    fn add(&self, mut command: Command, process: &Process) -> Result<Child, Failure> {
+    /// Adds a process, in the current folder; a terminal that it is given controls it.
+    pub(super) fn exec(&self, process: &Process, stdio: [OwnedFd; 3], terminal: bool) -> Result<Added, Failure> {
         let failed = |error: io::Error| failure(format!("cannot run {}: {error}", self.program.display()));
+        let log = PathBuf::from(format!("exec-{}.log", std::process::id()));
+        let mut command = self.logging(&log, "exec");
+        let [input, output, errors] = stdio;
+        command.stdin(input).stdout(output).stderr(errors);
+        if terminal {
+            sys::on_own_terminal(&mut command);
+        }
         // It is inherited, and gone with its last reader.
         let file = memfd_create(c"process.json", MFdFlags::empty()).map_err(|error| failed(error.into()))?;
         let mut file = File::from(file);
         serde_json::to_vec(process).map_err(io::Error::from).and_then(|text| file.write_all(&text)).map_err(failed)?;
         command.arg("--process").arg(format!("/proc/self/fd/{}", file.as_raw_fd())).arg(&self.id);
-        command.spawn().map_err(failed)
+        let child = command.spawn().map_err(failed)?;
+        let pidfd = sys::pidfd_open(child.id() as i32);
+        Ok(Added { pidfd: pidfd.map_err(|error| failure(format!("what adds it is gone already: {error}")))?, log })
     }
 
     /// Deletes what is left of it.
@@ -205,16 +185,6 @@ fn reap_until(child: &Child) {
             return;
         }
     }
-}
-
-/// A name that no other process of this folder has.
-fn own_file(kind: &str) -> PathBuf {
-    format!("exec-{}.{kind}", std::process::id()).into()
-}
-
-fn added(child: &Child, log: PathBuf) -> Result<Added, Failure> {
-    let pidfd = sys::pidfd_open(child.id() as i32);
-    Ok(Added { pidfd: pidfd.map_err(|error| failure(format!("what adds it is gone already: {error}")))?, log })
 }
 
 /// What a shell's code is for what runtimes say of a program that is not there.

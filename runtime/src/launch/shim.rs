@@ -88,9 +88,8 @@ fn start() -> Result<Container, Failure> {
         external.delete();
         Group::load(&launch.cgroup).kill();
         let started = start_by(&external, &config, &launch);
-        let serving = started.and_then(|started| {
-            started.serve_from(Group::load(&launch.cgroup), Some(External::new(runtime, &launch.cgroup, &config.spec)))
-        });
+        let serving =
+            started.and_then(|started| started.serve_from(Group::load(&launch.cgroup), Some(external.clone())));
         return serving.inspect_err(|_| external.delete());
     }
     let resources = config.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());

@@ -13,13 +13,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError, RwLockWriteGuard};
 
 use super::index::{Location, Removal};
-use super::{LastRead, Store, StoreError, hex, lock};
+use super::{Store, StoreError, hex, lock};
 use crate::image::{Chunk, Content, ContentId, Source, Tree};
 
 /// What an image or an original needs.
@@ -114,26 +114,19 @@ impl Store {
     /// Reads everything that an image or an original needs. Where a list is damaged, what it names is not looked at.
     pub fn verify(&self, root: &Chunk) -> Result<Damage, StoreError> {
         let mut reached = Reached::default();
-        let unlisted = match self.reach(root, &mut reached) {
-            Ok(()) => None,
-            Err(StoreError::Damaged(reason)) => Some(reason),
-            Err(error) => return Err(error),
-        };
-        // The root itself comes first, and may be all that was reached.
-        let itself = Content { chunks: vec![(*root, 0)] };
+        let unlisted = self.reach_listed(root, &mut reached)?;
+        // The root itself may be what is damaged.
+        reached.contents.entry(*root).or_insert_with(|| Content { chunks: vec![(*root, 0)] });
         let mut damage = Damage::default();
-        for (id, content) in [(*root, &itself)].into_iter().chain(reached.contents.iter().map(|(id, it)| (*id, it))) {
+        for (id, content) in &reached.contents {
             // Lists that came by chunks are not brought together, and a root's length is not known here.
-            let whole = id != *root && self.index.content(&id)?;
-            let mut offset = 0;
-            for (chunk, len) in &content.chunks {
-                let own = whole.then_some(Location { content: id, offset, len: *len });
-                let place = Place { chunk: *chunk, content: id, own };
+            let whole = id != root && self.index.content(id)?;
+            for (chunk, at) in Location::of(content, *id) {
+                let place = Place { chunk, content: *id, own: whole.then_some(at) };
                 if !self.is_right(&place)? {
-                    damage.told.push(format!("chunk {} of content {}", hex(chunk), hex(&id)));
+                    damage.told.push(format!("chunk {} of content {}", hex(&chunk), hex(id)));
                     damage.places.push(place);
                 }
-                offset += u64::from(*len);
             }
         }
         match unlisted {
@@ -147,14 +140,16 @@ impl Store {
     }
 
     fn is_right(&self, place: &Place) -> Result<bool, StoreError> {
-        let Some(own) = &place.own else { return Ok(self.chunk(&place.chunk)?.is_some()) };
-        let mut bytes = Vec::new();
-        Ok(self.read_at(own, &mut bytes, &mut LastRead::default())? && blake3::hash(&bytes) == place.chunk)
+        let bytes = match &place.own {
+            Some(own) => self.right_at(&place.chunk, own)?,
+            None => self.chunk(&place.chunk)?,
+        };
+        Ok(bytes.is_some())
     }
 
     /// What is complete and has a damaged list, so that nobody knows what it needs.
     pub fn unlisted(&self) -> Result<Vec<Chunk>, StoreError> {
-        let unlisted = |root: &Chunk| matches!(self.reach(root, &mut Reached::default()), Err(StoreError::Damaged(_)));
+        let unlisted = |root: &Chunk| matches!(self.reach_listed(root, &mut Reached::default()), Ok(Some(_)));
         Ok(self.roots()?.into_iter().filter(unlisted).collect())
     }
 
@@ -174,22 +169,22 @@ impl Store {
             if self.is_right(place)? {
                 continue;
             }
-            let mut bytes = Vec::new();
-            let by_index = self.append_chunk(&place.chunk, &mut bytes, &mut LastRead::default())?;
-            let elsewhere = match by_index {
-                true => None,
-                false => self.first_right(&place.chunk, others.get(&place.chunk), &mut bytes)?,
+            let bytes = match self.chunk(&place.chunk)? {
+                Some(bytes) => bytes,
+                None => match self.first_right(&place.chunk, others.get(&place.chunk))? {
+                    Some((at, bytes)) => {
+                        found.push((place.chunk, at));
+                        bytes
+                    }
+                    None => {
+                        contents.insert(place.content);
+                        chunks.insert(place.chunk);
+                        continue;
+                    }
+                },
             };
-            if !by_index && elsewhere.is_none() {
-                contents.insert(place.content);
-                chunks.insert(place.chunk);
-                continue;
-            }
-            found.extend(elsewhere.map(|at| (place.chunk, at)));
             if let Some(own) = &place.own {
-                let path = self.object(&own.content);
-                let written = self.open_object(&own.content)?.write_all_at(&bytes, own.offset);
-                written.map_err(|error| StoreError::io("write", &path, error))?;
+                self.write_at(own, &bytes)?;
             }
         }
         self.sync()?;
@@ -211,34 +206,27 @@ impl Store {
         }
         let mut reached = Reached::default();
         for root in self.roots()? {
-            match self.reach(&root, &mut reached) {
-                Ok(()) | Err(StoreError::Damaged(_)) => {}
-                Err(error) => return Err(error),
-            }
+            self.reach_listed(&root, &mut reached)?;
         }
         for (id, content) in &reached.contents {
-            let mut offset = 0;
-            for (chunk, len) in &content.chunks {
-                if chunks.contains(chunk) && self.index.content(id)? {
-                    places.entry(*chunk).or_default().push(Location { content: *id, offset, len: *len });
+            for (chunk, at) in Location::of(content, *id).filter(|(chunk, _)| chunks.contains(chunk)) {
+                if self.index.content(id)? {
+                    places.entry(chunk).or_default().push(at);
                 }
-                offset += u64::from(*len);
             }
         }
         Ok(places)
     }
 
-    /// The first of these places where the chunk is what it should be, with its bytes.
+    /// The first of these places where the chunk is what it should be, and its bytes.
     fn first_right(
         &self,
         chunk: &Chunk,
         places: Option<&Vec<Location>>,
-        bytes: &mut Vec<u8>,
-    ) -> Result<Option<Location>, StoreError> {
+    ) -> Result<Option<(Location, Vec<u8>)>, StoreError> {
         for place in places.into_iter().flatten() {
-            bytes.clear();
-            if self.read_at(place, bytes, &mut LastRead::default())? && blake3::hash(bytes) == *chunk {
-                return Ok(Some(*place));
+            if let Some(bytes) = self.right_at(chunk, place)? {
+                return Ok(Some((*place, bytes)));
             }
         }
         Ok(None)
@@ -322,11 +310,8 @@ impl Store {
         }
         let awaited: BTreeSet<ContentId> = lock(&self.awaited).values().map(|location| location.content).collect();
         for root in roots.iter().filter(|root| complete.contains(root)) {
-            match self.reach(root, &mut doomed) {
-                // What a damaged list names is left for the next sweep.
-                Ok(()) | Err(StoreError::Damaged(_)) => {}
-                Err(error) => return Err(error),
-            }
+            // What a damaged list names is left for the next sweep.
+            self.reach_listed(root, &mut doomed)?;
         }
         doomed.contents.retain(|id, _| !kept.contents.contains_key(id) && !awaited.contains(id));
         doomed.layers.retain(|layer| !kept.layers.contains(layer));
@@ -370,22 +355,16 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut moved = false;
         for (id, content) in kept {
-            let mut offset = 0;
-            for (chunk, len) in &content.chunks {
-                if let Some(place @ None) = chunks.get_mut(chunk) {
-                    let there = Location { content: *id, offset, len: *len };
-                    let mut bytes = Vec::new();
-                    let read = self.read_at(&there, &mut bytes, &mut LastRead::default())?;
-                    let right = read && blake3::hash(&bytes) == *chunk;
-                    if !right && let Some(bytes) = self.chunk(chunk)? {
-                        let path = self.object(id);
-                        let written = self.open_object(id)?.write_all_at(&bytes, offset);
-                        written.map_err(|error| StoreError::io("write", &path, error))?;
+            for (chunk, there) in Location::of(content, *id) {
+                if let Some(place @ None) = chunks.get_mut(&chunk) {
+                    if self.right_at(&chunk, &there)?.is_none()
+                        && let Some(bytes) = self.chunk(&chunk)?
+                    {
+                        self.write_at(&there, &bytes)?;
                         moved = true;
                     }
                     *place = Some(there);
                 }
-                offset += u64::from(*len);
             }
         }
         if moved {
@@ -420,6 +399,15 @@ impl Store {
     fn roots(&self) -> Result<Vec<Chunk>, StoreError> {
         let images = self.index.images()?.into_iter().map(|image| image.root);
         Ok(images.chain(self.index.originals()?.into_iter().map(|original| original.root)).collect())
+    }
+
+    /// As far as its lists are right; what is wrong with the first that is not.
+    fn reach_listed(&self, root: &Chunk, reached: &mut Reached) -> Result<Option<String>, StoreError> {
+        match self.reach(root, reached) {
+            Ok(()) => Ok(None),
+            Err(StoreError::Damaged(reason)) => Ok(Some(reason)),
+            Err(error) => Err(error),
+        }
     }
 
     fn reach(&self, root: &Chunk, reached: &mut Reached) -> Result<(), StoreError> {

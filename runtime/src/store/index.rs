@@ -6,7 +6,7 @@ use std::path::Path;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::{Held, HeldOriginal, StoreError};
-use crate::image::{Chunk, ContentId};
+use crate::image::{Chunk, Content, ContentId};
 
 /// Chunk → content, offset, length.
 const CHUNKS: TableDefinition<&[u8; 32], ([u8; 32], u64, u32)> = TableDefinition::new("chunks");
@@ -34,6 +34,18 @@ pub(super) struct Location {
     pub(super) content: ContentId,
     pub(super) offset: u64,
     pub(super) len: u32,
+}
+
+impl Location {
+    /// Where a content's chunks lie in its own file, in order.
+    pub(super) fn of(content: &Content, id: ContentId) -> impl Iterator<Item = (Chunk, Location)> + use<'_> {
+        let mut offset = 0;
+        content.chunks.iter().map(move |(chunk, len)| {
+            let at = Location { content: id, offset, len: *len };
+            offset += u64::from(*len);
+            (*chunk, at)
+        })
+    }
 }
 
 pub(super) struct Index {

@@ -358,13 +358,34 @@ impl Store {
     /// Adds a chunk's bytes, checked, to `all`; whether it is here. The next one may lie in the same file as the last.
     pub fn append_chunk(&self, chunk: &Chunk, all: &mut Vec<u8>, last: &mut LastRead) -> Result<bool, StoreError> {
         let Some(location) = self.index.chunk(chunk)? else { return Ok(false) };
+        self.append_right(chunk, &location, all, last)
+    }
+
+    /// The chunk's bytes, if that is what lies there.
+    fn right_at(&self, chunk: &Chunk, location: &Location) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut bytes = Vec::new();
+        Ok(self.append_right(chunk, location, &mut bytes, &mut LastRead::default())?.then_some(bytes))
+    }
+
+    fn append_right(
+        &self,
+        chunk: &Chunk,
+        location: &Location,
+        all: &mut Vec<u8>,
+        last: &mut LastRead,
+    ) -> Result<bool, StoreError> {
         let before = all.len();
-        let read = self.read_at(&location, all, last)?;
-        let here = read && blake3::hash(&all[before..]) == *chunk;
-        if !here {
+        let right = self.read_at(location, all, last)? && blake3::hash(&all[before..]) == *chunk;
+        if !right {
             all.truncate(before);
         }
-        Ok(here)
+        Ok(right)
+    }
+
+    /// Writes there anew.
+    fn write_at(&self, location: &Location, bytes: &[u8]) -> Result<(), StoreError> {
+        let written = self.open_object(&location.content)?.write_all_at(bytes, location.offset);
+        written.map_err(|error| StoreError::io("write", &self.object(&location.content), error))
     }
 
     /// A content that lies complete under its id.
@@ -465,7 +486,16 @@ impl Store {
     /// The same for whoever began to write when there had been so many `losses`: it is not told of another's.
     fn sync_since(&self, losses: usize) -> Result<(), StoreError> {
         self.sync()?;
-        if self.losses.load(Ordering::Acquire) == losses {
+        self.none_lost_since(losses)
+    }
+
+    /// How often the disk did not take what was written.
+    fn losses(&self) -> usize {
+        self.losses.load(Ordering::Acquire)
+    }
+
+    fn none_lost_since(&self, losses: usize) -> Result<(), StoreError> {
+        if self.losses() == losses {
             return Ok(());
         }
         Err(StoreError::Io { step: "sync", path: self.dir.clone(), source: io::Error::from_raw_os_error(libc::EIO) })

@@ -2,10 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
@@ -185,7 +183,7 @@ impl Store {
         if stage.present.iter().any(|here| !here) {
             return Ok(stage);
         }
-        let losses = self.losses.load(Ordering::Acquire);
+        let losses = self.losses();
         let (done, lost) = self.assemble_all(contents.iter().copied())?;
         if !lost.is_empty() {
             self.index.forget(&lost)?;
@@ -207,7 +205,7 @@ impl Store {
     /// Checks a chunk and keeps it. Seen by others at once; on disk within [`COMMIT_EVERY`].
     pub fn put_chunks(&self, chunks: Vec<(Chunk, Vec<u8>)>) -> Result<(), StoreError> {
         let _not_removed = self.changing();
-        let losses = self.losses.load(Ordering::Acquire);
+        let losses = self.losses();
         let mut changes = Changes::default();
         let wrong = |(chunk, bytes): &&(Chunk, Vec<u8>)| blake3::hash(bytes) != *chunk || bytes.len() > MAX_ROOT;
         if let Some((chunk, _)) = chunks.iter().find(wrong) {
@@ -254,16 +252,12 @@ impl Store {
         let came: Vec<Chunk> = changes.chunks.iter().map(|(chunk, _)| *chunk).collect();
         lock(&self.unsynced).extend(&came);
         self.index.add(&changes, durable)?;
-        if self.losses.load(Ordering::Acquire) != losses {
+        let lost = self.none_lost_since(losses);
+        if lost.is_err() {
             // Another was told that the disk did not take what was written meanwhile, perhaps this.
             self.index.forget(&came)?;
-            return Err(StoreError::Io {
-                step: "sync",
-                path: self.dir.clone(),
-                source: io::Error::from_raw_os_error(libc::EIO),
-            });
         }
-        Ok(())
+        lost
     }
 
     /// Lists that the disk has lost, or changed, are fetched again.
@@ -282,21 +276,20 @@ impl Store {
         let mut seen = BTreeSet::new();
         let mut places = BTreeMap::new();
         for content in list {
-            let (id, mut offset) = (content.id(), 0);
-            for (chunk, len) in &content.chunks {
+            for (chunk, at) in Location::of(content, content.id()) {
+                let len = at.len;
                 // A chunk has one length. A list that states another could have a file cut to it that is somebody else's.
-                let known = self.index.chunk(chunk)?;
-                if known.is_some_and(|location| location.len != *len) {
+                let known = self.index.chunk(&chunk)?;
+                if known.is_some_and(|location| location.len != len) {
                     return Err(StoreError::Damaged(format!("an image that names a chunk with a wrong length, {len}")));
                 }
-                if *len as usize > MAX_CHUNK {
+                if len as usize > MAX_CHUNK {
                     return Err(StoreError::Damaged(format!("an image that names a chunk of {len} bytes")));
                 }
-                if seen.insert(*chunk) {
-                    pieces.push((*chunk, *len));
-                    places.insert(*chunk, Location { content: id, offset, len: *len });
+                if seen.insert(chunk) {
+                    pieces.push((chunk, len));
+                    places.insert(chunk, at);
                 }
-                offset += u64::from(*len);
             }
         }
         self.stage(contents, pieces, places)
@@ -327,7 +320,7 @@ impl Store {
         trees: &[Tree],
         pieces: &[(Chunk, u32)],
     ) -> Result<Vec<Chunk>, StoreError> {
-        let losses = self.losses.load(Ordering::Acquire);
+        let losses = self.losses();
         let config = self.content(&parsed.config)?;
         let (contents, lost) = self.assemble_all(trees.iter().flat_map(Tree::contents))?;
         if !lost.is_empty() {
@@ -365,20 +358,18 @@ impl Store {
         let file = self.open_object(id)?;
         let fresh = lock(&self.fresh).take(id, Mark::of(&file, &path)?);
         file.set_len(content.size()).map_err(|error| StoreError::io("size", &path, error))?;
-        let mut offset = 0;
-        for (chunk, len) in &content.chunks {
-            let here = Location { content: *id, offset, len: *len };
-            let at_its_place = self.index.chunk(chunk)? == Some(here);
-            if !(at_its_place && fresh.contains(&offset)) {
-                match self.chunk(chunk)? {
-                    None => lost.push(*chunk),
+        for (chunk, here) in Location::of(content, *id) {
+            let at_its_place = self.index.chunk(&chunk)? == Some(here);
+            if !(at_its_place && fresh.contains(&here.offset)) {
+                match self.chunk(&chunk)? {
+                    None => lost.push(chunk),
                     Some(_) if at_its_place => {}
                     Some(bytes) => {
-                        file.write_all_at(&bytes, offset).map_err(|error| StoreError::io("write", &path, error))?;
+                        let written = file.write_all_at(&bytes, here.offset);
+                        written.map_err(|error| StoreError::io("write", &path, error))?;
                     }
                 }
             }
-            offset += u64::from(*len);
         }
         Ok(())
     }

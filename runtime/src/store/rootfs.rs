@@ -200,7 +200,7 @@ impl Store {
             return Ok(true);
         }
         self.discard_rootfs(&target);
-        let losses = self.losses.load(Ordering::Acquire);
+        let losses = self.losses();
         let half = self.dir.join("tmp").join(format!("rootfs-{}", hex(root)));
         let io_error = |step, path: &Path| {
             let path = path.to_owned();
@@ -238,7 +238,7 @@ impl Store {
     /// Unpacks the layers of an image whose contents are all here.
     fn unpack_layers(&self, root: &Root, trees: &[Tree]) -> Result<(), StoreError> {
         let _one_at_a_time = lock(&self.unpacking);
-        let losses = self.losses.load(Ordering::Acquire);
+        let losses = self.losses();
         for (layer, tree) in root.layers.iter().zip(trees) {
             let id = layer.tree.id();
             let target = self.layer_dir(&id);

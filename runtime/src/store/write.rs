@@ -107,7 +107,7 @@ impl Store {
             images: Vec::new(),
             originals: Vec::new(),
             placed: HashSet::new(),
-            losses: self.losses.load(Ordering::Acquire),
+            losses: self.losses(),
         }
     }
 }
@@ -260,17 +260,15 @@ impl Writer<'_> {
     }
 
     fn note(&mut self, content: &Content, id: ContentId) -> Result<(), StoreError> {
-        let mut offset = 0;
-        for (chunk, len) in &content.chunks {
-            if self.met.insert(*chunk) {
+        for (chunk, at) in Location::of(content, id) {
+            if self.met.insert(chunk) {
                 self.progress.chunks.fetch_add(1, Ordering::Relaxed);
-                if self.store.index.chunk(chunk)?.is_none() {
-                    self.new.insert(*chunk);
+                if self.store.index.chunk(&chunk)?.is_none() {
+                    self.new.insert(chunk);
                     self.progress.new_chunks.fetch_add(1, Ordering::Relaxed);
-                    self.changes.chunks.push((*chunk, Location { content: id, offset, len: *len }));
+                    self.changes.chunks.push((chunk, at));
                 }
             }
-            offset += u64::from(*len);
         }
         self.changes.contents.push(id);
         Ok(())
