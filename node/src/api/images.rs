@@ -232,10 +232,19 @@ pub(super) async fn verify(AxumState(state): AxumState<State>, Query(query): Que
     }
     let mut verified = Verified { parts: here.len() as u32, wrong: Vec::new(), coming: false, lost: false };
     for root in here {
-        let (damage, repair) = state.images.verify(root).await.map_err(|error| failed(error.to_string(), ""))?;
-        verified.coming |= repair == Repair::Coming;
-        verified.lost |= repair == Repair::Nobody;
-        verified.wrong.extend(damage.told);
+        match state.images.verify(root).await {
+            Ok((told, repair)) => {
+                verified.coming |= repair == Repair::Coming;
+                verified.lost |= repair == Repair::Nobody;
+                verified.wrong.extend(told);
+            }
+            // What was found before is to be known all the same.
+            Err(error) if !verified.wrong.is_empty() => {
+                verified.lost = true;
+                verified.wrong.push(error.to_string());
+            }
+            Err(error) => return Err(failed(error.to_string(), "")),
+        }
     }
     Ok(Json(verified))
 }

@@ -271,9 +271,11 @@ pub async fn image(context: &Context, verb: ImageVerb) -> anyhow::Result<u8> {
                     println!("{image}  {count} parts were damaged, and are whole again: {how}");
                     return Ok(0);
                 }
-                let hint = match verified.lost {
-                    true => "no other node has all of it: load it again from where it came".to_owned(),
-                    false => format!("it is fetched again from other nodes: `moyai pull {image}` waits for that"),
+                let coming = format!("it is fetched again from other nodes: `moyai pull {image}` waits for that");
+                let hint = match (verified.lost, verified.coming) {
+                    (true, true) => format!("{coming}; then verify it again, for what no other node has"),
+                    (true, false) => "no other node has all of it: load it again from where it came".to_owned(),
+                    (false, _) => format!("{coming}; what it names is seen when it is verified again"),
                 };
                 return Err(problem(format!("{image} is damaged here: {count} parts"), hint));
             }

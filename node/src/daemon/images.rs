@@ -16,7 +16,7 @@ use moyai_protocol::contract::Command;
 use moyai_protocol::exchange::Receipt;
 use moyai_protocol::id::ChunkId;
 use moyai_runtime::image::Original;
-use moyai_runtime::store::{Damage, Removed, Store, StoreError};
+use moyai_runtime::store::{Damage, Doubted, Removed, Store, StoreError};
 use tracing::{info, warn};
 
 use super::driver::Handle;
@@ -117,27 +117,36 @@ impl Images {
         original.ok_or_else(|| "what it was made of has just been removed".to_owned())
     }
 
-    /// Reads all of something that is here, and has what is damaged made whole.
-    pub async fn verify(&self, root: ChunkId) -> Result<(Damage, Repair), StoreError> {
-        let damage = self.by_store(move |store| store.verify(&root.0)).await?;
-        if damage.is_none() {
-            return Ok((damage, Repair::Done));
+    /// Reads all of something that is here, and has what is damaged made whole; what that was, and what becomes of it.
+    pub async fn verify(&self, root: ChunkId) -> Result<(Vec<String>, Repair), StoreError> {
+        let mut told = Vec::new();
+        let mut last = Damage::default();
+        loop {
+            let damage = self.by_store(move |store| store.verify(&root.0)).await?;
+            if damage.is_none() {
+                return Ok((told, Repair::Done));
+            }
+            let again = damage == last;
+            if !again {
+                told.extend(damage.told.iter().cloned());
+            }
+            if again || !damage.has_places() {
+                return Ok((told, Repair::Nobody));
+            }
+            last = damage.clone();
+            let others = self.handle.ask(move |node, _| node.is_elsewhere(&root)).await.unwrap_or(false);
+            match self.by_store(move |store| store.doubt(&root.0, &damage, others)).await? {
+                // What a damaged list names has not been looked at yet.
+                Doubted::Mended => {}
+                Doubted::Gone => return Ok((told, Repair::Done)),
+                Doubted::Open if others => {
+                    // When the daemon ends, the next one does it.
+                    let _ended = self.handle.command(Command::ImageDamaged(root)).await;
+                    return Ok((told, Repair::Coming));
+                }
+                Doubted::Open => return Ok((told, Repair::Nobody)),
+            }
         }
-        if !damage.has_places() {
-            return Ok((damage, Repair::Nobody));
-        }
-        let others = self.handle.ask(move |node, _| node.is_elsewhere(&root)).await.unwrap_or(false);
-        let doubted = damage.clone();
-        let still = self.by_store(move |store| store.doubt(&root.0, &doubted, others)).await?;
-        if !still {
-            return Ok((damage, Repair::Done));
-        }
-        if !others {
-            return Ok((damage, Repair::Nobody));
-        }
-        // When the daemon ends, the next one does it.
-        let _ended = self.handle.command(Command::ImageDamaged(root)).await;
-        Ok((damage, Repair::Coming))
     }
 
     /// Has the store do something that takes its time.
@@ -153,13 +162,19 @@ impl Images {
     /// Has what has a damaged list brought again.
     async fn mend_lists(&self) -> Result<(), StoreError> {
         for root in self.by_store(Store::unlisted).await?.into_iter().map(ChunkId) {
-            let (damage, repair) = self.verify(root).await?;
+            let (told, repair) = match self.verify(root).await {
+                Ok(verified) => verified,
+                Err(error) => {
+                    warn!(root = %root.short(), %error, "cannot read an image that is damaged here");
+                    continue;
+                }
+            };
             let next = match repair {
                 Repair::Done => "it is whole again",
                 Repair::Coming => "it is fetched again",
                 Repair::Nobody => "no other node has it: load it again, or remove it",
             };
-            warn!(root = %root.short(), parts = damage.told.len(), "an image is damaged here: {next}");
+            warn!(root = %root.short(), parts = told.len(), "an image is damaged here: {next}");
         }
         Ok(())
     }
@@ -176,48 +191,54 @@ impl Images {
         }
     }
 
-    /// Gives up what others have too, until what is here fits `budget` bytes or nothing is left that may go.
-    async fn keep_to(&self, budget: u64) -> Result<(), StoreError> {
-        let size = || {
-            let store = Arc::clone(&self.store);
-            async move { tokio::task::spawn_blocking(move || store.size()).await.unwrap_or_default() }
+    /// Gives up what others have too, until what is here fits `budget` bytes or nothing is left that may go. Whatever comes of
+    /// that, no copies are taken while it does not fit.
+    async fn keep_to(&self, budget: u64, obstacle: &mut Option<ChunkId>) -> Result<(), StoreError> {
+        let fitted = if self.size().await > budget { self.give_up_for(budget, obstacle).await } else { Ok(()) };
+        // When the daemon ends, the next one is told.
+        let _ended = self.handle.command(Command::StoreFull(self.size().await >= budget)).await;
+        fitted
+    }
+
+    async fn size(&self) -> u64 {
+        self.by_store(|store| Ok(store.size())).await.unwrap_or_default()
+    }
+
+    /// `obstacle` is what was told of last as being in the way.
+    async fn give_up_for(&self, budget: u64, obstacle: &mut Option<ChunkId>) -> Result<(), StoreError> {
+        let Ok(spare) = self.handle.ask(|node, now| node.spare_images(now)).await else { return Ok(()) };
+        // Nothing is removed while somebody does not know what it needs: then nothing is given up for it either.
+        // Every list may be read for that, so only where something would go.
+        let unknown = match spare.is_empty() {
+            true => Vec::new(),
+            false => self.by_store(unknown).await?,
         };
-        let mut used = size().await;
-        if used > budget {
-            let Ok(spare) = self.handle.ask(|node, now| node.spare_images(now)).await else { return Ok(()) };
-            // Nothing is removed while somebody does not know what it needs: then nothing is given up for it either.
-            // Every list is read for that, so only where something would go.
-            let unknown = match spare.is_empty() {
-                true => Vec::new(),
-                false => self.by_store(|store| Ok([store.doubted()?, store.unlisted()?].concat())).await?,
-            };
-            if let Some(root) = unknown.first().map(|root| ChunkId(*root)) {
+        let last = std::mem::replace(obstacle, unknown.first().copied().map(ChunkId));
+        if let Some(root) = obstacle {
+            if last != Some(*root) {
                 warn!(root = %root.short(), "nothing is given up for the budget while an image is damaged");
-                return Ok(());
             }
-            for root in spare {
-                // Each removal takes its time, and what was spare may be needed now.
-                let still = self.handle.ask(move |node, now| node.spare_images(now).contains(&root)).await;
-                if !still.unwrap_or(false) {
-                    continue;
-                }
-                // First of all, so that nothing is started on it meanwhile.
-                let _ended = self.handle.command(Command::ImageGivenUp(root)).await;
-                let Ok(Some(wanted)) = self.handle.ask(|node, _| node.wanted_images()).await else { return Ok(()) };
-                let freed = self.give_up([root].into(), &wanted).await?;
-                if freed == 0 {
-                    // Something is imported, or others need all of it: it is nobody's now, and goes in a later round.
-                    break;
-                }
-                info!(root = %root.short(), bytes = freed, "given up for the budget: other nodes have it");
-                used = size().await;
-                if used <= budget {
-                    break;
-                }
+            return Ok(());
+        }
+        for root in spare {
+            // Each removal takes its time, and what was spare may be needed now.
+            let still = self.handle.ask(move |node, now| node.spare_images(now).contains(&root)).await;
+            if !still.unwrap_or(false) {
+                continue;
+            }
+            // First of all, so that nothing is started on it meanwhile.
+            let _ended = self.handle.command(Command::ImageGivenUp(root)).await;
+            let Ok(Some(wanted)) = self.handle.ask(|node, _| node.wanted_images()).await else { return Ok(()) };
+            let freed = self.give_up([root].into(), &wanted).await?;
+            if freed == 0 {
+                // Something is imported, or others need all of it: it is nobody's now, and goes in a later round.
+                break;
+            }
+            info!(root = %root.short(), bytes = freed, "given up for the budget: other nodes have it");
+            if self.size().await <= budget {
+                break;
             }
         }
-        // When the daemon ends, the next one is told.
-        let _ended = self.handle.command(Command::StoreFull(used >= budget)).await;
         Ok(())
     }
 
@@ -253,6 +274,8 @@ impl Images {
     pub async fn collect(self, budget: Option<u64>) {
         let mut rounds = 0;
         let mut unneeded = BTreeSet::new();
+        let mut obstacle = None;
+        let mut failed = None;
         let mut round = tokio::time::interval(ROUND);
         loop {
             round.tick().await;
@@ -270,17 +293,30 @@ impl Images {
                 return;
             };
             let Ok(Ok((mut complete, doubted))) = complete.await else { continue };
-            for root in doubted.intersection(&wanted) {
-                // It may have been given up meanwhile, or be of an earlier life.
-                let _ended = self.handle.command(Command::ImageDamaged(*root)).await;
+            for root in doubted.intersection(&wanted).copied() {
+                // It may have been given up meanwhile, or be of an earlier life; or have come by now.
+                if self.by_store(move |store| Ok(store.doubted()?.contains(&root.0))).await.unwrap_or(false) {
+                    let _ended = self.handle.command(Command::ImageDamaged(root)).await;
+                }
             }
             complete.extend(doubted);
             let now: BTreeSet<ChunkId> = complete.difference(&wanted).copied().collect();
             let for_long = now.intersection(&unneeded).copied().collect();
             match self.release(for_long).await {
-                Ok(0) => {}
-                Ok(bytes) => info!(bytes, "removed images that nothing needs any more"),
-                Err(error) => warn!(%error, "cannot remove images that nothing needs any more"),
+                Ok(bytes) => {
+                    failed = None;
+                    if bytes > 0 {
+                        info!(bytes, "removed images that nothing needs any more");
+                    }
+                }
+                Err(error) => {
+                    // Once, while it stays so.
+                    let reason = Some(error.to_string());
+                    if failed != reason {
+                        warn!(%error, "cannot remove images that nothing needs any more");
+                        failed = reason;
+                    }
+                }
             }
             unneeded = now;
             if rounds % SWEEP == FIRST_SWEEP {
@@ -296,10 +332,16 @@ impl Images {
                 }
             }
             if let Some(budget) = budget
-                && let Err(error) = self.keep_to(budget).await
+                && let Err(error) = self.keep_to(budget, &mut obstacle).await
             {
                 warn!(%error, "cannot keep to the budget");
             }
         }
     }
+}
+
+/// What is complete, or was, and nobody knows the needs of.
+fn unknown(store: &Store) -> Result<Vec<[u8; 32]>, StoreError> {
+    let doubted = store.doubted()?;
+    if doubted.is_empty() { store.unlisted() } else { Ok(doubted) }
 }

@@ -25,6 +25,8 @@ const CONTEST: Duration = Duration::from_secs(60);
 const UNNAMED: Duration = Duration::from_secs(14 * 24 * 3600);
 /// How long at least, when many are.
 const HEARD: Duration = Duration::from_secs(3600);
+/// The most that is known to be damaged here: an image and what it was made of for each name.
+pub(super) const MAX_DAMAGED: usize = 2 * MAX_IMAGES;
 /// The most bytes of a report to which a name is added: certificates, labels and what is on its way need room beside.
 const MAX_REPORT: usize = catalog::fact::MAX_FACT * 3 / 4;
 
@@ -389,6 +391,9 @@ impl Node {
         self.images = images.into_iter().filter(|other| !superseded(other)).collect();
         // What it was made of may be fetched now.
         self.images_moved = true;
+        for root in image.held() {
+            self.damaged.remove(&root);
+        }
         let root = Some(image.root).filter(|_| image.here);
         self.images.push(image);
         if let Some(root) = root {
@@ -484,7 +489,8 @@ impl Node {
     /// What this root lists is not here for now: it is fetched again, and these names are its names then.
     pub(super) fn image_damaged(&mut self, root: ChunkId, now: Instant) {
         self.not_here(&[root]);
-        if self.damaged.len() < MAX_IMAGES {
+        // Beyond that nothing of what is damaged has a name here, and it is fetched for whoever wants it alone.
+        if self.damaged.len() < MAX_DAMAGED {
             self.damaged.insert(root);
         }
         self.exchange.want(root, crate::exchange::Need::Use, now);

@@ -478,6 +478,7 @@ impl Node {
         self.exchange.invariants();
         self.custodian.invariants();
         self.turns.invariants();
+        assert!(self.damaged.len() <= facts::MAX_DAMAGED);
         assert!(self.sends.is_empty() && self.records.is_empty(), "a step is whole");
     }
 
@@ -510,7 +511,9 @@ impl Node {
                 self.records.insert(RecordKey::Fact(key), None);
             }
         }
-        self.names_known = images.is_empty() || self.catalog.node(&self.me).is_some();
+        let has_none = images.is_empty() && restored.damaged.is_empty();
+        self.names_known = has_none || self.catalog.node(&self.me).is_some();
+        self.damaged = restored.damaged.into_iter().take(facts::MAX_DAMAGED).collect();
         if let Some(own) = self.catalog.node(&self.me) {
             self.images = own.images.clone();
             self.unnamed = own.unnamed.clone();
@@ -520,7 +523,6 @@ impl Node {
                     original.here &= images.contains(&original.root);
                 }
             }
-            self.damaged = restored.damaged;
             self.forget_nameless();
         }
         self.worker.hold_starts(self.custody_from);

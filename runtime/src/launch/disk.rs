@@ -1,8 +1,8 @@
 //! A disk of its own for a container's writable layer, as large as that may get: `--storage-opt size=`.
 //!
 //! It is a sparse file in the container's folder with an ext4 in it, on a loop device: what is not used takes no room, and whatever
-//! runs inside meets the end of its own disk before the machine's, if that has so much: nothing is reserved. Project quotas would cost less, but few machines have their file
-//! systems mounted with them.
+//! runs inside meets the end of its own disk before the machine's, if that has so much: nothing is reserved. Project quotas would
+//! cost less, but few machines have their file systems mounted with them.
 //!
 //! ```text
 //! disk.new   while it is formatted; begun anew by the next start
@@ -78,7 +78,12 @@ fn alone(file: &File) -> io::Result<()> {
 fn make(new: &Path, disk: &Path, size: u64) -> io::Result<()> {
     let formatter = FORMATTERS.iter().find(|path| Path::new(path).exists());
     let formatter = formatter.ok_or_else(|| io::Error::other("this machine has no mkfs.ext4 (package e2fsprogs)"))?;
-    let file = File::create(new)?;
+    // One that is being formatted still, by what a killed shim left, is another file.
+    match fs::remove_file(new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = File::create_new(new)?;
     fs::set_permissions(new, fs::Permissions::from_mode(0o600))?;
     file.set_len(size)?;
     // Nothing is kept for root: inside there may be one.

@@ -79,14 +79,19 @@ fn start() -> Result<Container, Failure> {
         serde_json::from_slice(&bytes).map_err(|error| failure(format!("launch.json is malformed: {error}")))?;
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)
         .map_err(|error| failure(format!("cannot make a mount namespace: {error}")))?;
-    overlay::mount_overlay(&launch).map_err(|error| failure(error.to_string()))?;
-    let config = Config::load(Path::new(".")).map_err(|error| failure(error.to_string()))?;
-    if let Some(runtime) = &launch.runtime {
+    let external = launch.runtime.as_ref().map(|runtime| {
+        let config = Config::load_started(Path::new(".")).map_err(|error| failure(error.to_string()))?;
         // It makes the group itself.
         let external = External::new(runtime, &launch.cgroup, &config.spec);
-        // What a shim that was killed left of an earlier life.
+        // What a shim that was killed left of an earlier life, which may hold what is mounted next.
         external.delete();
         Group::load(&launch.cgroup).kill();
+        Ok(external)
+    });
+    let external = external.transpose()?;
+    overlay::mount_overlay(&launch).map_err(|error| failure(error.to_string()))?;
+    let config = Config::load(Path::new(".")).map_err(|error| failure(error.to_string()))?;
+    if let Some(external) = external {
         let started = start_by(&external, &config, &launch);
         let serving =
             started.and_then(|started| started.serve_from(Group::load(&launch.cgroup), Some(external.clone())));

@@ -35,11 +35,19 @@ impl Store {
     /// A blob of a complete original, and its bytes; `None` when none has it.
     pub fn blob(&self, digest: &[u8; 32]) -> Result<Option<(Blob, BlobReader)>, StoreError> {
         let Some(root) = self.index.blob(digest)? else { return Ok(None) };
-        let original = self.original_at(&root)?;
+        match self.blob_of(&root, digest) {
+            // Whoever asks has it from another node, or brings it again.
+            Err(StoreError::Damaged(_)) => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
+    fn blob_of(&self, root: &Chunk, digest: &[u8; 32]) -> Result<(Blob, BlobReader), StoreError> {
+        let original = self.original_at(root)?;
         let blob = original.blobs.into_iter().find(|blob| blob.digest == *digest);
         let blob = blob.ok_or_else(|| StoreError::Damaged(format!("blob {} is in no list", hex(digest))))?;
         let reader = self.read_blob(&blob)?;
-        Ok(Some((blob, reader)))
+        Ok((blob, reader))
     }
 
     /// The bytes of a blob of a complete original.

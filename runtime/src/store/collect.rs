@@ -24,10 +24,10 @@ use crate::image::{Chunk, Content, ContentId, Source, Tree};
 
 /// What an image or an original needs.
 #[derive(Default)]
-struct Reached {
-    contents: BTreeMap<ContentId, Content>,
+pub(super) struct Reached {
+    pub(super) contents: BTreeMap<ContentId, Content>,
     layers: BTreeSet<ContentId>,
-    blobs: BTreeMap<[u8; 32], Chunk>,
+    pub(super) blobs: BTreeMap<[u8; 32], Chunk>,
 }
 
 /// The store while nobody else changes it.
@@ -48,34 +48,6 @@ pub struct Usage {
     pub own: u64,
 }
 
-/// What of an image or an original is not what it should be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Damage {
-    /// What, for people.
-    pub told: Vec<String>,
-    places: Vec<Place>,
-}
-
-/// A chunk of a content: at its place in the content's own file, where that is whole, or else wherever it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
-    chunk: Chunk,
-    content: ContentId,
-    own: Option<Location>,
-}
-
-impl Damage {
-    /// Whether there is none.
-    pub fn is_none(&self) -> bool {
-        self.told.is_empty()
-    }
-
-    /// Whether it is known where, so that it can be written anew.
-    pub fn has_places(&self) -> bool {
-        !self.places.is_empty()
-    }
-}
-
 /// What a removal has come to.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Removed {
@@ -94,7 +66,8 @@ impl Store {
         for group in groups {
             let mut reached = Reached::default();
             for root in group.iter().filter(|root| complete.contains(root)) {
-                self.reach(root, &mut reached)?;
+                // What a damaged list names counts for nothing until it is whole again.
+                self.reach_listed(root, &mut reached)?;
             }
             for (id, content) in &reached.contents {
                 users.entry(*id).or_insert((0, content.size())).0 += 1;
@@ -109,132 +82,6 @@ impl Store {
             })
         };
         Ok(all.into_iter().map(usage).collect())
-    }
-
-    /// Reads everything that an image or an original needs. Where a list is damaged, what it names is not looked at.
-    pub fn verify(&self, root: &Chunk) -> Result<Damage, StoreError> {
-        let mut reached = Reached::default();
-        let unlisted = self.reach_listed(root, &mut reached)?;
-        // The root itself may be what is damaged.
-        reached.contents.entry(*root).or_insert_with(|| Content { chunks: vec![(*root, 0)] });
-        let mut damage = Damage::default();
-        for (id, content) in &reached.contents {
-            // Lists that came by chunks are not brought together, and a root's length is not known here.
-            let whole = id != root && self.index.content(id)?;
-            for (chunk, at) in Location::of(content, *id) {
-                let place = Place { chunk, content: *id, own: whole.then_some(at) };
-                if !self.is_right(&place)? {
-                    damage.told.push(format!("chunk {} of content {}", hex(&chunk), hex(id)));
-                    damage.places.push(place);
-                }
-            }
-        }
-        match unlisted {
-            Some(reason) if damage.is_none() => damage.told.push(reason),
-            None if damage.is_none() && !reached.blobs.is_empty() => {
-                damage.told = self.wrong_blobs(&self.original_at(root)?)?;
-            }
-            _ => {}
-        }
-        Ok(damage)
-    }
-
-    fn is_right(&self, place: &Place) -> Result<bool, StoreError> {
-        let bytes = match &place.own {
-            Some(own) => self.right_at(&place.chunk, own)?,
-            None => self.chunk(&place.chunk)?,
-        };
-        Ok(bytes.is_some())
-    }
-
-    /// What is complete and has a damaged list, so that nobody knows what it needs.
-    pub fn unlisted(&self) -> Result<Vec<Chunk>, StoreError> {
-        let unlisted = |root: &Chunk| matches!(self.reach_listed(root, &mut Reached::default()), Ok(Some(_)));
-        Ok(self.roots()?.into_iter().filter(unlisted).collect())
-    }
-
-    /// What is damaged, and still is, is written anew out of other contents that have the same bytes. What none has is not known any
-    /// more: whoever brings it writes it anew. With `incomplete`, its image is to be completed again then, and until it is, or is
-    /// removed, nothing is removed: nobody knows what it needs, and containers may be using it. Whether anything is in doubt.
-    pub fn doubt(&self, root: &Chunk, damage: &Damage, incomplete: bool) -> Result<bool, StoreError> {
-        let wanted: BTreeSet<Chunk> = damage.places.iter().map(|place| place.chunk).collect();
-        let others = self.places_of(&wanted)?;
-        let _nobody_else = self.changing.write().unwrap_or_else(PoisonError::into_inner);
-        if self.index.image(root)?.is_none() && !self.index.original(root)? {
-            // It was given up meanwhile, or is in doubt already.
-            return Ok(false);
-        }
-        let (mut chunks, mut contents, mut found) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-        for place in &damage.places {
-            if self.is_right(place)? {
-                continue;
-            }
-            let bytes = match self.chunk(&place.chunk)? {
-                Some(bytes) => bytes,
-                None => match self.first_right(&place.chunk, others.get(&place.chunk))? {
-                    Some((at, bytes)) => {
-                        found.push((place.chunk, at));
-                        bytes
-                    }
-                    None => {
-                        contents.insert(place.content);
-                        chunks.insert(place.chunk);
-                        continue;
-                    }
-                },
-            };
-            if let Some(own) = &place.own {
-                self.write_at(own, &bytes)?;
-            }
-        }
-        self.sync()?;
-        self.index.point(&found)?;
-        if contents.is_empty() {
-            return Ok(false);
-        }
-        contents.iter().for_each(|content| lock(&self.fresh).forget(content));
-        let (chunks, contents): (Vec<_>, Vec<_>) = (chunks.into_iter().collect(), contents.into_iter().collect());
-        self.index.doubt(root, &chunks, &contents, incomplete)?;
-        Ok(true)
-    }
-
-    /// Where whole contents of what is complete have these chunks.
-    fn places_of(&self, chunks: &BTreeSet<Chunk>) -> Result<BTreeMap<Chunk, Vec<Location>>, StoreError> {
-        let mut places: BTreeMap<Chunk, Vec<Location>> = BTreeMap::new();
-        if chunks.is_empty() {
-            return Ok(places);
-        }
-        let mut reached = Reached::default();
-        for root in self.roots()? {
-            self.reach_listed(&root, &mut reached)?;
-        }
-        for (id, content) in &reached.contents {
-            for (chunk, at) in Location::of(content, *id).filter(|(chunk, _)| chunks.contains(chunk)) {
-                if self.index.content(id)? {
-                    places.entry(chunk).or_default().push(at);
-                }
-            }
-        }
-        Ok(places)
-    }
-
-    /// The first of these places where the chunk is what it should be, and its bytes.
-    fn first_right(
-        &self,
-        chunk: &Chunk,
-        places: Option<&Vec<Location>>,
-    ) -> Result<Option<(Location, Vec<u8>)>, StoreError> {
-        for place in places.into_iter().flatten() {
-            if let Some(bytes) = self.right_at(chunk, place)? {
-                return Ok(Some((*place, bytes)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// What was complete, was found damaged, and is not complete again yet.
-    pub fn doubted(&self) -> Result<Vec<Chunk>, StoreError> {
-        self.index.doubted()
     }
 
     /// Bytes of this store on its disk, but for its index.
@@ -353,13 +200,13 @@ impl Store {
         kept: &BTreeMap<ContentId, Content>,
         chunks: &mut BTreeMap<Chunk, Option<Location>>,
     ) -> Result<(), StoreError> {
-        let mut moved = false;
+        let (losses, mut moved) = (self.losses(), false);
         for (id, content) in kept {
             for (chunk, there) in Location::of(content, *id) {
                 if let Some(place @ None) = chunks.get_mut(&chunk) {
-                    if self.right_at(&chunk, &there)?.is_none()
-                        && let Some(bytes) = self.chunk(&chunk)?
-                    {
+                    if self.right_at(&chunk, &there)?.is_none() {
+                        // Another may have it right.
+                        let Some(bytes) = self.chunk(&chunk)? else { continue };
                         self.write_at(&there, &bytes)?;
                         moved = true;
                     }
@@ -367,10 +214,7 @@ impl Store {
                 }
             }
         }
-        if moved {
-            self.sync()?;
-        }
-        Ok(())
+        if moved { self.sync_since(losses) } else { Ok(()) }
     }
 
     /// Holds the store still; `None` while something is imported. What `except` reach is not among what is kept.
@@ -396,13 +240,13 @@ impl Store {
         Ok(Some(Still { complete, kept, _locks: (one_at_a_time, nobody_else) }))
     }
 
-    fn roots(&self) -> Result<Vec<Chunk>, StoreError> {
+    pub(super) fn roots(&self) -> Result<Vec<Chunk>, StoreError> {
         let images = self.index.images()?.into_iter().map(|image| image.root);
         Ok(images.chain(self.index.originals()?.into_iter().map(|original| original.root)).collect())
     }
 
     /// As far as its lists are right; what is wrong with the first that is not.
-    fn reach_listed(&self, root: &Chunk, reached: &mut Reached) -> Result<Option<String>, StoreError> {
+    pub(super) fn reach_listed(&self, root: &Chunk, reached: &mut Reached) -> Result<Option<String>, StoreError> {
         match self.reach(root, reached) {
             Ok(()) => Ok(None),
             Err(StoreError::Damaged(reason)) => Ok(Some(reason)),

@@ -1,9 +1,9 @@
 //! The store's index: redb, one table for each question.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
 use super::{Held, HeldOriginal, StoreError};
 use crate::image::{Chunk, Content, ContentId};
@@ -73,6 +73,37 @@ pub(super) struct Removal {
     pub(super) blobs: BTreeMap<[u8; 32], Chunk>,
 }
 
+/// What is not known any more, because it is damaged.
+pub(super) struct Doubt {
+    pub(super) chunks: BTreeSet<Chunk>,
+    pub(super) contents: BTreeSet<ContentId>,
+    /// Nor that the image or original is complete.
+    pub(super) incomplete: bool,
+    /// Blobs of other originals, and which has them.
+    pub(super) blobs: BTreeMap<[u8; 32], Chunk>,
+}
+
+/// Blobs of what is gone are looked for in what else has them.
+fn leave_to_others(
+    table: &mut Table<&[u8; 32], [u8; 32]>,
+    gone: &[Chunk],
+    others: &BTreeMap<[u8; 32], Chunk>,
+) -> Result<(), StoreError> {
+    let mut left = Vec::new();
+    let stays = |blob: &[u8; 32], root: Chunk| {
+        let goes = gone.contains(&root);
+        if goes {
+            left.push(*blob);
+        }
+        !goes
+    };
+    table.retain(stays).map_err(failed)?;
+    for (blob, root) in left.iter().filter_map(|blob| Some((blob, others.get(blob)?))) {
+        table.insert(blob, *root).map_err(failed)?;
+    }
+    Ok(())
+}
+
 fn failed(error: impl Into<redb::Error>) -> StoreError {
     match error.into() {
         redb::Error::Io(error) => StoreError::io("write", Path::new("index.redb"), error),
@@ -113,6 +144,17 @@ impl Index {
     pub(super) fn content(&self, id: &ContentId) -> Result<bool, StoreError> {
         let table = self.db.begin_read().map_err(failed)?.open_table(CONTENTS).map_err(failed)?;
         Ok(table.get(id).map_err(failed)?.is_some())
+    }
+
+    /// Whether all of these are whole.
+    pub(super) fn has_contents<'a>(&self, ids: impl Iterator<Item = &'a ContentId>) -> Result<bool, StoreError> {
+        let table = self.db.begin_read().map_err(failed)?.open_table(CONTENTS).map_err(failed)?;
+        for id in ids {
+            if table.get(id).map_err(failed)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     pub(super) fn layer(&self, id: &ContentId) -> Result<bool, StoreError> {
@@ -176,28 +218,23 @@ impl Index {
         write.commit().map_err(failed)
     }
 
-    /// Forgets chunks and contents that are damaged; with `incomplete` also that this is complete.
-    pub(super) fn doubt(
-        &self,
-        root: &Chunk,
-        chunks: &[Chunk],
-        contents: &[ContentId],
-        incomplete: bool,
-    ) -> Result<(), StoreError> {
+    /// Forgets what of this image or original is damaged.
+    pub(super) fn doubt(&self, root: &Chunk, doubt: &Doubt) -> Result<(), StoreError> {
         let write = self.db.begin_write().map_err(failed)?;
         {
             let mut table = write.open_table(CHUNKS).map_err(failed)?;
-            for chunk in chunks {
+            for chunk in &doubt.chunks {
                 table.remove(chunk).map_err(failed)?;
             }
             let mut table = write.open_table(CONTENTS).map_err(failed)?;
-            for content in contents {
+            for content in &doubt.contents {
                 table.remove(content).map_err(failed)?;
             }
-            if incomplete {
+            if doubt.incomplete {
                 write.open_table(IMAGES).map_err(failed)?.remove(root).map_err(failed)?;
                 write.open_table(ORIGINALS).map_err(failed)?.remove(root).map_err(failed)?;
                 write.open_table(DOUBTED).map_err(failed)?.insert(root, ()).map_err(failed)?;
+                leave_to_others(&mut write.open_table(BLOBS).map_err(failed)?, &[*root], &doubt.blobs)?;
             }
         }
         write.commit().map_err(failed)
@@ -249,21 +286,7 @@ impl Index {
                     None => drop(table.remove(chunk).map_err(failed)?),
                 }
             }
-            let mut table = write.open_table(BLOBS).map_err(failed)?;
-            // Whatever is known of an original that goes, by this and by what its list would say.
-            let mut moved = Vec::new();
-            table
-                .retain(|blob, root| {
-                    let goes = removal.roots.contains(&root);
-                    if goes {
-                        moved.push(*blob);
-                    }
-                    !goes
-                })
-                .map_err(failed)?;
-            for (blob, root) in moved.iter().filter_map(|blob| Some((blob, removal.blobs.get(blob)?))) {
-                table.insert(blob, *root).map_err(failed)?;
-            }
+            leave_to_others(&mut write.open_table(BLOBS).map_err(failed)?, &removal.roots, &removal.blobs)?;
         }
         write.commit().map_err(failed)
     }
@@ -318,9 +341,8 @@ impl Index {
                 table.insert(&original.root, (original.digest, original.size)).map_err(failed)?;
                 doubted.remove(&original.root).map_err(failed)?;
                 for blob in blobs {
-                    if blobs_table.get(blob).map_err(failed)?.is_none() {
-                        blobs_table.insert(blob, original.root).map_err(failed)?;
-                    }
+                    // This one was looked at a moment ago; what had it before may be damaged by now.
+                    blobs_table.insert(blob, original.root).map_err(failed)?;
                 }
             }
         }

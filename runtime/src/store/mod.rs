@@ -21,6 +21,7 @@
 
 mod blobs;
 mod collect;
+mod damage;
 mod index;
 mod receive;
 mod rootfs;
@@ -33,13 +34,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-pub use collect::{Damage, Removed, Usage};
+pub use collect::{Removed, Usage};
+pub use damage::{Damage, Doubted};
 pub use receive::Missing;
 pub use rootfs::{Form, ImageFile, NoForm};
 pub(crate) use write::Sink;
@@ -384,7 +386,8 @@ impl Store {
 
     /// Writes there anew.
     fn write_at(&self, location: &Location, bytes: &[u8]) -> Result<(), StoreError> {
-        let written = self.open_object(&location.content)?.write_all_at(bytes, location.offset);
+        let file = self.open_object(&location.content)?;
+        let written = rewrite(&file, || file.write_all_at(bytes, location.offset));
         written.map_err(|error| StoreError::io("write", &self.object(&location.content), error))
     }
 
@@ -522,6 +525,17 @@ fn parse_config(bytes: &[u8]) -> Result<ImageConfig, StoreError> {
 
 fn object_in(dir: &Path, id: &ContentId) -> PathBuf {
     object_below(&dir.join("objects"), id)
+}
+
+/// Writes to an object, which unpacked layers may have links to: mode and times are those of their files, and stay.
+fn rewrite<T>(object: &File, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let before = object.metadata()?;
+    let done = write()?;
+    if before.nlink() > 1 {
+        object.set_permissions(before.permissions())?;
+        object.set_times(fs::FileTimes::new().set_accessed(before.accessed()?).set_modified(before.modified()?))?;
+    }
+    Ok(done)
 }
 
 /// Where a content is below a folder of objects.

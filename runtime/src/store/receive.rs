@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use sha2::{Digest, Sha256};
 
 use super::index::{Changes, Location};
-use super::{Held, HeldOriginal, Store, StoreError, lock, spool};
+use super::{Held, HeldOriginal, Store, StoreError, lock, rewrite, spool};
 use crate::image::{Chunk, Content, ContentId, MAX_CHUNK, MAX_ROOT, ORIGINAL, Recipe, Root, Source, Tree};
 
 /// How much of a download a crash may cost.
@@ -46,7 +46,7 @@ pub(super) struct Fresh {
     count: usize,
 }
 
-/// Which file, and when it was last written. A file that is new may have the inode of one that is gone, but not its time of birth,
+/// Which file, and when it was last written (the kernel's own time of that: the other may be set). A file that is new may have the inode of one that is gone, but not its time of birth,
 /// where the file system has one.
 #[derive(Copy, Clone, Default, PartialEq, Eq)]
 struct Mark {
@@ -58,7 +58,7 @@ struct Mark {
 impl Mark {
     fn of(file: &File, path: &Path) -> Result<Mark, StoreError> {
         let about = file.metadata().map_err(|error| StoreError::io("look at", path, error))?;
-        Ok(Mark { inode: about.ino(), born: about.created().ok(), written: (about.mtime(), about.mtime_nsec()) })
+        Ok(Mark { inode: about.ino(), born: about.created().ok(), written: (about.ctime(), about.ctime_nsec()) })
     }
 }
 
@@ -231,7 +231,8 @@ impl Store {
                     last.insert((location.content, self.open_object(&location.content)?))
                 }
             };
-            file.write_all_at(&bytes, location.offset).map_err(|error| StoreError::io("write", &path, error))?;
+            rewrite(file, || file.write_all_at(&bytes, location.offset))
+                .map_err(|error| StoreError::io("write", &path, error))?;
             fresh += bytes.len();
             let mark = Mark::of(file, &path)?;
             lock(&self.fresh).written(&location, mark);
@@ -357,7 +358,7 @@ impl Store {
         let path = self.object(id);
         let file = self.open_object(id)?;
         let fresh = lock(&self.fresh).take(id, Mark::of(&file, &path)?);
-        file.set_len(content.size()).map_err(|error| StoreError::io("size", &path, error))?;
+        rewrite(&file, || file.set_len(content.size())).map_err(|error| StoreError::io("size", &path, error))?;
         for (chunk, here) in Location::of(content, *id) {
             let at_its_place = self.index.chunk(&chunk)? == Some(here);
             if !(at_its_place && fresh.contains(&here.offset)) {
@@ -365,7 +366,7 @@ impl Store {
                     None => lost.push(chunk),
                     Some(_) if at_its_place => {}
                     Some(bytes) => {
-                        let written = file.write_all_at(&bytes, here.offset);
+                        let written = rewrite(&file, || file.write_all_at(&bytes, here.offset));
                         written.map_err(|error| StoreError::io("write", &path, error))?;
                     }
                 }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use super::{StoreError, lock};
+use super::{StoreError, lock, rewrite};
 
 /// Bytes that wait to be written.
 const MAX_BYTES: usize = 8 << 20;
@@ -220,7 +220,7 @@ fn place(from: &Path, to: &Path) -> Result<(), StoreError> {
     if let Ok(before) = fs::symlink_metadata(to)
         && before.nlink() > 1
     {
-        return overwrite(from, to, &before).map_err(|error| StoreError::io("write", to, error));
+        return overwrite(from, to).map_err(|error| StoreError::io("write", to, error));
     }
     let renamed = match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -233,13 +233,9 @@ fn place(from: &Path, to: &Path) -> Result<(), StoreError> {
     renamed.map_err(|error| StoreError::io("rename", from, error))
 }
 
-/// Its mode and times stay: they are those of the layers' files.
-fn overwrite(from: &Path, to: &Path, before: &fs::Metadata) -> io::Result<()> {
-    let (mut source, mut target) = (File::open(from)?, File::options().write(true).open(to)?);
-    let len = io::copy(&mut source, &mut target)?;
-    target.set_len(len)?;
-    target.set_permissions(before.permissions())?;
-    target.set_times(fs::FileTimes::new().set_accessed(before.accessed()?).set_modified(before.modified()?))?;
+fn overwrite(from: &Path, to: &Path) -> io::Result<()> {
+    let (source, target) = (File::open(from)?, File::options().write(true).open(to)?);
+    rewrite(&target, || target.set_len(io::copy(&mut &source, &mut &target)?))?;
     fs::remove_file(from)
 }
 

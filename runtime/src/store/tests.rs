@@ -492,10 +492,10 @@ fn what_is_damaged_and_nowhere_else_is_loaded_again() {
         }
         let found = one.verify(&image.root).unwrap();
         assert_eq!(found.told.len(), 2, "each file's own bytes are looked at: {found:?}");
-        assert!(one.doubt(&image.root, &found, false).unwrap());
+        assert_eq!(one.doubt(&image.root, &found, false).unwrap(), Doubted::Open);
         assert!(one.runnable(&image.root).unwrap().is_some(), "it is all there is");
         load(&one, &archive);
-        assert!(!one.doubt(&image.root, &found, false).unwrap(), "what was damaged is not any more");
+        assert_eq!(one.doubt(&image.root, &found, false).unwrap(), Doubted::Mended, "what was damaged is not any more");
         assert!(one.verify(&image.root).unwrap().is_none());
         let runnable = one.runnable(&image.root).unwrap().unwrap();
         assert!(read(&runnable, "kept") == kept && read(&runnable, "longer") == longer, "{form:?}: containers see it");
@@ -570,7 +570,11 @@ fn what_is_damaged_in_one_file_is_mended_out_of_another() {
             damage(&one, &damaged);
             let found = one.verify(&root).unwrap();
             assert_eq!(found.told.len(), 1, "{found:?}");
-            assert!(!one.doubt(&root, &found, false).unwrap(), "nothing is left to be brought again");
+            assert_eq!(
+                one.doubt(&root, &found, false).unwrap(),
+                Doubted::Mended,
+                "nothing is left to be brought again"
+            );
             assert!(one.chunk(&shared).unwrap().is_some(), "others are given it");
             assert!(one.verify(&first.root).unwrap().is_none() && one.verify(&second.root).unwrap().is_none());
         }
@@ -594,5 +598,66 @@ fn blobs_that_two_share_are_there_without_the_damaged_one() {
     assert!(one.blob(&blob).unwrap().is_none(), "nobody has it, and nobody says so");
     for blob in one.original(&second.original.root).unwrap().unwrap().blobs {
         assert!(one.blob(&blob.digest).unwrap().is_some());
+    }
+}
+
+#[test]
+fn blobs_that_two_share_are_there_while_one_is_in_doubt() {
+    let (_dir, one, _) = two_stores();
+    let (first, second) = (
+        load(&one, &of_many(&[("kept", noise(1, 300_000))])),
+        load(&one, &of_many(&[("kept", noise(1, 300_000)), ("z", noise(2, 9))])),
+    );
+    let blobs = |image: &crate::image::Imported| one.original(&image.original.root).unwrap().unwrap().blobs;
+    let (of_first, of_second) = (blobs(&first), blobs(&second));
+    let own = of_second.iter().find(|blob| of_first.iter().all(|other| other.digest != blob.digest));
+    damage(&one, &one.original_root(&second.original.root).unwrap().list.id());
+    let own = own.expect("its manifest, at least").digest;
+    assert!(one.blob(&own).unwrap().is_none(), "it is to be brought again, not to fail");
+    let found = one.verify(&second.original.root).unwrap();
+    assert_eq!(one.doubt(&second.original.root, &found, true).unwrap(), Doubted::Open);
+    assert_eq!(one.doubt(&second.original.root, &found, true).unwrap(), Doubted::Open, "another has found the same");
+    for blob in of_first {
+        assert!(one.blob(&blob.digest).unwrap().is_some());
+    }
+}
+
+#[test]
+fn an_import_does_not_count_on_what_is_found_damaged_meanwhile() {
+    let (_dir, one, _) = two_stores();
+    let files = archive(&[("kept", noise(1, 300_000))]);
+    let image = load(&one, &files);
+    let content = content_of(&noise(1, 300_000)).id();
+    let progress = Progress::default();
+    let mut writer = one.writer(1 << 30, &progress);
+    writer.add_bytes(&noise(1, 300_000)).unwrap();
+    damage(&one, &content);
+    let found = one.verify(&image.root).unwrap();
+    assert_eq!(one.doubt(&image.root, &found, false).unwrap(), Doubted::Open);
+    assert!(matches!(writer.commit(), Err(StoreError::Damaged(_))));
+    load(&one, &files);
+    assert!(one.verify(&image.root).unwrap().is_none());
+}
+
+#[test]
+fn what_is_mended_looks_to_containers_as_it_did() {
+    use std::os::unix::fs::MetadataExt;
+    for form in forms() {
+        let (_dir, one, two) = two_stores_of(form);
+        let image = load(&one, &archive(&[("kept", noise(1, 300_000))]));
+        transfer(&one, &two, &image.root);
+        let object = two.object(&content_of(&noise(1, 300_000)).id());
+        let look = || std::fs::metadata(&object).map(|it| (it.mode(), it.mtime(), it.uid(), it.nlink())).unwrap();
+        let before = look();
+        // Not the time of what was written a moment ago.
+        let file = std::fs::File::options().write(true).open(&object).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 64], 0).unwrap();
+        let of_image = std::time::UNIX_EPOCH + std::time::Duration::from_secs(before.1 as u64);
+        file.set_modified(of_image).unwrap();
+        let found = two.verify(&image.root).unwrap();
+        assert_eq!(two.doubt(&image.root, &found, true).unwrap(), Doubted::Open);
+        transfer(&one, &two, &image.root);
+        assert!(two.verify(&image.root).unwrap().is_none());
+        assert!(before.3 == 1 || look() == before, "{form:?}: {before:?}, {:?}", look());
     }
 }

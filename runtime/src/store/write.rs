@@ -39,6 +39,8 @@ pub struct Writer<'a> {
     originals: Vec<(HeldOriginal, Vec<[u8; 32]>)>,
     /// Contents that are written already.
     placed: HashSet<ContentId>,
+    /// Contents that the store had, and this counts on.
+    known: HashSet<ContentId>,
     /// How often the disk had not taken what was written, when this began.
     losses: usize,
 }
@@ -107,6 +109,7 @@ impl Store {
             images: Vec::new(),
             originals: Vec::new(),
             placed: HashSet::new(),
+            known: HashSet::new(),
             losses: self.losses(),
         }
     }
@@ -254,23 +257,39 @@ impl Writer<'_> {
             self.store.make_rootfs(blake3::hash(&root.encode()).as_bytes(), root, trees)?;
         }
         let (images, originals) = (std::mem::take(&mut self.images), std::mem::take(&mut self.originals));
-        self.store.index.add(&Changes { images, originals, ..Changes::default() }, true)?;
+        {
+            let _none_is_doubted = self.store.changing();
+            if !self.store.index.has_contents(self.changes.contents.iter().chain(&self.known))? {
+                let reason = "a part of it was found damaged while it came: bring it once more".to_owned();
+                return Err(StoreError::Damaged(reason));
+            }
+            self.store.index.add(&Changes { images, originals, ..Changes::default() }, true)?;
+        }
         // They may have been started before all of them was here.
         self.trees.iter().try_for_each(|(root, _)| self.store.tell_keepers(blake3::hash(&root.encode()).as_bytes()))
     }
 
     fn note(&mut self, content: &Content, id: ContentId) -> Result<(), StoreError> {
+        let is_placed = self.placed.contains(&id);
         for (chunk, at) in Location::of(content, id) {
             if self.met.insert(chunk) {
                 self.progress.chunks.fetch_add(1, Ordering::Relaxed);
-                if self.store.index.chunk(&chunk)?.is_none() {
+                let is_new = self.store.index.chunk(&chunk)?.is_none();
+                if is_new {
                     self.new.insert(chunk);
                     self.progress.new_chunks.fetch_add(1, Ordering::Relaxed);
+                }
+                // Where it is known to lie it may turn out to be damaged.
+                if is_new || is_placed {
                     self.changes.chunks.push((chunk, at));
                 }
             }
         }
-        self.changes.contents.push(id);
+        if is_placed {
+            self.changes.contents.push(id);
+        } else {
+            self.known.insert(id);
+        }
         Ok(())
     }
 
