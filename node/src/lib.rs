@@ -28,16 +28,7 @@ pub fn main() -> ExitCode {
 pub fn main_tampering(tamper: Option<ChunkTamper>) -> ExitCode {
     let first = std::env::args().nth(1);
     if first.as_deref() == Some(moyai_runtime::launch::ZYGOTE) {
-        if let Err(error) = moyai_runtime::oci::seal() {
-            eprintln!("warning: the program itself stays within reach of containers that are root: {error}");
-        }
-        return match moyai_runtime::launch::zygote() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: the process that starts containers: {error}");
-                ExitCode::FAILURE
-            }
-        };
+        return zygote();
     }
     if first.as_deref() == Some(demo::BUILT_IN) {
         return demo::built_in();
@@ -46,4 +37,28 @@ pub fn main_tampering(tamper: Option<ChunkTamper>) -> ExitCode {
         return cli::oci::main();
     }
     cli::main(tamper)
+}
+
+/// Runs the small program ([`moyai_runtime::small`]): what starts containers, for the daemon, `moyai oci` and other tools.
+pub fn main_small() -> ExitCode {
+    let is_zygote = std::env::args().nth(1).as_deref() == Some(moyai_runtime::launch::ZYGOTE);
+    let before = if is_zygote { None } else { Some(cli::oci::NAME) };
+    if let Err(error) = moyai_runtime::small::become_what_started_it(before) {
+        eprintln!("error: this program is of another build than what started it, which is not there: {error}");
+        return ExitCode::FAILURE;
+    }
+    if is_zygote { zygote() } else { cli::oci::main() }
+}
+
+fn zygote() -> ExitCode {
+    if let Err(error) = moyai_runtime::oci::seal() {
+        eprintln!("warning: the program itself stays within reach of containers that are root: {error}");
+    }
+    match moyai_runtime::launch::zygote() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: the process that starts containers: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

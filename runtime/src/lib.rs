@@ -9,6 +9,7 @@
 //! | [`oci`] | the OCI runtime: makes a container of any bundle, for a shim or for the command line `moyai oci` |
 //! | [`seccomp`] | system call filters: the default one, and the compiler of any |
 //! | [`cgroup`] | limits, on v1, hybrid and v2 hosts |
+//! | [`small`] | the program that starts containers and nothing else, if it is there |
 //! | [`host`] | the machine: what it has, how busy it is, what this process may do on it |
 //!
 //! Architecture invariants: this crate depends on no other of the workspace; only here are system calls made, and
@@ -26,5 +27,6 @@ pub mod network;
 pub mod oci;
 pub mod rootless;
 pub mod seccomp;
+pub mod small;
 pub mod store;
 mod sys;

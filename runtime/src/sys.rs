@@ -496,11 +496,13 @@ pub(crate) fn drop_bounding(capability: u32) {
 
 /// What this process, and anything it becomes, could have.
 pub(crate) fn bounding_set() -> u64 {
-    let has = |capability: &u32| {
+    let read = |capability: u32| {
         // SAFETY: takes integers; fails for what this kernel does not know.
-        unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(*capability), 0, 0, 0) == 1 }
+        unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(capability), 0, 0, 0) }
     };
-    (0..64).filter(has).fold(0, |mask, capability| mask | 1 << capability)
+    // Those that it knows have the lowest numbers.
+    let known = (0..64).map(|capability| (capability, read(capability))).take_while(|(_, has)| *has >= 0);
+    known.fold(0, |mask, (capability, has)| mask | (u64::from(has == 1) << capability))
 }
 
 /// Keeps permitted capabilities over a change from root to another user.

@@ -21,7 +21,7 @@ pub const NAME: &str = "oci";
 #[command(after_help = "Examples:
   moyai oci run --bundle ./bundle one         # in front, deleted when it has ended
   moyai oci create --bundle ./bundle two; moyai oci start two; moyai oci kill two TERM; moyai oci delete two
-  podman --runtime /usr/local/bin/moyai-oci …  # a script: exec moyai oci \"$@\"")]
+  podman --runtime /usr/local/bin/moyai-oci …        # the same as a program of its own")]
 struct Wish {
     /// Where containers are kept
     #[arg(long, value_name = "DIR", default_value = ROOT, global = true)]
@@ -222,13 +222,19 @@ impl From<CreationWish> for Creation {
     }
 }
 
-/// Runs the command line, whose first two words are this program's and [`NAME`].
+/// Runs the command line, whose first two words are this program's and [`NAME`]; of the small program's alone, its name and what follows.
 pub fn main() -> ExitCode {
-    // Before anything is read or opened. Where it cannot be, an ordinary user's containers have nobody who is root.
+    // Before anything is read or opened.
+    let named = std::env::args().nth(1).as_deref() == Some(NAME);
     if std::env::args().any(|word| ["create", "run", "exec"].contains(&word.as_str())) {
+        if named {
+            // Where it is not, this one does as well.
+            let _missing = moyai_runtime::small::become_it(std::env::args_os().skip(2));
+        }
+        // Where it cannot be, an ordinary user's containers have nobody who is root.
         let _refused = moyai_runtime::oci::seal();
     }
-    let wish = match Wish::try_parse_from(std::env::args_os().skip(1)) {
+    let wish = match Wish::try_parse_from(std::env::args_os().skip(usize::from(named))) {
         Ok(wish) => wish,
         Err(error) => {
             // Nobody may be reading.

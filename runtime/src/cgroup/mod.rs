@@ -324,6 +324,10 @@ fn dirs(group: &Cgroup) -> Vec<PathBuf> {
 }
 
 fn remove_tree(dir: &Path) -> io::Result<()> {
+    // Nearly always it has none below it.
+    if fs::remove_dir(dir).is_ok() {
+        return Ok(());
+    }
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type()?.is_dir() {
             remove_tree(&entry.path())?;

@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 
 pub use task::Usage;
 
-use crate::sys;
+use crate::{small, sys};
 
 /// The first argument by which the program knows that it is to be a zygote.
 pub const ZYGOTE: &str = "__zygote";
@@ -67,8 +67,20 @@ impl Launcher {
     pub fn start() -> io::Result<Launcher> {
         let (mine, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let its_fd = its.as_raw_fd();
-        let mut command = Command::new("/proc/self/exe");
-        command.arg(ZYGOTE).env_clear().current_dir("/");
+        let mut command = match small::beside() {
+            Ok((path, _, told)) => {
+                let mut command = Command::new(path);
+                command.env_clear().envs([small::telling(told)]);
+                command
+            }
+            // It does as well.
+            Err(_) => {
+                let mut command = Command::new("/proc/self/exe");
+                command.env_clear();
+                command
+            }
+        };
+        command.arg(ZYGOTE).current_dir("/");
         // SAFETY: between fork and exec only dup2 and fcntl run, which are async-signal-safe, on a descriptor that the
         // parent keeps open until the child has been started.
         unsafe {

@@ -15,6 +15,7 @@
 //! lock on `state.json`, until all that is left is to wait for a process. **If one dies** in `create`, a folder without a state is left, which `delete --force` removes; the
 //! process inside ends by itself with the channel.
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -108,6 +109,7 @@ pub struct Container {
     record: Record,
     /// Locked, until something takes its time.
     file: File,
+    group: OnceCell<Group>,
 }
 
 impl Containers {
@@ -128,7 +130,7 @@ impl Containers {
 
     /// Makes a container that waits to be started. What could not be done and does not matter is returned.
     pub fn create(&self, id: &str, creation: &Creation) -> Result<Vec<String>, Failure> {
-        self.make(id, creation, true, false).map(|(_, spawned, _)| spawned.warnings)
+        self.make(id, creation, true, false).map(|made| made.spawned.warnings)
     }
 
     fn make(&self, id: &str, creation: &Creation, waits: bool, attends: bool) -> Result<Made, Failure> {
@@ -145,7 +147,7 @@ impl Containers {
             }
             made => made.map_err(|error| failure(format!("cannot make {}: {error}", dir.display())))?,
         }
-        let made = make_in(&dir, id, &config, creation, (waits, attends));
+        let made = make_in(&dir, id, config, creation, (waits, attends));
         if made.is_err() {
             // Nothing of it is to be found again.
             drop(fs::remove_dir_all(&dir));
@@ -169,7 +171,7 @@ impl Containers {
         }
         let record = serde_json::from_reader(&file)
             .map_err(|error| failure(format!("{} is damaged: {error}", path.display())))?;
-        Ok(Container { dir, record, file })
+        Ok(Container { dir, record, file, group: OnceCell::new() })
     }
 
     /// What one is, without waiting for whoever changes it.
@@ -196,8 +198,7 @@ impl Containers {
     pub fn run(&self, id: &str, creation: &Creation, detach: bool, keep: bool) -> Result<(i32, Vec<String>), Failure> {
         // Before anything is started, so that no signal is lost: they are read from a descriptor.
         let signals = if detach { None } else { Some(Signals::take().map_err(|error| failure(error.to_string()))?) };
-        let (container, spawned, terminal) = self.make(id, creation, false, !detach)?;
-        let config = container.config()?;
+        let Made { container, spawned, terminal, config } = self.make(id, creation, false, !detach)?;
         container.let_others()?;
         run_hooks_after(&config, id, "poststart", "running", spawned.pid);
         let Some(signals) = signals else { return Ok((0, spawned.warnings)) };
@@ -208,6 +209,8 @@ impl Containers {
             // Its exit code says more.
             warnings.push(error.reason);
         }
+        // This process has nothing more to do, and ends sooner than it could put all of that in order.
+        std::mem::forget(config);
         Ok((code, warnings))
     }
 
@@ -250,8 +253,14 @@ fn read_record(path: &Path) -> Result<Record, Failure> {
     serde_json::from_slice(&bytes).map_err(|error| failure(format!("{} is damaged: {error}", path.display())))
 }
 
-/// A container, its first process, and its terminal if whoever made it is to attend to that.
-type Made = (Container, Spawned, Option<File>);
+/// What was made.
+struct Made {
+    container: Container,
+    spawned: Spawned,
+    /// If whoever made it is to attend to that.
+    terminal: Option<File>,
+    config: Config,
+}
 
 /// Where a terminal goes: to who listens at a path, or to this process itself.
 struct Console {
@@ -290,7 +299,7 @@ impl Console {
 fn make_in(
     dir: &Path,
     id: &str,
-    config: &Config,
+    config: Config,
     creation: &Creation,
     (waits, attends): (bool, bool),
 ) -> Result<Made, Failure> {
@@ -315,7 +324,7 @@ fn make_in(
             false => None,
         };
         let spawned = spawn(&Job {
-            config,
+            config: &config,
             id,
             group: Some(&group),
             stdio: Stdio::Inherit,
@@ -359,7 +368,10 @@ fn make_in(
     });
     let recorded = |file| spawned.recorded().map(|()| file).map_err(|error| io::Error::other(error.reason));
     match written.and_then(recorded) {
-        Ok(file) => Ok((Container { dir: dir.to_owned(), record, file }, spawned, terminal)),
+        Ok(file) => {
+            let container = Container { dir: dir.to_owned(), record, file, group: group.into() };
+            Ok(Made { container, spawned, terminal, config })
+        }
         Err(error) => {
             kill_and_reap(&spawned.pidfd);
             drop(group.delete());
@@ -456,8 +468,8 @@ impl Container {
         Ok(Config { bundle: self.record.bundle.clone(), root: self.record.root.clone(), ..config })
     }
 
-    fn group(&self) -> Group {
-        Group::load(&self.record.cgroup)
+    fn group(&self) -> &Group {
+        self.group.get_or_init(|| Group::load(&self.record.cgroup))
     }
 
     /// From here on it changes nothing: whoever waits for the lock may go on.
@@ -583,7 +595,7 @@ impl Container {
             config: &config,
             process: &process,
             container: (self.record.pid, &pidfd),
-            group: &group,
+            group,
             stdio: Stdio::Inherit,
             console: console.as_ref().map(|console| &console.away),
             preserve: added.preserve_fds,

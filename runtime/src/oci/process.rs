@@ -60,7 +60,7 @@ pub(super) fn foresee(process: &Process) -> Vec<String> {
     for capability in lacking {
         left_out.push(format!("process.capabilities: CAP_{capability} left out: this process has not got it"));
     }
-    let missing = raisable(process).1;
+    let missing = raisable(process, had).1;
     if !missing.is_empty() {
         let names: Vec<String> = missing.iter().map(|capability| format!("CAP_{capability}")).collect();
         left_out.push(format!(
@@ -356,7 +356,7 @@ fn become_user(process: &Process) -> Result<(), Failure> {
     let permitted = mask(sets.and_then(|sets| sets.permitted().as_ref()));
     let effective = mask(sets.and_then(|sets| sets.effective().as_ref()));
     let inheritable = mask(sets.and_then(|sets| sets.inheritable().as_ref()));
-    for capability in (0..=LAST_CAPABILITY).filter(|capability| bounding & (1 << capability) == 0) {
+    for capability in (0..=LAST_CAPABILITY).filter(|capability| had & !bounding & (1 << capability) != 0) {
         sys::drop_bounding(capability);
     }
     let failed = |error: nix::errno::Errno| failure(format!("cannot become user {}: {error}", user.uid()));
@@ -373,7 +373,7 @@ fn become_user(process: &Process) -> Result<(), Failure> {
     setresuid(uid, uid, uid).map_err(failed)?;
     sys::set_capabilities(effective, permitted, inheritable)
         .map_err(|error| failure(format!("process.capabilities: cannot be set: {error}")))?;
-    for capability in raisable(process).0 {
+    for capability in raisable(process, had).0 {
         sys::raise_ambient(number(capability)).map_err(|error| {
             failure(format!("process.capabilities.ambient: {capability} cannot be raised: {error}"))
         })?;
@@ -381,13 +381,12 @@ fn become_user(process: &Process) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ambient capabilities that the kernel lets be raised, and those that it does not (capabilities(7)).
-fn raisable(process: &Process) -> (Vec<Capability>, Vec<Capability>) {
+/// Ambient capabilities that the kernel lets be raised by whoever `had` these, and those that it does not (capabilities(7)).
+fn raisable(process: &Process, had: u64) -> (Vec<Capability>, Vec<Capability>) {
     let Some(sets) = process.capabilities() else { return (Vec::new(), Vec::new()) };
     let has = |set: &Option<HashSet<Capability>>, one: &Capability| set.as_ref().is_some_and(|set| set.contains(one));
     let mut asked: Vec<Capability> = sets.ambient().iter().flatten().copied().collect();
     asked.sort_by_key(|capability| number(*capability));
-    let had = sys::bounding_set();
     asked.retain(|one| had & 1 << number(*one) != 0);
     asked.into_iter().partition(|one| has(sets.permitted(), one) && has(sets.inheritable(), one))
 }

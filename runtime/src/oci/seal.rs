@@ -5,9 +5,9 @@
 //! more (CVE-2019-5736). So it first becomes itself again, from a read-only mount of its own that is attached nowhere: what is
 //! opened through that cannot be written to, and nobody can find the mount to change it.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 use nix::fcntl::OFlag;
@@ -23,20 +23,24 @@ pub fn seal() -> io::Result<()> {
     if fstatvfs(&own)?.flags().contains(FsFlags::ST_RDONLY) {
         return Ok(());
     }
-    let mount = sys::clone_mount(own.as_fd(), false)?;
-    let change = MountChange { set: libc::MOUNT_ATTR_RDONLY, ..MountChange::default() };
-    sys::change_mount(mount.as_fd(), &change, false)?;
-    let words = |words: Vec<std::ffi::OsString>| {
-        words
-            .into_iter()
-            .map(|word| CString::new(word.into_vec()).map_err(io::Error::other))
-            .collect::<io::Result<Vec<_>>>()
-    };
-    let args = words(std::env::args_os().collect())?;
+    let mount = mount_read_only(own.as_fd())?;
     let env = std::env::vars_os().map(|(mut name, value)| {
         name.push("=");
         name.push(value);
         name
     });
-    Err(sys::exec_fd(mount.as_fd(), &args, &words(env.collect())?))
+    Err(sys::exec_fd(mount.as_fd(), &words(std::env::args_os())?, &words(env)?))
+}
+
+/// A read-only mount of a file alone, attached nowhere.
+pub(crate) fn mount_read_only(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mount = sys::clone_mount(file, false)?;
+    let change = MountChange { set: libc::MOUNT_ATTR_RDONLY, ..MountChange::default() };
+    sys::change_mount(mount.as_fd(), &change, false)?;
+    Ok(mount)
+}
+
+/// Arguments or variables as exec takes them.
+pub(crate) fn words(words: impl Iterator<Item = OsString>) -> io::Result<Vec<CString>> {
+    words.map(|word| CString::new(word.into_vec()).map_err(io::Error::other)).collect()
 }

@@ -1,0 +1,28 @@
+//! Says of which sources this is built, so that two programs that speak with one another know whether they are of the same.
+
+use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
+
+fn main() {
+    println!("cargo::rerun-if-changed=src");
+    let mut files = Vec::new();
+    walk(Path::new("src"), &mut files);
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        hasher.write(file.as_os_str().as_encoded_bytes());
+        hasher.write(&std::fs::read(&file).expect("a source can be read"));
+    }
+    println!("cargo::rustc-env=MOYAI_RUNTIME_BUILD={:016x}", hasher.finish());
+}
+
+fn walk(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).expect("a folder can be read") {
+        let path = entry.expect("it can be read to its end").path();
+        if path.is_dir() {
+            walk(&path, files);
+        } else {
+            files.push(path);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The small program beside `moyai`, which starts containers: when it is taken, and when it is not.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use moyai_tests::bundle::Bundle;
+use moyai_tests::lab::binary;
+use moyai_tests::{Lab, PATIENCE, wait_for};
+
+const SMALL: &str = "moyai-oci";
+
+/// Copies of both programs in a folder of their own.
+fn copies() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy = folder.path().join("moyai");
+    fs::copy(binary(), &copy).expect("copy the program");
+    fs::copy(binary().with_file_name(SMALL), folder.path().join(SMALL)).expect("copy the small program");
+    (folder, copy)
+}
+
+/// What a process calls itself.
+fn name_of(pid: u32) -> String {
+    let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let program = line.split('\0').next().unwrap_or_default();
+    Path::new(program).file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Which program makes the containers that `program` is asked for.
+fn maker(program: &Path) -> String {
+    let bundle = Bundle::new("echo ran").with_program(program.to_owned());
+    // It waits at its gate, and is still what made it.
+    bundle.create(&[]).ok();
+    let name = name_of(bundle.pid());
+    bundle.start().ok();
+    bundle.wait_to_say("ran");
+    name
+}
+
+#[test]
+fn the_small_program_is_taken_where_it_is_to_be_trusted() {
+    let (folder, program) = copies();
+    let small = folder.path().join(SMALL);
+    assert_eq!(maker(&program), SMALL);
+    fs::set_permissions(&small, fs::Permissions::from_mode(0o775)).expect("chmod");
+    assert_eq!(maker(&program), "moyai", "others could write to it");
+    fs::set_permissions(&small, fs::Permissions::from_mode(0o755)).expect("chmod");
+    chown(&small, Some(1), None).expect("chown");
+    assert_eq!(maker(&program), "moyai", "it is somebody else's");
+    fs::remove_file(&small).expect("remove it");
+    assert_eq!(maker(&program), "moyai");
+}
+
+#[test]
+fn one_of_another_build_becomes_what_started_it() {
+    let run = |build: &str, program: &str| {
+        let mut command = Command::new(binary().with_file_name(SMALL));
+        let output = command.env("MOYAI_STARTED_BY", format!("{build}:{program}")).args(["state", "none"]).output();
+        let output = output.expect("run it");
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    };
+    assert_eq!(run("0", "/bin/echo"), "oci state none\n");
+    assert_eq!(run("0", binary().to_str().expect("ASCII")), "error: there is no container `none`\n");
+    let said = run("0", "/nowhere/moyai");
+    assert!(said.starts_with("error: this program is of another build than what started it"), "{said}");
+}
+
+#[test]
+fn by_itself_it_is_a_runtime() {
+    let bundle = Bundle::new("echo ran").with_program(binary().with_file_name(SMALL));
+    assert_eq!(bundle.prints(), "ran\n");
+    let output = Command::new(binary().with_file_name(SMALL)).arg("--version").output().expect("run it");
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("moyai version"));
+}
+
+#[test]
+fn a_daemon_has_it_start_containers() {
+    let lab = Lab::new(1);
+    let [host] = lab.hosts();
+    host.moyai(&["init"]).ok();
+    let daemon = host.daemon();
+    let children = format!("/proc/{daemon}/task/{daemon}/children");
+    let zygote = wait_for("the zygote", PATIENCE, || {
+        let children = fs::read_to_string(&children).ok()?;
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid| name_of(*pid) == SMALL)
+    });
+    let line = fs::read_to_string(format!("/proc/{zygote}/cmdline")).expect("it lives");
+    assert!(line.contains("__zygote"), "{line}");
+}
