@@ -436,7 +436,7 @@ fn linux(request: &Request) -> Result<oci_spec::runtime::Linux, BundleError> {
     let paths = |list: &[&str]| list.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
     let profile = match request.strict {
         // The shim answers; nobody listens at a path.
-        Some(_) => seccomp::strict_profile("shim"),
+        Some(_) => seccomp::strict_profile(seccomp::ASKS_SHIM),
         None => seccomp::default_profile(),
     };
     let mut linux = LinuxBuilder::default();

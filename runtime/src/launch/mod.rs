@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 
 pub use task::Usage;
 
-use crate::{small, sys};
+use crate::{seccomp, small, sys};
 
 /// The first argument by which the program knows that it is to be a zygote.
 pub const ZYGOTE: &str = "__zygote";
@@ -138,6 +138,7 @@ pub fn zygote() -> io::Result<()> {
     sys::close_on_exec(socket.as_raw_fd())?;
     sys::name_process(c"moyai-zygote");
     sys::ignore_signals(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE]);
+    seccomp::prepare();
     // Shims that end are nobody's to wait for.
     sys::ignore_signals(&[libc::SIGCHLD]);
     while let Some((request, line)) = receive(&socket)? {

@@ -11,7 +11,7 @@ use oci_spec::runtime::{
 };
 
 use super::mounts;
-use crate::seccomp::{Filter, FilterError};
+use crate::seccomp::{Filter, FilterError, filter_of};
 
 /// A `config.json` is read whole; no sane one comes near this.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -94,7 +94,7 @@ impl Config {
         let text = read(&path)?;
         let (spec, _) = parse_spec(&text).map_err(|(field, reason)| ConfigError::Malformed { path, field, reason })?;
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        let filter = profile.map(Filter::compile).transpose()?;
+        let filter = profile.map(filter_of).transpose()?;
         Ok(Config { spec, bundle: bundle.to_owned(), root: PathBuf::new(), filter, left_out: Vec::new() })
     }
 
@@ -112,7 +112,7 @@ impl Config {
             return Err(field("root.path", format!("{} is no folder", root.display())));
         }
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        let filter = profile.map(Filter::compile).transpose()?;
+        let filter = profile.map(filter_of).transpose()?;
         Ok(Config { spec, bundle, root, filter, left_out })
     }
 }

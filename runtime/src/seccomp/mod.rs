@@ -13,5 +13,29 @@ pub(crate) mod questions;
 #[cfg(test)]
 mod tests;
 
+use std::sync::OnceLock;
+
+use oci_spec::runtime::LinuxSeccomp;
+
 pub use compile::{Filter, FilterError, Instruction};
 pub use profile::{default_profile, strict_profile};
+
+/// Where a strict profile's questions go: to the shim, whatever path that would be.
+pub(crate) const ASKS_SHIM: &str = "shim";
+
+/// What this process, or what it is a fork of, has compiled already.
+static COMPILED: OnceLock<Vec<(LinuxSeccomp, Filter)>> = OnceLock::new();
+
+/// Compiles the profiles that nearly all containers have, for a process whose forks start them.
+pub(crate) fn prepare() {
+    let profiles = [default_profile(), strict_profile(ASKS_SHIM)];
+    let compiled =
+        || profiles.into_iter().filter_map(|profile| Filter::compile(&profile).ok().map(|filter| (profile, filter)));
+    COMPILED.get_or_init(|| compiled().collect());
+}
+
+/// The filter of a profile.
+pub(crate) fn filter_of(profile: &LinuxSeccomp) -> Result<Filter, FilterError> {
+    let known = COMPILED.get().into_iter().flatten().find(|(known, _)| known == profile);
+    known.map_or_else(|| Filter::compile(profile), |(_, filter)| Ok(filter.clone()))
+}

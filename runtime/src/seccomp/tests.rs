@@ -3,7 +3,9 @@ use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, Linux
 
 use super::calls::{COMPAT, NATIVE};
 use super::profile::ALLOWED;
-use super::{Filter, FilterError, Instruction, default_profile};
+use super::{
+    ASKS_SHIM, COMPILED, Filter, FilterError, Instruction, default_profile, filter_of, prepare, strict_profile,
+};
 
 const ALLOW: u32 = 0x7fff_0000;
 
@@ -216,5 +218,18 @@ fn a_program_says_what_its_profile_says() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_usual_profile_out_of_a_bundle_is_compiled_once() {
+    prepare();
+    let compiled = COMPILED.get().expect("some");
+    assert_eq!(compiled.len(), 2);
+    for profile in [default_profile(), strict_profile(ASKS_SHIM)] {
+        let text = serde_json::to_string(&profile).expect("JSON");
+        let again: LinuxSeccomp = serde_json::from_str(&text).expect("a profile");
+        assert!(compiled.iter().any(|(known, _)| *known == again));
+        assert_eq!(filter_of(&again), Filter::compile(&profile));
     }
 }
