@@ -66,6 +66,9 @@ const MAX_HEALTH: u32 = 8;
 const RECONCILE: Duration = Duration::from_secs(15);
 /// Between two tries to reach a member that is down.
 const KNOCK: Duration = Duration::from_secs(3);
+/// The same for a node that has just started and has met nobody yet: twice as long each time, and so many members at once.
+const KNOCK_ALONE: Duration = Duration::from_millis(200);
+const KNOCKS_ALONE: usize = 3;
 /// How often an update is passed on: this times log₂ of the mesh's size.
 const RETRANSMIT: f64 = 2.0;
 /// While there is news, it is sent to a few so often, besides what travels with probes.
@@ -185,6 +188,8 @@ pub struct Membership {
     next_probe: Instant,
     next_reconcile: Instant,
     next_knock: Instant,
+    /// How long it waits for an answer, while it has met nobody.
+    patience: Duration,
     next_gossip: Instant,
     changes: Vec<Change>,
 }
@@ -213,6 +218,7 @@ impl Membership {
             next_probe: now + PROBE_INTERVAL,
             next_reconcile: now + RECONCILE,
             next_knock: now + KNOCK,
+            patience: KNOCK_ALONE,
             next_gossip: now,
             changes: Vec::new(),
         };
@@ -226,6 +232,7 @@ impl Membership {
             let word = Arc::new(Word::unheard(node, addresses));
             self.add(News { word, state: State::Down, accuser: None }, now);
             self.changes.push(Change::Addresses(node));
+            self.next_knock = now;
         }
     }
 
@@ -400,10 +407,12 @@ impl Membership {
             }
         }
         if cx.now >= self.next_knock {
-            self.next_knock = cx.now + jitter(KNOCK, cx.rng);
+            let (rest, some) = if self.live == 0 { (self.patience, KNOCKS_ALONE) } else { (KNOCK, 1) };
+            self.patience = (rest * 2).min(KNOCK);
+            self.next_knock = cx.now + jitter(rest, cx.rng);
             // Nobody is down as a rule, and then there is nothing to look for.
             if self.live < self.count() {
-                for node in self.sample(1, cx.rng, |member| member.state == State::Down) {
+                for node in self.sample(some, cx.rng, |member| member.state == State::Down) {
                     cx.out.push((node, Message::MembersPush { updates: vec![self.own_update()] }));
                     self.reconcile(node, cx);
                 }

@@ -269,3 +269,18 @@ fn a_mesh_that_restarts_as_a_whole_finds_itself_again() {
         assert!(mesh.changes.iter().all(|(_, _, change)| !matches!(change, Change::Cloned { .. })), "seed {seed}");
     }
 }
+
+#[test]
+fn a_node_that_starts_meets_others_at_once_also_when_some_are_gone() {
+    for seed in 0..20 {
+        let mut mesh = Mesh::joined(8, seed);
+        (0..3).for_each(|at| mesh.nodes[at] = None);
+        let mut node = Membership::new(key(7), BOOT + 100_000, mesh.now);
+        for other in 0..7 {
+            node.restore(mesh.ids[other], vec![format!("/memory/{other}")], mesh.now);
+        }
+        mesh.nodes[7] = Some(node);
+        let met = |mesh: &Mesh| mesh.node(7).live().next().is_some();
+        assert!(mesh.run_until(Duration::from_millis(900), met), "seed {seed}");
+    }
+}
