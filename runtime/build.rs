@@ -4,12 +4,16 @@ use std::hash::{DefaultHasher, Hasher};
 use std::path::{Path, PathBuf};
 
 fn main() {
-    println!("cargo::rerun-if-changed=src");
     let mut files = Vec::new();
     walk(Path::new("src"), &mut files);
     files.sort();
+    // What both programs have besides, where this is built as a part of them.
+    let others = ["../node/src/cli/oci.rs", "../node/src/lib.rs", "../Cargo.lock"].map(PathBuf::from);
+    files.extend(others.into_iter().filter(|file| file.exists()));
+    println!("cargo::rerun-if-changed=src");
     let mut hasher = DefaultHasher::new();
     for file in files {
+        println!("cargo::rerun-if-changed={}", file.display());
         hasher.write(file.as_os_str().as_encoded_bytes());
         hasher.write(&std::fs::read(&file).expect("a source can be read"));
     }

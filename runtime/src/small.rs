@@ -11,10 +11,12 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::oci::{mount_read_only, words};
 use crate::sys;
@@ -22,53 +24,73 @@ use crate::sys;
 /// What it is called.
 pub const NAME: &str = "moyai-oci";
 /// `BUILD:PATH` of the program that started it; in that program again, empty.
-const STARTED_BY: &str = "MOYAI_STARTED_BY";
+pub(crate) const STARTED_BY: &str = "MOYAI_STARTED_BY";
 const BUILD: &str = env!("MOYAI_RUNTIME_BUILD");
+/// Who may write to what is nobody else's.
+const OTHERS_WRITE: u32 = 0o022;
 
-/// The small program beside this one, which must belong to whom this one belongs to, and be nobody else's to write to; and what it
-/// is to be told.
-pub(crate) fn beside() -> io::Result<(PathBuf, File, OsString)> {
-    let refused = || io::Error::other("it is not to be trusted");
+/// The small program.
+pub(crate) struct Small {
+    path: PathBuf,
+    file: File,
+    told: OsString,
+}
+
+/// The one beside this program: it must belong to whom this one belongs to, and neither it nor the folder be anybody else's to
+/// write to.
+pub(crate) fn beside() -> io::Result<Small> {
+    let refused = |reason: &str| io::Error::other(reason.to_owned());
     if std::env::var_os(STARTED_BY).is_some() {
-        return Err(io::Error::other("it was left a moment ago"));
+        return Err(refused("it was left a moment ago"));
     }
     let own = fs::read_link("/proc/self/exe")?;
-    // A mount of itself alone has no name.
-    own.file_name().ok_or_else(refused)?;
+    // A mount of itself alone has no name; one that was replaced has another's.
+    let folder = own.parent().ok_or_else(|| refused("this program has no name"))?;
+    let (named, about_own) = (fs::metadata(&own)?, fs::metadata("/proc/self/exe")?);
+    if (named.dev(), named.ino()) != (about_own.dev(), about_own.ino()) {
+        return Err(refused("this program has been replaced"));
+    }
     let path = own.with_file_name(NAME);
-    let small = File::options().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(&path)?;
-    let (about, about_own) = (small.metadata()?, fs::metadata("/proc/self/exe")?);
-    let same = (about.dev(), about.ino()) == (about_own.dev(), about_own.ino());
-    if same || !about.is_file() || about.uid() != about_own.uid() || about.mode() & 0o022 != 0 {
-        return Err(refused());
+    let flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+    let file = File::options().read(true).custom_flags(flags).open(&path)?;
+    let about = file.metadata()?;
+    let is_nobody_elses = about.uid() == about_own.uid()
+        && about.mode() & OTHERS_WRITE == 0
+        && fs::metadata(folder)?.mode() & OTHERS_WRITE == 0;
+    if !about.is_file() || !is_nobody_elses || (about.dev(), about.ino()) == (about_own.dev(), about_own.ino()) {
+        return Err(refused("it is not to be trusted"));
     }
     let mut told = OsString::from(format!("{BUILD}:"));
     told.push(own);
-    Ok((path, small, told))
+    Ok(Small { path, file, told })
 }
 
-/// The variable by which [`become_what_started_it`] knows.
-pub(crate) fn telling(told: OsString) -> (OsString, OsString) {
-    (STARTED_BY.into(), told)
+impl Small {
+    /// Starts what was looked at, whatever its name leads to by then.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+        command.arg0(&self.path).env_clear().env(STARTED_BY, &self.told);
+        command
+    }
 }
 
 /// Becomes it, out of reach of containers where that is possible ([`crate::oci::seal`]); returns only why not. To be called before
 /// there is anything else.
 pub fn become_it(args: impl Iterator<Item = OsString>) -> io::Result<Infallible> {
-    let (path, small, told) = beside()?;
+    let Small { path, file, told } = beside()?;
     let args = words(std::iter::once(path.into_os_string()).chain(args))?;
     let env = environment(&told)?;
     // An ordinary user makes no mounts.
-    Err(match mount_read_only(small.as_fd()) {
+    Err(match mount_read_only(file.as_fd()) {
         Ok(mount) => sys::exec_fd(mount.as_fd(), &args, &env),
-        Err(_) => sys::exec_fd(small.as_fd(), &args, &env),
+        Err(_) => sys::exec_fd(file.as_fd(), &args, &env),
     })
 }
 
 /// In the small program, before anything else: whether it is of the same build as what started it; if not, it becomes that one, with
 /// `before` in front of its arguments.
 pub fn become_what_started_it(before: Option<&str>) -> io::Result<()> {
-    let Some(told) = std::env::var_os(STARTED_BY) else { return Ok(()) };
+    let Some(told) = std::env::var_os(STARTED_BY).filter(|told| !told.is_empty()) else { return Ok(()) };
     let told = told.as_bytes();
     let end = told.iter().position(|byte| *byte == b':').ok_or_else(|| io::Error::other("it says no path"))?;
     let (build, path) = (&told[..end], Path::new(OsStr::from_bytes(&told[end + 1..])));
@@ -83,7 +105,7 @@ pub fn become_what_started_it(before: Option<&str>) -> io::Result<()> {
 /// This process's, with [`STARTED_BY`] as told.
 fn environment(told: &OsStr) -> io::Result<Vec<CString>> {
     let own = std::env::vars_os().filter(|(name, _)| name != STARTED_BY);
-    words(own.chain([telling(told.to_owned())]).map(|(mut name, value)| {
+    words(own.chain([(STARTED_BY.into(), told.to_owned())]).map(|(mut name, value)| {
         name.push("=");
         name.push(value);
         name

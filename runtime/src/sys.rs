@@ -494,12 +494,15 @@ pub(crate) fn drop_bounding(capability: u32) {
     unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
 }
 
-/// What this process, and anything it becomes, could have.
+/// What this process, and anything it becomes, could have; everything, where that cannot be read.
 pub(crate) fn bounding_set() -> u64 {
     let read = |capability: u32| {
         // SAFETY: takes integers; fails for what this kernel does not know.
         unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(capability), 0, 0, 0) }
     };
+    if read(0) < 0 {
+        return u64::MAX;
+    }
     // Those that it knows have the lowest numbers.
     let known = (0..64).map(|capability| (capability, read(capability))).take_while(|(_, has)| *has >= 0);
     known.fold(0, |mask, (capability, has)| mask | (u64::from(has == 1) << capability))

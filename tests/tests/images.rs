@@ -402,6 +402,46 @@ fn a_container_starts_before_all_of_its_image_is_there() {
 }
 
 #[test]
+fn a_container_whose_image_stops_coming_reads_an_error_until_it_comes_again() {
+    use moyai_tests::hostile::{Entry, docker_archive, noise, sha256, tar};
+    if forms().all(|form| form != "image") {
+        return;
+    }
+    let lab = Lab::mesh(2);
+    let [one, two] = lab.hosts();
+    let file = |number| noise(4_000_000, number);
+    let mut entries = vec![
+        Entry::Folder("bin/".to_owned()),
+        Entry::File("bin/sh".to_owned(), fs::read("/bin/busybox").expect("busybox-static")),
+    ];
+    entries.extend((0..12).map(|number| Entry::File(format!("bulk-{number:02}"), file(number))));
+    let path = lab.folder().join("large.tar");
+    docker_archive(&path, "large", &[tar(&entries)]);
+    one.shape("12mbit");
+    one.load(&path);
+    one.moyai(&["run", "-d", "--lazy", "--name", "early", "--on", "node=lab-2", "large", "sh", "-c", "sleep 1000"])
+        .ok();
+    wait_for("it to run", PATIENCE, || (one.workload("early")?["state"] == "running").then_some(()));
+    let sum = |number: u64| two.moyai(&["exec", "early", "sh", "-c", &format!("sha256sum < /bulk-{number:02}")]);
+    // Of a program that is not all here the kernel would kill it where that is missing.
+    two.moyai(&["exec", "early", "sh", "-c", "cat /bin/sh > /dev/null"]).ok();
+    // Its only provider is gone.
+    one.kill_machine();
+    let output = sum(11);
+    assert_ne!(output.code, 0, "{output}");
+    output.says("Input/output error");
+    assert_eq!(two.workload("early").expect("a workload")["state"], "running", "what it has read it goes on with");
+    two.moyai(&["exec", "early", "sh", "-c", "echo works"]).ok().says("works");
+    one.boot();
+    one.up();
+    one.shape("1gbit");
+    wait_for("the rest to come", PATIENCE, || {
+        let output = sum(11);
+        (output.code == 0 && output.stdout.starts_with(&sha256(&file(11)))).then_some(())
+    });
+}
+
+#[test]
 fn a_node_keeps_to_its_budget_and_gives_up_only_what_others_have() {
     let lab = Lab::new(4);
     let [one, two, three, four] = lab.hosts();

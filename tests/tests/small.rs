@@ -5,9 +5,9 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use moyai_tests::Lab;
 use moyai_tests::bundle::Bundle;
 use moyai_tests::lab::binary;
-use moyai_tests::{Lab, PATIENCE, wait_for};
 
 const SMALL: &str = "moyai-oci";
 
@@ -48,6 +48,11 @@ fn the_small_program_is_taken_where_it_is_to_be_trusted() {
     fs::set_permissions(&small, fs::Permissions::from_mode(0o755)).expect("chmod");
     chown(&small, Some(1), None).expect("chown");
     assert_eq!(maker(&program), "moyai", "it is somebody else's");
+    chown(&small, Some(0), None).expect("chown");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
+    assert_eq!(maker(&program), "moyai", "others could put another in its place");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    assert_eq!(maker(&program), SMALL);
     fs::remove_file(&small).expect("remove it");
     assert_eq!(maker(&program), "moyai");
 }
@@ -74,17 +79,43 @@ fn by_itself_it_is_a_runtime() {
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("moyai version"));
 }
 
+/// A daemon's zygote, and the program that it is.
+fn zygote_of(daemon: u32) -> Option<(u32, String)> {
+    let children = fs::read_to_string(format!("/proc/{daemon}/task/{daemon}/children")).ok()?;
+    let is_zygote = |pid: &u32| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.contains("__zygote")
+    };
+    let pid = children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_zygote)?;
+    Some((pid, name_of(pid)))
+}
+
 #[test]
 fn a_daemon_has_it_start_containers() {
     let lab = Lab::new(1);
     let [host] = lab.hosts();
     host.moyai(&["init"]).ok();
-    let daemon = host.daemon();
-    let children = format!("/proc/{daemon}/task/{daemon}/children");
-    let zygote = wait_for("the zygote", PATIENCE, || {
-        let children = fs::read_to_string(&children).ok()?;
-        children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid| name_of(*pid) == SMALL)
-    });
-    let line = fs::read_to_string(format!("/proc/{zygote}/cmdline")).expect("it lives");
-    assert!(line.contains("__zygote"), "{line}");
+    let (_, name) = zygote_of(host.daemon()).expect("a zygote");
+    assert_eq!(name, SMALL);
+}
+
+#[test]
+fn a_daemon_starts_whatever_lies_there() {
+    let lab = Lab::new(1);
+    let [host] = lab.hosts();
+    let (folder, program) = copies();
+    let small = folder.path().join(SMALL);
+    for (at, (text, mode)) in [("#!/bin/sh\nexit 0\n", 0o755), ("", 0o755), ("half", 0o644)].into_iter().enumerate() {
+        fs::remove_file(&small).expect("remove it");
+        fs::write(&small, text).expect("write");
+        fs::set_permissions(&small, fs::Permissions::from_mode(mode)).expect("chmod");
+        let data = lab.folder().join(format!("data-{at}"));
+        let data = data.to_str().expect("ASCII");
+        let moyai = |args: &[&str]| host.run(program.to_str().expect("ASCII"), &[&["--data", data], args].concat());
+        moyai(&["init", "--registry", "off"]).ok();
+        let daemon = moyai(&["--json", "status"]).ok().json()["pid"].as_u64().expect("a pid");
+        let (_, name) = zygote_of(daemon as u32).expect("a zygote");
+        assert_eq!(name, "exe", "{text:?}: it does the same itself");
+        moyai(&["down"]).ok();
+    }
 }

@@ -222,7 +222,7 @@ impl From<CreationWish> for Creation {
     }
 }
 
-/// Runs the command line, whose first two words are this program's and [`NAME`]; of the small program's alone, its name and what follows.
+/// Runs the command line, whose first two words are this program's and [`NAME`]; the small program's begins without the second.
 pub fn main() -> ExitCode {
     // Before anything is read or opened.
     let named = std::env::args().nth(1).as_deref() == Some(NAME);

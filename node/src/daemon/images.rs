@@ -26,6 +26,8 @@ const ROUND: Duration = Duration::from_secs(20);
 /// Rounds between two sweeps: two hours. The first is in the third round after a start.
 const SWEEP: u64 = 360;
 const FIRST_SWEEP: u64 = 3;
+/// An image has lists of lists of lists: so often at most is it read from the beginning.
+const MAX_VERIFICATIONS: usize = 8;
 /// Between two looks at how far a download is.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -56,7 +58,7 @@ pub enum Repair {
     Done,
     /// It is fetched again from other nodes.
     Coming,
-    /// No other node has it.
+    /// No other node has it, or it is not here any more.
     Nobody,
 }
 
@@ -121,7 +123,7 @@ impl Images {
     pub async fn verify(&self, root: ChunkId) -> Result<(Vec<String>, Repair), StoreError> {
         let mut told = Vec::new();
         let mut last = Damage::default();
-        loop {
+        for _ in 0..MAX_VERIFICATIONS {
             let damage = self.by_store(move |store| store.verify(&root.0)).await?;
             if damage.is_none() {
                 return Ok((told, Repair::Done));
@@ -138,15 +140,16 @@ impl Images {
             match self.by_store(move |store| store.doubt(&root.0, &damage, others)).await? {
                 // What a damaged list names has not been looked at yet.
                 Doubted::Mended => {}
-                Doubted::Gone => return Ok((told, Repair::Done)),
                 Doubted::Open if others => {
                     // When the daemon ends, the next one does it.
                     let _ended = self.handle.command(Command::ImageDamaged(root)).await;
                     return Ok((told, Repair::Coming));
                 }
-                Doubted::Open => return Ok((told, Repair::Nobody)),
+                Doubted::Open | Doubted::Gone => return Ok((told, Repair::Nobody)),
             }
         }
+        // A disk that forgets faster than it is written to.
+        Ok((told, Repair::Nobody))
     }
 
     /// Has the store do something that takes its time.

@@ -131,6 +131,14 @@ impl Reads {
             if chunks.is_empty() {
                 return Ok(());
             }
+            // A file's bytes are asked for more than once, and each time would wait for as long as the first.
+            let hopeless = self.handle.ask(move |node, _| {
+                let failure = node.exchange().failure(&root).map(str::to_owned);
+                failure.filter(|_| !node.is_elsewhere(&root))
+            });
+            if let Ok(Some(reason)) = hopeless.await {
+                return Err(reason);
+            }
             let demand = Command::DemandChunks { root, chunks: chunks.clone() };
             if self.handle.command(demand).await.is_err() {
                 return Err("the daemon ends".to_owned());

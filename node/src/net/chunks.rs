@@ -204,7 +204,7 @@ impl Came {
 
 /// The provider, or the way to it, is at fault.
 pub(super) fn broken(error: impl std::fmt::Display) -> FetchFault {
-    FetchFault::Unreachable(error.to_string())
+    FetchFault::Unreachable(format!("{error:#}"))
 }
 
 enum Word {

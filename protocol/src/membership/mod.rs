@@ -66,7 +66,8 @@ const MAX_HEALTH: u32 = 8;
 const RECONCILE: Duration = Duration::from_secs(15);
 /// Between two tries to reach a member that is down.
 const KNOCK: Duration = Duration::from_secs(3);
-/// The same for a node that has just started and has met nobody yet: twice as long each time, and so many members at once.
+/// The same for a node that has just started and has met nobody yet: twice as long each time. Whoever knows nobody that is live
+/// tries so many at once.
 const KNOCK_ALONE: Duration = Duration::from_millis(200);
 const KNOCKS_ALONE: usize = 3;
 /// How often an update is passed on: this times log₂ of the mesh's size.

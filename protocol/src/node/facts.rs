@@ -391,8 +391,14 @@ impl Node {
         self.images = images.into_iter().filter(|other| !superseded(other)).collect();
         // What it was made of may be fetched now.
         self.images_moved = true;
-        for root in image.held() {
-            self.damaged.remove(&root);
+        for root in image.held().filter(|root| self.damaged.remove(root)) {
+            // Its other names have it again as well.
+            for other in &mut self.images {
+                other.here |= other.root == root;
+                if let Some(original) = &mut other.original {
+                    original.here |= original.root == root;
+                }
+            }
         }
         let root = Some(image.root).filter(|_| image.here);
         self.images.push(image);

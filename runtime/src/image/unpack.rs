@@ -113,11 +113,8 @@ fn make(
 fn file(entry: &Entry, path: &Path, object: &Path, may_link: bool) -> Result<(), UnpackError> {
     if entry.xattrs.is_empty() && may_link {
         let meta = fs::metadata(object).step("look at", object)?;
-        let agree = |meta: &fs::Metadata| {
-            (meta.uid(), meta.gid(), meta.mode() & 0o7777, meta.mtime())
-                == (entry.uid, entry.gid, entry.mode, entry.mtime)
-        };
-        let agrees = agree(&meta);
+        let agrees = (meta.uid(), meta.gid(), meta.mode() & 0o7777, meta.mtime())
+            == (entry.uid, entry.gid, entry.mode, entry.mtime);
         if !agrees && meta.nlink() == 1 {
             // Nobody uses the content yet: it takes the metadata of its first user.
             dress(entry, object)?;
@@ -127,8 +124,8 @@ fn file(entry: &Entry, path: &Path, object: &Path, may_link: bool) -> Result<(),
             match fs::hard_link(object, path) {
                 // The file system's limit: 65,000 names on ext4. An empty file gets there.
                 Err(error) if error.raw_os_error() == Some(libc::EMLINK) => {}
-                Ok(()) if !fs::metadata(path).is_ok_and(|linked| agree(&linked)) => {
-                    // An import has just put the same bytes in its place.
+                // An import has just put the same bytes in its place, and nobody's metadata.
+                Ok(()) if fs::metadata(path).is_ok_and(|linked| linked.ino() != meta.ino()) => {
                     fs::remove_file(path).step("remove", path)?;
                 }
                 result => return result.step("link", path),

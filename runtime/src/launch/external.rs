@@ -21,7 +21,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use crate::container::Failure;
 use crate::oci::failure;
-use crate::sys;
+use crate::{small, sys};
 
 const LOG: &str = "runtime.log";
 const PID: &str = "runtime.pid";
@@ -85,6 +85,8 @@ impl External {
 
     fn logging(&self, log: &Path, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
+        // What this program was told is not for another.
+        command.env_remove(small::STARTED_BY);
         command.args(["--root", "runtime", "--log-format", "json", "--log"]).arg(log);
         if self.has_a_kernel() {
             command.args(["--network", self.network]);

@@ -23,15 +23,17 @@ mod shim;
 mod task;
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Mutex;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv, recvmsg, send, sendmsg,
+    socketpair,
 };
 use nix::unistd::ForkResult;
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,9 @@ use crate::{seccomp, small, sys};
 pub const ZYGOTE: &str = "__zygote";
 /// Where the zygote finds its socket.
 const ZYGOTE_FD: RawFd = 3;
+/// What a zygote says when it is one, and for how many milliseconds that is waited for.
+const READY: &[u8] = b"ready";
+const READY_PATIENCE: u16 = 10_000;
 /// The longest request to the zygote.
 const MAX_REQUEST: usize = 128 * 1024;
 
@@ -65,21 +70,20 @@ pub struct Launcher {
 impl Launcher {
     /// Starts a zygote. To be called before the process has threads.
     pub fn start() -> io::Result<Launcher> {
+        if let Ok(small) = small::beside()
+            && let Ok(launcher) = Launcher::start_by(small.command())
+        {
+            return Ok(launcher);
+        }
+        // It does as well.
+        let mut command = Command::new("/proc/self/exe");
+        command.env_clear();
+        Launcher::start_by(command)
+    }
+
+    fn start_by(mut command: Command) -> io::Result<Launcher> {
         let (mine, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let its_fd = its.as_raw_fd();
-        let mut command = match small::beside() {
-            Ok((path, _, told)) => {
-                let mut command = Command::new(path);
-                command.env_clear().envs([small::telling(told)]);
-                command
-            }
-            // It does as well.
-            Err(_) => {
-                let mut command = Command::new("/proc/self/exe");
-                command.env_clear();
-                command
-            }
-        };
         command.arg(ZYGOTE).current_dir("/");
         // SAFETY: between fork and exec only dup2 and fcntl run, which are async-signal-safe, on a descriptor that the
         // parent keeps open until the child has been started.
@@ -94,8 +98,14 @@ impl Launcher {
                 }
             });
         }
-        let zygote = command.spawn()?;
+        let mut zygote = command.spawn()?;
         drop(its);
+        if let Err(error) = wait_for_ready(&mine) {
+            // It has ended, or is something else.
+            drop(zygote.kill());
+            drop(zygote.wait());
+            return Err(error);
+        }
         Ok(Launcher { socket: Mutex::new(mine), _zygote: zygote })
     }
 
@@ -131,6 +141,18 @@ impl Launcher {
     }
 }
 
+/// Waits for a zygote's word that it is one.
+fn wait_for_ready(socket: &OwnedFd) -> io::Result<()> {
+    if poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], PollTimeout::from(READY_PATIENCE))? == 0 {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
+    }
+    let mut word = [0; READY.len()];
+    match recv(socket.as_raw_fd(), &mut word, MsgFlags::empty())? {
+        len if word[..len] == *READY => Ok(()),
+        _ => Err(io::Error::other("it ended at once")),
+    }
+}
+
 /// The zygote's whole life. Returns when the daemon is gone.
 pub fn zygote() -> io::Result<()> {
     // SAFETY: `Launcher::start` has put a socket there, and nothing else in this process knows of it.
@@ -139,6 +161,7 @@ pub fn zygote() -> io::Result<()> {
     sys::name_process(c"moyai-zygote");
     sys::ignore_signals(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE]);
     seccomp::prepare();
+    send(socket.as_raw_fd(), READY, MsgFlags::MSG_NOSIGNAL)?;
     // Shims that end are nobody's to wait for.
     sys::ignore_signals(&[libc::SIGCHLD]);
     while let Some((request, line)) = receive(&socket)? {

@@ -124,7 +124,7 @@ fn parse_spec(text: &[u8]) -> Result<(Spec, Vec<String>), (String, String)> {
     if let Ok(spec) = serde_json::from_slice(text) {
         return Ok((spec, Vec::new()));
     }
-    // Once more, minding the path, which costs as much again.
+    // Once more, minding the path, which costs as much again. Here what follows the document is not minded.
     let again = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(text)).map_err(wrong);
     match again {
         Ok(spec) => Ok((spec, Vec::new())),

@@ -119,6 +119,7 @@ impl Store {
     /// more: whoever brings it writes it anew. With `incomplete`, its image is to be completed again then, and until it is, or is
     /// removed, nothing is removed: nobody knows what it needs, and containers may be using it.
     pub fn doubt(&self, root: &Chunk, damage: &Damage, incomplete: bool) -> Result<Doubted, StoreError> {
+        let _none_is_removed = lock(&self.removing);
         let others = self.others(root, &damage.places.iter().map(|place| place.chunk).collect())?;
         let _nobody_else = self.changing.write().unwrap_or_else(PoisonError::into_inner);
         if self.index.image(root)?.is_none() && !self.index.original(root)? {

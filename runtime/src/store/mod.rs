@@ -527,15 +527,19 @@ fn object_in(dir: &Path, id: &ContentId) -> PathBuf {
     object_below(&dir.join("objects"), id)
 }
 
-/// Writes to an object, which unpacked layers may have links to: mode and times are those of their files, and stay.
+/// Writes to an object. Unpacked layers may have links to it: mode and times are those of their files then, and stay.
 fn rewrite<T>(object: &File, write: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let before = object.metadata()?;
-    let done = write()?;
-    if before.nlink() > 1 {
-        object.set_permissions(before.permissions())?;
-        object.set_times(fs::FileTimes::new().set_accessed(before.accessed()?).set_modified(before.modified()?))?;
+    /// Whoever looked while another writes would take its time for the file's.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    if object.metadata()?.nlink() <= 1 {
+        return write();
     }
-    Ok(done)
+    let _nobody_else = lock(&ONE_AT_A_TIME);
+    let before = object.metadata()?;
+    let done = write();
+    object.set_permissions(before.permissions())?;
+    object.set_times(fs::FileTimes::new().set_accessed(before.accessed()?).set_modified(before.modified()?))?;
+    done
 }
 
 /// Where a content is below a folder of objects.

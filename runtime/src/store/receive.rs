@@ -46,8 +46,8 @@ pub(super) struct Fresh {
     count: usize,
 }
 
-/// Which file, and when it was last written (the kernel's own time of that: the other may be set). A file that is new may have the inode of one that is gone, but not its time of birth,
-/// where the file system has one.
+/// Which file, and when it was last written (the kernel's own time of that: the other may be set). A file that is new may have the
+/// inode of one that is gone, but not its time of birth, where the file system has one.
 #[derive(Copy, Clone, Default, PartialEq, Eq)]
 struct Mark {
     inode: u64,

@@ -263,7 +263,9 @@ impl Writer<'_> {
                 let reason = "a part of it was found damaged while it came: bring it once more".to_owned();
                 return Err(StoreError::Damaged(reason));
             }
-            self.store.index.add(&Changes { images, originals, ..Changes::default() }, true)?;
+            // The chunks once more: where they were known to lie before may have been found damaged since.
+            let chunks = std::mem::take(&mut self.changes.chunks);
+            self.store.index.add(&Changes { chunks, images, originals, ..Changes::default() }, true)?;
         }
         // They may have been started before all of them was here.
         self.trees.iter().try_for_each(|(root, _)| self.store.tell_keepers(blake3::hash(&root.encode()).as_bytes()))
@@ -272,17 +274,18 @@ impl Writer<'_> {
     fn note(&mut self, content: &Content, id: ContentId) -> Result<(), StoreError> {
         let is_placed = self.placed.contains(&id);
         for (chunk, at) in Location::of(content, id) {
+            let mut is_new = false;
             if self.met.insert(chunk) {
                 self.progress.chunks.fetch_add(1, Ordering::Relaxed);
-                let is_new = self.store.index.chunk(&chunk)?.is_none();
+                is_new = self.store.index.chunk(&chunk)?.is_none();
                 if is_new {
                     self.new.insert(chunk);
                     self.progress.new_chunks.fetch_add(1, Ordering::Relaxed);
                 }
-                // Where it is known to lie it may turn out to be damaged.
-                if is_new || is_placed {
-                    self.changes.chunks.push((chunk, at));
-                }
+            }
+            // Where it is known to lie it may turn out to be damaged.
+            if is_new || is_placed {
+                self.changes.chunks.push((chunk, at));
             }
         }
         if is_placed {
