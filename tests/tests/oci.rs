@@ -1974,8 +1974,11 @@ fn entering_is_out_of_reach(with_small: bool) {
         (echo '#!/bin/sh' > /proc/self/fd/3) 2>> /why && { echo WROTE > /wrote; break 3; }; done; }; esac; done; done";
     let bundle = Bundle::new(script).with_program(copy.clone());
     bundle.begin();
+    tool("mkfifo", &[&bundle.text("rootfs/hold")]);
     wait_for("the program to be found from inside", PATIENCE, || {
-        bundle.exec(&["/proc/self/exe", "oci", "features"]);
+        // It waits for what is written there, so that it is there for long enough to be found.
+        bundle.exec(&["sh", "-c", "(sleep 1; : > /hold) > /dev/null 2>&1 &"]).ok();
+        bundle.exec(&["/proc/self/exe", "oci", "update", "--resources", "/hold", "none"]);
         fs::read(bundle.inside("why")).is_ok_and(|why| !why.is_empty()).then_some(())
     });
     for _ in 0..20 {
