@@ -26,6 +26,8 @@ pub const NAME: &str = "moyai-oci";
 /// `BUILD:PATH` of the program that started it; in that program again, empty.
 pub(crate) const STARTED_BY: &str = "MOYAI_STARTED_BY";
 const BUILD: &str = env!("MOYAI_RUNTIME_BUILD");
+/// Above those that whatever is started is given by number.
+const FIRST_FREE: i32 = 10;
 /// Who may write to what is nobody else's.
 const OTHERS_WRITE: u32 = 0o022;
 
@@ -53,12 +55,15 @@ pub(crate) fn beside() -> io::Result<Small> {
     let path = own.with_file_name(NAME);
     let flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW;
     let file = File::options().read(true).custom_flags(flags).open(&path)?;
+    // Whoever is started by it has descriptors of its own among the first.
+    let file = File::from(sys::duplicate_from(&file, FIRST_FREE)?);
     let about = file.metadata()?;
+    let about_folder = fs::metadata(folder)?;
     let is_nobody_elses = about.uid() == about_own.uid()
-        && about.mode() & OTHERS_WRITE == 0
-        && fs::metadata(folder)?.mode() & OTHERS_WRITE == 0;
+        && [0, about_own.uid()].contains(&about_folder.uid())
+        && (about.mode() | about_folder.mode()) & OTHERS_WRITE == 0;
     if !about.is_file() || !is_nobody_elses || (about.dev(), about.ino()) == (about_own.dev(), about_own.ino()) {
-        return Err(refused("it is not to be trusted"));
+        return Err(refused("it or its folder belongs to somebody else, or is others' to write to"));
     }
     let mut told = OsString::from(format!("{BUILD}:"));
     told.push(own);

@@ -25,6 +25,14 @@ pub(crate) fn close_on_exec(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }.into()).map(drop)
 }
 
+/// The same as a descriptor, by a number from `first` on.
+pub(crate) fn duplicate_from(fd: &impl AsFd, first: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes an integer and no pointer, on a descriptor that is open for the whole call.
+    let fd = check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_DUPFD_CLOEXEC, first) }.into())?;
+    // SAFETY: the kernel has just made it for this process.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// Closes every descriptor from `first` on at exec.
 pub(crate) fn close_all_on_exec(first: u32) -> io::Result<()> {
     // SAFETY: close_range takes integers.

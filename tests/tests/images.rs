@@ -425,11 +425,13 @@ fn a_container_whose_image_stops_coming_reads_an_error_until_it_comes_again() {
     let sum = |number: u64| two.moyai(&["exec", "early", "sh", "-c", &format!("sha256sum < /bulk-{number:02}")]);
     // Of a program that is not all here the kernel would kill it where that is missing.
     two.moyai(&["exec", "early", "sh", "-c", "cat /bin/sh > /dev/null"]).ok();
+    one.shape("1mbit");
     // Its only provider is gone.
     one.kill_machine();
     let output = sum(11);
     assert_ne!(output.code, 0, "{output}");
     output.says("Input/output error");
+    assert_ne!(sum(11).code, 0, "and again");
     assert_eq!(two.workload("early").expect("a workload")["state"], "running", "what it has read it goes on with");
     two.moyai(&["exec", "early", "sh", "-c", "echo works"]).ok().says("works");
     one.boot();

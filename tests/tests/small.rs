@@ -94,9 +94,15 @@ fn zygote_of(daemon: u32) -> Option<(u32, String)> {
 fn a_daemon_has_it_start_containers() {
     let lab = Lab::new(1);
     let [host] = lab.hosts();
-    host.moyai(&["init"]).ok();
-    let (_, name) = zygote_of(host.daemon()).expect("a zygote");
+    let (_folder, program) = copies();
+    let data = lab.folder().join("data");
+    let data = data.to_str().expect("ASCII");
+    let moyai = |args: &[&str]| host.run(program.to_str().expect("ASCII"), &[&["--data", data], args].concat());
+    moyai(&["init", "--registry", "off"]).ok();
+    let daemon = moyai(&["--json", "status"]).ok().json()["pid"].as_u64().expect("a pid");
+    let (_, name) = zygote_of(daemon as u32).expect("a zygote");
     assert_eq!(name, SMALL);
+    moyai(&["down"]).ok();
 }
 
 #[test]

@@ -58,8 +58,10 @@ pub enum Repair {
     Done,
     /// It is fetched again from other nodes.
     Coming,
-    /// No other node has it, or it is not here any more.
+    /// No other node has it.
     Nobody,
+    /// It is not here any more.
+    Gone,
 }
 
 /// The images of this node.
@@ -145,7 +147,8 @@ impl Images {
                     let _ended = self.handle.command(Command::ImageDamaged(root)).await;
                     return Ok((told, Repair::Coming));
                 }
-                Doubted::Open | Doubted::Gone => return Ok((told, Repair::Nobody)),
+                Doubted::Open => return Ok((told, Repair::Nobody)),
+                Doubted::Gone => return Ok((Vec::new(), Repair::Gone)),
             }
         }
         // A disk that forgets faster than it is written to.
@@ -176,6 +179,7 @@ impl Images {
                 Repair::Done => "it is whole again",
                 Repair::Coming => "it is fetched again",
                 Repair::Nobody => "no other node has it: load it again, or remove it",
+                Repair::Gone => continue,
             };
             warn!(root = %root.short(), parts = told.len(), "an image is damaged here: {next}");
         }

@@ -132,11 +132,8 @@ impl Reads {
                 return Ok(());
             }
             // A file's bytes are asked for more than once, and each time would wait for as long as the first.
-            let hopeless = self.handle.ask(move |node, _| {
-                let failure = node.exchange().failure(&root).map(str::to_owned);
-                failure.filter(|_| !node.is_elsewhere(&root))
-            });
-            if let Ok(Some(reason)) = hopeless.await {
+            let out_of_reach = self.handle.ask(move |node, _| node.out_of_reach(&root).map(str::to_owned));
+            if let Ok(Some(reason)) = out_of_reach.await {
                 return Err(reason);
             }
             let demand = Command::DemandChunks { root, chunks: chunks.clone() };

@@ -45,7 +45,7 @@ use moyai_runtime::launch::Launcher;
 use moyai_runtime::store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::api::server;
 use crate::net::admission::{Gate, unix_now};
@@ -152,6 +152,9 @@ fn prepare(home: &Home) -> anyhow::Result<(std::fs::File, Launcher)> {
     }
     let lock = home.lock()?;
     let launcher = Launcher::start().context("cannot start the process that starts containers")?;
+    if let Some(reason) = launcher.refusal() {
+        warn!(%reason, "this program starts containers itself, not moyai-oci beside it");
+    }
     Ok((lock, launcher))
 }
 

@@ -597,6 +597,11 @@ impl Node {
         self.providers(root).iter().any(|(_, complete)| *complete)
     }
 
+    /// Why an image cannot be had: it failed when it was wanted last, and no live node has any of it.
+    pub fn out_of_reach(&self, root: &ChunkId) -> Option<&str> {
+        self.exchange.failure(root).filter(|_| !self.has_image(root) && self.providers(root).is_empty())
+    }
+
     /// Live nodes other than this that have an image, and whether all of it.
     pub(super) fn providers(&self, root: &ChunkId) -> Vec<(NodeId, bool)> {
         let reports = self.catalog.nodes().filter(|(node, _)| *node != self.me && self.membership.is_live(node));

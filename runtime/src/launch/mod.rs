@@ -65,23 +65,30 @@ enum Request {
 pub struct Launcher {
     socket: Mutex<OwnedFd>,
     _zygote: Child,
+    /// Why it is not the small program, where that is there.
+    refusal: Option<io::Error>,
 }
 
 impl Launcher {
     /// Starts a zygote. To be called before the process has threads.
     pub fn start() -> io::Result<Launcher> {
-        if let Ok(small) = small::beside()
-            && let Ok(launcher) = Launcher::start_by(small.command())
+        let refusal = match small::beside().and_then(|small| Launcher::start_by(small.command(), Some(READY_PATIENCE)))
         {
-            return Ok(launcher);
-        }
+            Ok(launcher) => return Ok(launcher),
+            Err(error) => Some(error).filter(|error| error.kind() != io::ErrorKind::NotFound),
+        };
         // It does as well.
         let mut command = Command::new("/proc/self/exe");
         command.env_clear();
-        Launcher::start_by(command)
+        Ok(Launcher { refusal, ..Launcher::start_by(command, None)? })
     }
 
-    fn start_by(mut command: Command) -> io::Result<Launcher> {
+    /// Why the small program was not taken, although it is there.
+    pub fn refusal(&self) -> Option<&io::Error> {
+        self.refusal.as_ref()
+    }
+
+    fn start_by(mut command: Command, patience: Option<u16>) -> io::Result<Launcher> {
         let (mine, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let its_fd = its.as_raw_fd();
         command.arg(ZYGOTE).current_dir("/");
@@ -100,13 +107,13 @@ impl Launcher {
         }
         let mut zygote = command.spawn()?;
         drop(its);
-        if let Err(error) = wait_for_ready(&mine) {
+        if let Err(error) = wait_for_ready(&mine, patience) {
             // It has ended, or is something else.
             drop(zygote.kill());
             drop(zygote.wait());
             return Err(error);
         }
-        Ok(Launcher { socket: Mutex::new(mine), _zygote: zygote })
+        Ok(Launcher { socket: Mutex::new(mine), _zygote: zygote, refusal: None })
     }
 
     /// Starts the container whose bundle is in `dir`, and returns the line to its shim.
@@ -141,9 +148,10 @@ impl Launcher {
     }
 }
 
-/// Waits for a zygote's word that it is one.
-fn wait_for_ready(socket: &OwnedFd) -> io::Result<()> {
-    if poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], PollTimeout::from(READY_PATIENCE))? == 0 {
+/// Waits for a zygote's word that it is one, for so many milliseconds, or for ever.
+fn wait_for_ready(socket: &OwnedFd, patience: Option<u16>) -> io::Result<()> {
+    let patience = patience.map_or(PollTimeout::NONE, PollTimeout::from);
+    if poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], patience)? == 0 {
         return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
     }
     let mut word = [0; READY.len()];
@@ -160,8 +168,8 @@ pub fn zygote() -> io::Result<()> {
     sys::close_on_exec(socket.as_raw_fd())?;
     sys::name_process(c"moyai-zygote");
     sys::ignore_signals(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE]);
-    seccomp::prepare();
     send(socket.as_raw_fd(), READY, MsgFlags::MSG_NOSIGNAL)?;
+    seccomp::prepare();
     // Shims that end are nobody's to wait for.
     sys::ignore_signals(&[libc::SIGCHLD]);
     while let Some((request, line)) = receive(&socket)? {

@@ -39,6 +39,8 @@ pub struct Writer<'a> {
     originals: Vec<(HeldOriginal, Vec<[u8; 32]>)>,
     /// Contents that are written already.
     placed: HashSet<ContentId>,
+    /// Their chunks.
+    placed_chunks: HashSet<Chunk>,
     /// Contents that the store had, and this counts on.
     known: HashSet<ContentId>,
     /// How often the disk had not taken what was written, when this began.
@@ -109,6 +111,7 @@ impl Store {
             images: Vec::new(),
             originals: Vec::new(),
             placed: HashSet::new(),
+            placed_chunks: HashSet::new(),
             known: HashSet::new(),
             losses: self.losses(),
         }
@@ -264,7 +267,10 @@ impl Writer<'_> {
                 return Err(StoreError::Damaged(reason));
             }
             // The chunks once more: where they were known to lie before may have been found damaged since.
-            let chunks = std::mem::take(&mut self.changes.chunks);
+            let mut chunks = std::mem::take(&mut self.changes.chunks);
+            let known = self.store.index.have(chunks.iter().map(|(chunk, _)| chunk))?;
+            let mut known = known.into_iter();
+            chunks.retain(|_| known.next() == Some(false));
             self.store.index.add(&Changes { chunks, images, originals, ..Changes::default() }, true)?;
         }
         // They may have been started before all of them was here.
@@ -283,8 +289,13 @@ impl Writer<'_> {
                     self.progress.new_chunks.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            // Where it is known to lie it may turn out to be damaged.
-            if is_new || is_placed {
+            // Where it is known to lie it may turn out to be damaged; where it is said to lie and is not known to, it may be.
+            let is_there = if is_placed {
+                self.placed_chunks.insert(chunk)
+            } else {
+                is_new && self.store.right_at(&chunk, &at)?.is_some()
+            };
+            if is_there {
                 self.changes.chunks.push((chunk, at));
             }
         }
