@@ -8,6 +8,8 @@
 //!   output, and writes down how it ended. It outlives the daemon and the zygote;
 //! - **init** is the first process inside, until it becomes the container's program ([`crate::oci`]).
 //!
+//! The zygote is the small program ([`crate::small`]) where that is there and says that it is ready, else this program itself.
+//!
 //! **If one dies.** The daemon: the zygote sees its socket close and ends; shims go on, and a later daemon finds them by
 //! their sockets. The zygote: the daemon fails to start containers and says so. A shim: its container is killed with it
 //! (PR_SET_PDEATHSIG), since nobody could say how it ends. Init, before its program runs: the shim reports why.
