@@ -9,11 +9,11 @@ fn main() {
     files.sort();
     // What both programs have besides, where this is built as a part of them.
     let others = ["../node/src/cli/oci.rs", "../node/src/lib.rs", "../Cargo.lock"].map(PathBuf::from);
-    files.extend(others.into_iter().filter(|file| file.exists()));
+    let others: Vec<PathBuf> = others.into_iter().filter(|file| file.exists()).collect();
     println!("cargo::rerun-if-changed=src");
+    others.iter().for_each(|file| println!("cargo::rerun-if-changed={}", file.display()));
     let mut hasher = DefaultHasher::new();
-    for file in files {
-        println!("cargo::rerun-if-changed={}", file.display());
+    for file in files.into_iter().chain(others) {
         hasher.write(file.as_os_str().as_encoded_bytes());
         hasher.write(&std::fs::read(&file).expect("a source can be read"));
     }

@@ -18,11 +18,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::oci::{mount_read_only, words};
+use crate::oci::{environment, mount_read_only, words};
 use crate::sys;
 
 /// What it is called.
-pub const NAME: &str = "moyai-oci";
+const NAME: &str = "moyai-oci";
 /// `BUILD:PATH` of the program that started it; in that program again, empty.
 pub(crate) const STARTED_BY: &str = "MOYAI_STARTED_BY";
 const BUILD: &str = env!("MOYAI_RUNTIME_BUILD");
@@ -84,7 +84,7 @@ impl Small {
 pub fn become_it(args: impl Iterator<Item = OsString>) -> io::Result<Infallible> {
     let Small { path, file, told } = beside()?;
     let args = words(std::iter::once(path.into_os_string()).chain(args))?;
-    let env = environment(&told)?;
+    let env = telling(&told)?;
     // An ordinary user makes no mounts.
     Err(match mount_read_only(file.as_fd()) {
         Ok(mount) => sys::exec_fd(mount.as_fd(), &args, &env),
@@ -104,15 +104,11 @@ pub fn become_what_started_it(before: Option<&str>) -> io::Result<()> {
     }
     let args = before.map(OsString::from).into_iter().chain(std::env::args_os().skip(1));
     let args = words(std::iter::once(path.as_os_str().to_owned()).chain(args))?;
-    Err(sys::exec(&CString::new(path.as_os_str().as_bytes())?, &args, &environment(OsStr::new(""))?))
+    Err(sys::exec(&CString::new(path.as_os_str().as_bytes())?, &args, &telling(OsStr::new(""))?))
 }
 
-/// This process's, with [`STARTED_BY`] as told.
-fn environment(told: &OsStr) -> io::Result<Vec<CString>> {
+/// This process's environment, with [`STARTED_BY`] as told.
+fn telling(told: &OsStr) -> io::Result<Vec<CString>> {
     let own = std::env::vars_os().filter(|(name, _)| name != STARTED_BY);
-    words(own.chain([(STARTED_BY.into(), told.to_owned())]).map(|(mut name, value)| {
-        name.push("=");
-        name.push(value);
-        name
-    }))
+    environment(own.chain([(STARTED_BY.into(), told.to_owned())]))
 }

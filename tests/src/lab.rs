@@ -13,6 +13,8 @@ use tempfile::TempDir;
 
 use crate::host::{Host, signal};
 
+/// What the program that starts containers is called.
+pub const SMALL: &str = "moyai-oci";
 /// Long enough for a slow, busy machine: when it has passed, what is waited for will not come.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 /// Between two looks.
@@ -128,6 +130,15 @@ pub fn binary() -> PathBuf {
     let path = profile_folder().join("moyai");
     assert!(path.exists(), "{} does not exist; build it first: cargo build -p moyai", path.display());
     path
+}
+
+/// A copy of the program, and of the small one that starts containers beside it, or not.
+pub fn copy_binary(to: &Path, with_small: bool) {
+    let program = binary();
+    std::fs::copy(&program, to).expect("copy the program");
+    if with_small {
+        std::fs::copy(program.with_file_name(SMALL), to.with_file_name(SMALL)).expect("copy the small program");
+    }
 }
 
 /// The program whose daemon serves wrong chunks (`node/examples/lying_peer.rs`).

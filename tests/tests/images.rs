@@ -332,25 +332,37 @@ fn what_two_images_share_is_sent_once() {
     assert_eq!(two.images().len(), 2);
 }
 
+/// Files of an image that takes its time on a slow line, `bulk-00` and on; see [`large`].
+const FILES: u64 = 12;
+
+/// What is in one of them.
+fn file(number: u64) -> Vec<u8> {
+    moyai_tests::hostile::noise(4_000_000, number)
+}
+
+/// An archive of a shell, a user `app`, and much else.
+fn large(lab: &Lab) -> std::path::PathBuf {
+    use moyai_tests::hostile::{Entry, docker_archive, tar};
+    let mut entries = vec![
+        Entry::Folder("bin/".to_owned()),
+        Entry::File("bin/sh".to_owned(), fs::read("/bin/busybox").expect("busybox-static")),
+        Entry::Folder("etc/".to_owned()),
+        Entry::File("etc/passwd".to_owned(), b"app:x:1000:1000::/:/bin/sh\n".to_vec()),
+    ];
+    entries.extend((0..FILES).map(|number| Entry::File(format!("bulk-{number:02}"), file(number))));
+    let path = lab.folder().join("large.tar");
+    docker_archive(&path, "large", &[tar(&entries)]);
+    path
+}
+
 #[test]
 fn a_container_starts_before_all_of_its_image_is_there() {
-    use moyai_tests::hostile::{Entry, docker_archive, noise, sha256, tar};
-    const FILES: u64 = 12;
+    use moyai_tests::hostile::sha256;
     for form in forms() {
         let lab = Lab::mesh_with(2, &["--rootfs", form]);
         let [one, two] = lab.hosts();
-        let file = |number| noise(4_000_000, number);
-        let mut entries = vec![
-            Entry::Folder("bin/".to_owned()),
-            Entry::File("bin/sh".to_owned(), fs::read("/bin/busybox").expect("busybox-static")),
-            Entry::Folder("etc/".to_owned()),
-            Entry::File("etc/passwd".to_owned(), b"app:x:1000:1000::/:/bin/sh\n".to_vec()),
-        ];
-        entries.extend((0..FILES).map(|number| Entry::File(format!("bulk-{number:02}"), file(number))));
-        let path = lab.folder().join("large.tar");
-        docker_archive(&path, "large", &[tar(&entries)]);
         one.shape("12mbit");
-        one.load(&path);
+        one.load(&large(&lab));
         let run = [
             "run",
             "-d",
@@ -403,22 +415,14 @@ fn a_container_starts_before_all_of_its_image_is_there() {
 
 #[test]
 fn a_container_whose_image_stops_coming_reads_an_error_until_it_comes_again() {
-    use moyai_tests::hostile::{Entry, docker_archive, noise, sha256, tar};
+    use moyai_tests::hostile::sha256;
     if forms().all(|form| form != "image") {
         return;
     }
     let lab = Lab::mesh(2);
     let [one, two] = lab.hosts();
-    let file = |number| noise(4_000_000, number);
-    let mut entries = vec![
-        Entry::Folder("bin/".to_owned()),
-        Entry::File("bin/sh".to_owned(), fs::read("/bin/busybox").expect("busybox-static")),
-    ];
-    entries.extend((0..12).map(|number| Entry::File(format!("bulk-{number:02}"), file(number))));
-    let path = lab.folder().join("large.tar");
-    docker_archive(&path, "large", &[tar(&entries)]);
     one.shape("12mbit");
-    one.load(&path);
+    one.load(&large(&lab));
     one.moyai(&["run", "-d", "--lazy", "--name", "early", "--on", "node=lab-2", "large", "sh", "-c", "sleep 1000"])
         .ok();
     wait_for("it to run", PATIENCE, || (one.workload("early")?["state"] == "running").then_some(()));

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use moyai_tests::bundle::{Bundle, groups, take_descriptor};
 use moyai_tests::container::namespace;
+use moyai_tests::lab::copy_binary;
 use moyai_tests::{Output, PATIENCE, wait_for};
 use serde_json::{Value, json};
 
@@ -1863,7 +1864,7 @@ fn the_program_itself_cannot_be_written_from_inside() {
 fn program_is_out_of_reach(with_small: bool) {
     let bundle = Bundle::new("");
     let program = bundle.path("moyai");
-    copy_program(&program, with_small);
+    copy_binary(&program, with_small);
     let sum = || tool("sh", &["-c", &format!("sha256sum {}*", program.display())]);
     let before = sum();
     // Whoever opens the program while it runs inside can write it when it has ended, through the descriptor.
@@ -1943,15 +1944,6 @@ fn a_console_that_is_a_link_is_not_followed_out() {
 
 // What was found by reading and by trying, and is mended.
 
-/// A copy of the program, with the small one beside it or not.
-fn copy_program(to: &Path, with_small: bool) {
-    let program = moyai_tests::lab::binary();
-    fs::copy(&program, to).expect("copy the program");
-    if with_small {
-        fs::copy(program.with_file_name("moyai-oci"), to.with_file_name("moyai-oci")).expect("copy the small program");
-    }
-}
-
 /// CVE-2019-5736: whoever enters has a program that can be opened from inside, and written to when nobody runs it.
 #[test]
 fn a_program_that_enters_cannot_be_overwritten_from_inside() {
@@ -1963,7 +1955,7 @@ fn a_program_that_enters_cannot_be_overwritten_from_inside() {
 fn entering_is_out_of_reach(with_small: bool) {
     let folder = tempfile::tempdir().expect("a folder");
     let copy = folder.path().join("moyai");
-    copy_program(&copy, with_small);
+    copy_binary(&copy, with_small);
     let length = || {
         let files = fs::read_dir(folder.path()).expect("the folder").flatten();
         files.map(|file| file.metadata().expect("a program").len()).sum::<u64>()

@@ -5,18 +5,15 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use moyai_tests::Lab;
 use moyai_tests::bundle::Bundle;
-use moyai_tests::lab::binary;
-
-const SMALL: &str = "moyai-oci";
+use moyai_tests::lab::{SMALL, binary, copy_binary};
+use moyai_tests::{Host, Lab};
 
 /// Copies of both programs in a folder of their own.
 fn copies() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
     let copy = folder.path().join("moyai");
-    fs::copy(binary(), &copy).expect("copy the program");
-    fs::copy(binary().with_file_name(SMALL), folder.path().join(SMALL)).expect("copy the small program");
+    copy_binary(&copy, true);
     (folder, copy)
 }
 
@@ -79,15 +76,21 @@ fn by_itself_it_is_a_runtime() {
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("moyai version"));
 }
 
-/// A daemon's zygote, and the program that it is.
-fn zygote_of(daemon: u32) -> Option<(u32, String)> {
-    let children = fs::read_to_string(format!("/proc/{daemon}/task/{daemon}/children")).ok()?;
+/// Which program starts containers for a daemon of `program`, that has its folder in `data` for as long.
+fn starter(host: &Host, program: &Path, data: &Path) -> String {
+    let data = data.to_str().expect("ASCII");
+    let moyai = |args: &[&str]| host.run(program.to_str().expect("ASCII"), &[&["--data", data], args].concat());
+    moyai(&["init", "--registry", "off"]).ok();
+    let daemon = moyai(&["--json", "status"]).ok().json()["pid"].as_u64().expect("a pid");
+    let children = fs::read_to_string(format!("/proc/{daemon}/task/{daemon}/children")).expect("its children");
     let is_zygote = |pid: &u32| {
         let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.contains("__zygote")
     };
-    let pid = children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_zygote)?;
-    Some((pid, name_of(pid)))
+    let zygote = children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_zygote).expect("a zygote");
+    let name = name_of(zygote);
+    moyai(&["down"]).ok();
+    name
 }
 
 #[test]
@@ -95,14 +98,7 @@ fn a_daemon_has_it_start_containers() {
     let lab = Lab::new(1);
     let [host] = lab.hosts();
     let (_folder, program) = copies();
-    let data = lab.folder().join("data");
-    let data = data.to_str().expect("ASCII");
-    let moyai = |args: &[&str]| host.run(program.to_str().expect("ASCII"), &[&["--data", data], args].concat());
-    moyai(&["init", "--registry", "off"]).ok();
-    let daemon = moyai(&["--json", "status"]).ok().json()["pid"].as_u64().expect("a pid");
-    let (_, name) = zygote_of(daemon as u32).expect("a zygote");
-    assert_eq!(name, SMALL);
-    moyai(&["down"]).ok();
+    assert_eq!(starter(host, &program, &lab.folder().join("data")), SMALL);
 }
 
 #[test]
@@ -115,13 +111,7 @@ fn a_daemon_starts_whatever_lies_there() {
         fs::remove_file(&small).expect("remove it");
         fs::write(&small, text).expect("write");
         fs::set_permissions(&small, fs::Permissions::from_mode(mode)).expect("chmod");
-        let data = lab.folder().join(format!("data-{at}"));
-        let data = data.to_str().expect("ASCII");
-        let moyai = |args: &[&str]| host.run(program.to_str().expect("ASCII"), &[&["--data", data], args].concat());
-        moyai(&["init", "--registry", "off"]).ok();
-        let daemon = moyai(&["--json", "status"]).ok().json()["pid"].as_u64().expect("a pid");
-        let (_, name) = zygote_of(daemon as u32).expect("a zygote");
+        let name = starter(host, &program, &lab.folder().join(format!("data-{at}")));
         assert_eq!(name, "exe", "{text:?}: it does the same itself");
-        moyai(&["down"]).ok();
     }
 }

@@ -201,9 +201,10 @@ impl Images {
     /// Gives up what others have too, until what is here fits `budget` bytes or nothing is left that may go. Whatever comes of
     /// that, no copies are taken while it does not fit.
     async fn keep_to(&self, budget: u64, obstacle: &mut Option<ChunkId>) -> Result<(), StoreError> {
-        let fitted = if self.size().await > budget { self.give_up_for(budget, obstacle).await } else { Ok(()) };
+        let mut used = self.size().await;
+        let fitted = if used > budget { self.give_up_for(budget, &mut used, obstacle).await } else { Ok(()) };
         // When the daemon ends, the next one is told.
-        let _ended = self.handle.command(Command::StoreFull(self.size().await >= budget)).await;
+        let _ended = self.handle.command(Command::StoreFull(used >= budget)).await;
         fitted
     }
 
@@ -211,8 +212,8 @@ impl Images {
         self.by_store(|store| Ok(store.size())).await.unwrap_or_default()
     }
 
-    /// `obstacle` is what was told of last as being in the way.
-    async fn give_up_for(&self, budget: u64, obstacle: &mut Option<ChunkId>) -> Result<(), StoreError> {
+    /// `used` is what is here, before and after; `obstacle` what was told of last as being in the way.
+    async fn give_up_for(&self, budget: u64, used: &mut u64, obstacle: &mut Option<ChunkId>) -> Result<(), StoreError> {
         let Ok(spare) = self.handle.ask(|node, now| node.spare_images(now)).await else { return Ok(()) };
         // Nothing is removed while somebody does not know what it needs: then nothing is given up for it either.
         // Every list may be read for that, so only where something would go.
@@ -242,7 +243,8 @@ impl Images {
                 break;
             }
             info!(root = %root.short(), bytes = freed, "given up for the budget: other nodes have it");
-            if self.size().await <= budget {
+            *used = self.size().await;
+            if *used <= budget {
                 break;
             }
         }

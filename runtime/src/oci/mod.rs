@@ -60,7 +60,7 @@ pub use relay::Raw;
 pub(crate) use relay::receive_fd;
 pub(crate) use rootfs::{RootfsError, Step};
 pub use seal::seal;
-pub(crate) use seal::{mount_read_only, words};
+pub(crate) use seal::{environment, mount_read_only, words};
 pub(crate) use shift::user_namespace;
 pub(crate) use spawn::{Job, Stdio, spawn};
 

@@ -24,12 +24,7 @@ pub fn seal() -> io::Result<()> {
         return Ok(());
     }
     let mount = mount_read_only(own.as_fd())?;
-    let env = std::env::vars_os().map(|(mut name, value)| {
-        name.push("=");
-        name.push(value);
-        name
-    });
-    Err(sys::exec_fd(mount.as_fd(), &words(std::env::args_os())?, &words(env)?))
+    Err(sys::exec_fd(mount.as_fd(), &words(std::env::args_os())?, &environment(std::env::vars_os())?))
 }
 
 /// A read-only mount of a file alone, attached nowhere.
@@ -40,7 +35,16 @@ pub(crate) fn mount_read_only(file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(mount)
 }
 
-/// Arguments or variables as exec takes them.
+/// Variables as exec takes them.
+pub(crate) fn environment(variables: impl Iterator<Item = (OsString, OsString)>) -> io::Result<Vec<CString>> {
+    words(variables.map(|(mut name, value)| {
+        name.push("=");
+        name.push(value);
+        name
+    }))
+}
+
+/// Arguments as exec takes them.
 pub(crate) fn words(words: impl Iterator<Item = OsString>) -> io::Result<Vec<CString>> {
     words.map(|word| CString::new(word.into_vec()).map_err(io::Error::other)).collect()
 }

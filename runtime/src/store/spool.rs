@@ -217,9 +217,7 @@ pub(super) fn begin(file: &File, len: usize) {
 
 fn place(from: &Path, to: &Path) -> Result<(), StoreError> {
     // What was there before is damaged, or the same. Unpacked layers have links to it, which are to see what it is now.
-    if let Ok(before) = fs::symlink_metadata(to)
-        && before.nlink() > 1
-    {
+    if fs::symlink_metadata(to).is_ok_and(|before| before.nlink() > 1) {
         return overwrite(from, to).map_err(|error| StoreError::io("write", to, error));
     }
     let renamed = match fs::rename(from, to) {

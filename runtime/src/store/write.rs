@@ -267,10 +267,9 @@ impl Writer<'_> {
                 return Err(StoreError::Damaged(reason));
             }
             // The chunks once more: where they were known to lie before may have been found damaged since.
-            let mut chunks = std::mem::take(&mut self.changes.chunks);
+            let chunks = std::mem::take(&mut self.changes.chunks);
             let known = self.store.index.have(chunks.iter().map(|(chunk, _)| chunk))?;
-            let mut known = known.into_iter();
-            chunks.retain(|_| known.next() == Some(false));
+            let chunks = chunks.into_iter().zip(known).filter_map(|(chunk, known)| (!known).then_some(chunk)).collect();
             self.store.index.add(&Changes { chunks, images, originals, ..Changes::default() }, true)?;
         }
         // They may have been started before all of them was here.
