@@ -44,7 +44,7 @@ pub fn main_small() -> ExitCode {
     let is_zygote = std::env::args().nth(1).as_deref() == Some(moyai_runtime::launch::ZYGOTE);
     let before = if is_zygote { None } else { Some(cli::oci::NAME) };
     if let Err(error) = moyai_runtime::small::become_what_started_it(before) {
-        eprintln!("error: this program is of another build than what started it, which is not there: {error}");
+        eprintln!("error: this program is of another build than what started it, which it cannot become: {error}");
         return ExitCode::FAILURE;
     }
     if is_zygote { zygote() } else { cli::oci::main() }

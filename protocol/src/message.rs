@@ -146,6 +146,8 @@ pub enum Message {
     BitfieldRequest {
         /// The image's root chunk.
         root: ChunkId,
+        /// What this one has, if it receives the image too: as in its answer.
+        bits: Option<Vec<u8>>,
     },
     /// These.
     Bitfield {

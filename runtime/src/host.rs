@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -227,6 +228,11 @@ pub fn signal_process(pid: i32, signal: i32) -> io::Result<()> {
     Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)
 }
 
+/// Has whoever waits to read from this TCP socket wait until there are so many bytes, or no more come (SO_RCVLOWAT, socket(7)).
+pub fn wake_for(socket: impl AsFd, bytes: u32) -> io::Result<()> {
+    crate::sys::set_low_water_mark(socket.as_fd().as_raw_fd(), bytes)
+}
+
 /// Rows and columns of the terminal at standard output.
 pub fn terminal_size() -> Option<(u16, u16)> {
     crate::sys::terminal_size(&io::stdout()).ok()
@@ -277,4 +283,34 @@ pub fn socket_owner(peer: SocketAddr, local: SocketAddr) -> Option<u32> {
 /// The user that this process runs as.
 pub fn own_user() -> u32 {
     nix::unistd::geteuid().as_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+
+    #[test]
+    fn whoever_waits_to_read_is_woken_for_many_bytes_or_the_last() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (receiver, _) = listener.accept().unwrap();
+        let is_ready = |wait: u16| {
+            let mut sockets = [PollFd::new(receiver.as_fd(), PollFlags::POLLIN)];
+            poll(&mut sockets, PollTimeout::from(wait)).unwrap() > 0
+        };
+        wake_for(&receiver, 1000).unwrap();
+        sender.write_all(&[7; 999]).unwrap();
+        assert!(!is_ready(50));
+        sender.write_all(&[7]).unwrap();
+        assert!(is_ready(10_000));
+        wake_for(&receiver, 2000).unwrap();
+        assert!(!is_ready(0));
+        drop(sender);
+        assert!(is_ready(10_000), "no more come");
+    }
 }

@@ -38,9 +38,9 @@ pub(crate) struct Small {
     told: OsString,
 }
 
-/// The one beside this program: it must belong to whom this one belongs to, and neither it nor the folder be anybody else's to
-/// write to.
-pub(crate) fn beside() -> io::Result<Small> {
+/// The one beside this program, if there is one: it must belong to whom this one belongs to, and neither it nor the folder be
+/// anybody else's to write to.
+pub(crate) fn beside() -> io::Result<Option<Small>> {
     let refused = |reason: &str| io::Error::other(reason.to_owned());
     if std::env::var_os(STARTED_BY).is_some() {
         return Err(refused("it was left a moment ago"));
@@ -48,26 +48,33 @@ pub(crate) fn beside() -> io::Result<Small> {
     let own = fs::read_link("/proc/self/exe")?;
     // A mount of itself alone has no name; one that was replaced has another's.
     let folder = own.parent().ok_or_else(|| refused("this program has no name"))?;
-    let (named, about_own) = (fs::metadata(&own)?, fs::metadata("/proc/self/exe")?);
-    if (named.dev(), named.ino()) != (about_own.dev(), about_own.ino()) {
+    let about_own = fs::metadata("/proc/self/exe")?;
+    let is_own = |about: &fs::Metadata| (about.dev(), about.ino()) == (about_own.dev(), about_own.ino());
+    if !fs::metadata(&own).is_ok_and(|named| is_own(&named)) {
         return Err(refused("this program has been replaced"));
     }
     let path = own.with_file_name(NAME);
     let flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW;
-    let file = File::options().read(true).custom_flags(flags).open(&path)?;
+    let file = match File::options().read(true).custom_flags(flags).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
     // Whoever is started by it has descriptors of its own among the first.
     let file = File::from(sys::duplicate_from(&file, FIRST_FREE)?);
     let about = file.metadata()?;
+    if !about.is_file() || is_own(&about) {
+        return Err(refused("it is no program of its own"));
+    }
     let about_folder = fs::metadata(folder)?;
     let is_nobody_elses = about.uid() == about_own.uid()
         && [0, about_own.uid()].contains(&about_folder.uid())
         && (about.mode() | about_folder.mode()) & OTHERS_WRITE == 0;
-    if !about.is_file() || !is_nobody_elses || (about.dev(), about.ino()) == (about_own.dev(), about_own.ino()) {
+    if !is_nobody_elses {
         return Err(refused("it or its folder belongs to somebody else, or is others' to write to"));
     }
     let mut told = OsString::from(format!("{BUILD}:"));
     told.push(own);
-    Ok(Small { path, file, told })
+    Ok(Some(Small { path, file, told }))
 }
 
 impl Small {
@@ -82,7 +89,8 @@ impl Small {
 /// Becomes it, out of reach of containers where that is possible ([`crate::oci::seal`]); returns only why not. To be called before
 /// there is anything else.
 pub fn become_it(args: impl Iterator<Item = OsString>) -> io::Result<Infallible> {
-    let Small { path, file, told } = beside()?;
+    let absent = || io::Error::from(io::ErrorKind::NotFound);
+    let Small { path, file, told } = beside()?.ok_or_else(absent)?;
     let args = words(std::iter::once(path.into_os_string()).chain(args))?;
     let env = telling(&told)?;
     // An ordinary user makes no mounts.
@@ -105,6 +113,11 @@ pub fn become_what_started_it(before: Option<&str>) -> io::Result<()> {
     let args = before.map(OsString::from).into_iter().chain(std::env::args_os().skip(1));
     let args = words(std::iter::once(path.as_os_str().to_owned()).chain(args))?;
     Err(sys::exec(&CString::new(path.as_os_str().as_bytes())?, &args, &telling(OsStr::new(""))?))
+}
+
+/// Whether this is a program that the small one has become.
+pub(crate) fn has_returned() -> bool {
+    std::env::var_os(STARTED_BY).is_some_and(|told| told.is_empty())
 }
 
 /// This process's environment, with [`STARTED_BY`] as told.

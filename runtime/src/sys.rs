@@ -94,6 +94,44 @@ pub(crate) fn reset_signals() {
     }
 }
 
+/// None is delivered any more, but to whoever waits for it.
+pub(crate) fn block_signals() -> io::Result<()> {
+    // SAFETY: the set is initialised by sigfillset before it is read.
+    check(unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut()).into()
+    })
+    .map(drop)
+}
+
+/// Waits for a signal, of those that are blocked.
+pub(crate) fn wait_for_signal() -> io::Result<i32> {
+    // SAFETY: the set is initialised by sigfillset before it is read, and nothing else is asked for.
+    let signal = check(unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::sigwaitinfo(&all, std::ptr::null_mut()).into()
+    })?;
+    Ok(signal as i32)
+}
+
+/// A child that has ended, and with what, as shells count it; none when all go on and it is not `patient`.
+pub(crate) fn reap(patient: bool) -> io::Result<Option<(nix::unistd::Pid, i32)>> {
+    let mut status = 0;
+    let flags = if patient { 0 } else { libc::WNOHANG };
+    // SAFETY: the kernel writes an int, which lives for the whole call.
+    let pid = check(unsafe { libc::waitpid(-1, &mut status, flags) }.into())? as i32;
+    let code = if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
+    Ok((pid != 0).then_some((nix::unistd::Pid::from_raw(pid), code)))
+}
+
+/// Sends one, also of those that have no name.
+pub(crate) fn signal(process: nix::unistd::Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: takes integers.
+    check(unsafe { libc::kill(process.as_raw(), signal) }.into()).map(drop)
+}
+
 /// Kills this process when its parent dies.
 pub(crate) fn die_with_parent() {
     // SAFETY: PR_SET_PDEATHSIG takes an integer.
@@ -324,6 +362,37 @@ pub(crate) fn terminal_size(terminal: &impl AsFd) -> io::Result<(u16, u16)> {
     // SAFETY: TIOCGWINSZ writes a winsize, which lives for the whole call.
     check(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &mut size) }.into())?;
     Ok((size.ws_row, size.ws_col))
+}
+
+/// Has a socket be ready to read from when there are so many bytes.
+pub(crate) fn set_low_water_mark(socket: RawFd, bytes: u32) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    let (value, len) = ((&raw const bytes).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the kernel reads an int, which lives for the whole call.
+    check(unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, len) }.into()).map(drop)
+}
+
+/// Adds `len` bytes of a file to `all`, without clearing the memory that they come into; when it fails there may be some of them.
+pub(crate) fn append_at(file: &std::fs::File, all: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<()> {
+    let before = all.len();
+    all.reserve(len);
+    while all.len() < before + len {
+        let done = all.len() - before;
+        let room = &mut all.spare_capacity_mut()[..len - done];
+        let at = libc::off_t::try_from(offset + done as u64).map_err(io::Error::other)?;
+        // SAFETY: the kernel writes at most as many bytes as there is room for, which lives for the whole call.
+        let count = unsafe { libc::pread(file.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), at) };
+        match usize::try_from(count) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            // SAFETY: the kernel has written so many of them.
+            Ok(count) => unsafe { all.set_len(all.len() + count) },
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok(())
 }
 
 /// Puts a file on a loop device, which frees itself when nobody has it open or mounted: the device, open, and its path.

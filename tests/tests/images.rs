@@ -435,7 +435,9 @@ fn a_container_whose_image_stops_coming_reads_an_error_until_it_comes_again() {
     let output = sum(11);
     assert_ne!(output.code, 0, "{output}");
     output.says("Input/output error");
+    let again = std::time::Instant::now();
     assert_ne!(sum(11).code, 0, "and again");
+    assert!(again.elapsed() < std::time::Duration::from_secs(60), "at once, not after another minute");
     assert_eq!(two.workload("early").expect("a workload")["state"], "running", "what it has read it goes on with");
     two.moyai(&["exec", "early", "sh", "-c", "echo works"]).ok().says("works");
     one.boot();

@@ -49,6 +49,9 @@ fn the_small_program_is_taken_where_it_is_to_be_trusted() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
     assert_eq!(maker(&program), "moyai", "others could put another in its place");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    chown(folder.path(), Some(1), None).expect("chown");
+    assert_eq!(maker(&program), "moyai", "the folder is somebody else's");
+    chown(folder.path(), Some(0), None).expect("chown");
     assert_eq!(maker(&program), SMALL);
     fs::remove_file(&small).expect("remove it");
     assert_eq!(maker(&program), "moyai");

@@ -233,6 +233,9 @@ pub(super) async fn verify(AxumState(state): AxumState<State>, Query(query): Que
     let mut verified = Verified { parts: here.len() as u32, wrong: Vec::new(), coming: false, lost: false };
     for root in here {
         match state.images.verify(root).await {
+            Ok((_, Repair::Gone)) => {
+                return Err(failed(format!("{} was removed while it was read", query.name), ""));
+            }
             Ok((told, repair)) => {
                 verified.coming |= repair == Repair::Coming;
                 verified.lost |= repair == Repair::Nobody;

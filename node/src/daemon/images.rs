@@ -148,7 +148,7 @@ impl Images {
                     return Ok((told, Repair::Coming));
                 }
                 Doubted::Open => return Ok((told, Repair::Nobody)),
-                Doubted::Gone => return Ok((Vec::new(), Repair::Gone)),
+                Doubted::Gone => return Ok((told, Repair::Gone)),
             }
         }
         // A disk that forgets faster than it is written to.

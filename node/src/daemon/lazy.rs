@@ -132,7 +132,7 @@ impl Reads {
                 return Ok(());
             }
             // A file's bytes are asked for more than once, and each time would wait for as long as the first.
-            let out_of_reach = self.handle.ask(move |node, _| node.out_of_reach(&root).map(str::to_owned));
+            let out_of_reach = self.handle.ask(move |node, now| node.out_of_reach(&root, now).map(str::to_owned));
             if let Ok(Some(reason)) = out_of_reach.await {
                 return Err(reason);
             }

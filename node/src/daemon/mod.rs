@@ -151,10 +151,10 @@ fn prepare(home: &Home) -> anyhow::Result<(std::fs::File, Launcher)> {
         ));
     }
     let lock = home.lock()?;
-    let launcher = Launcher::start().context("cannot start the process that starts containers")?;
-    if let Some(reason) = launcher.refusal() {
+    let refused = |reason: &std::io::Error| {
         warn!(%reason, "this program starts containers itself, not moyai-oci beside it");
-    }
+    };
+    let launcher = Launcher::start(refused).context("cannot start the process that starts containers")?;
     Ok((lock, launcher))
 }
 

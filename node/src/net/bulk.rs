@@ -41,6 +41,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tracing::debug;
 
 use super::admission::{Gate, PATIENCE, read_frame, unix_now, write_frame};
+use super::awaiting::Awaiting;
 use super::chunks::{Came, END, STALL, Shelf, broken};
 use super::data::{Entrance, first_of, peer_of};
 use super::doorstep::Places;
@@ -68,7 +69,7 @@ enum Ask {
     Enough,
 }
 
-type Line = client::TlsStream<BufReader<TcpStream>>;
+type Line = client::TlsStream<BufReader<Awaiting>>;
 
 /// The lines to one provider.
 struct Lines {
@@ -204,6 +205,7 @@ async fn ask(line: &mut Line, pieces: &[Piece], enough: &Notify, came: &mut Came
     let ids = pieces.iter().map(|piece| piece.chunk).collect();
     let asked = tokio::time::timeout(STALL, write_frame(line, &Ask::Chunks(ids))).await;
     asked.map_err(|_| broken("it takes no request"))?.map_err(broken)?;
+    line.get_mut().0.get_mut().expect(pieces.iter().map(|piece| u64::from(piece.len)).sum());
     let (mut receive, mut send) = tokio::io::split(line);
     let mut called_off = false;
     {
@@ -272,11 +274,7 @@ pub(super) async fn serve(
     }
 }
 
-async fn serve_line(
-    member: NodeId,
-    line: server::TlsStream<BufReader<TcpStream>>,
-    shelf: &Shelf,
-) -> anyhow::Result<()> {
+async fn serve_line(member: NodeId, line: server::TlsStream<BufReader<Awaiting>>, shelf: &Shelf) -> anyhow::Result<()> {
     let (mut receive, mut send) = tokio::io::split(line);
     // Frames come whole, also while chunks are sent.
     let (sender, mut asks) = mpsc::channel(2);
@@ -325,7 +323,7 @@ async fn serve_line(
     Ok(())
 }
 
-fn buffered(stream: TcpStream) -> io::Result<BufReader<TcpStream>> {
+fn buffered(stream: TcpStream) -> io::Result<BufReader<Awaiting>> {
     stream.set_nodelay(true)?;
-    Ok(BufReader::with_capacity(READ, stream))
+    Ok(BufReader::with_capacity(READ, Awaiting::new(stream)))
 }

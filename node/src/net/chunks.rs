@@ -17,6 +17,7 @@ use std::io;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::BufMut;
 use moyai_protocol::contract::{FetchFault, Piece};
 use moyai_protocol::exchange::BATCH_PIECES;
 use moyai_protocol::id::{ChunkId, NodeId};
@@ -214,8 +215,8 @@ enum Word {
 }
 
 async fn read_chunk<R: AsyncRead + Unpin>(receive: &mut R) -> io::Result<Word> {
-    let mut len = [0; 4];
-    fill(receive, &mut len).await?;
+    let mut len = [0; LEN];
+    fill(receive, &mut &mut len[..]).await?;
     let len = match u32::from_be_bytes(len) {
         NOT_HERE => return Ok(Word::NotHere),
         END => return Ok(Word::End),
@@ -224,18 +225,17 @@ async fn read_chunk<R: AsyncRead + Unpin>(receive: &mut R) -> io::Result<Word> {
         }
         len => len,
     };
-    let mut bytes = vec![0; len as usize];
-    fill(receive, &mut bytes).await?;
+    let mut bytes = Vec::with_capacity(len as usize);
+    fill(receive, &mut (&mut bytes).limit(len as usize)).await?;
     Ok(Word::Chunk(bytes))
 }
 
-/// Reads until `bytes` are full, each time for [`STALL`] at the most.
-async fn fill<R: AsyncRead + Unpin>(receive: &mut R, mut bytes: &mut [u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let read = tokio::time::timeout(STALL, receive.read(bytes)).await;
-        match read.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it stalled"))?? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            count => bytes = &mut bytes[count..],
+/// Reads until there is no room left, each time for [`STALL`] at the most.
+async fn fill<R: AsyncRead + Unpin>(receive: &mut R, room: &mut impl BufMut) -> io::Result<()> {
+    while room.has_remaining_mut() {
+        let read = tokio::time::timeout(STALL, receive.read_buf(room)).await;
+        if read.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it stalled"))?? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
     Ok(())

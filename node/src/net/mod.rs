@@ -10,6 +10,7 @@
 //! A node is its ed25519 key everywhere: [`peer_id`] and [`node_id`] go between libp2p's name for it and ours.
 
 pub mod admission;
+mod awaiting;
 mod bulk;
 pub mod chunks;
 pub mod control;

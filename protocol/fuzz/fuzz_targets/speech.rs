@@ -120,7 +120,7 @@ pub fn message(u: Input<'_, '_>, host: &Host, from: usize) -> Result<Message> {
         },
         10..=12 => award(u, host, from)?,
         13 => Message::AwardQuery { placement: placement(u, host)?, at: UnixMillis(number(u)?) },
-        14 => Message::BitfieldRequest { root: image(u)? },
+        14 => Message::BitfieldRequest { root: image(u)?, bits: u.arbitrary()? },
         15 => Message::Bitfield { root: image(u)?, bits: vec![u.arbitrary()?; 2], complete: u.arbitrary()? },
         16 => Message::Renew { chain: members()[from].chain.clone() },
         17 => Message::Renewed { chain: renewed(u)? },
@@ -191,7 +191,7 @@ pub fn answer(u: Input<'_, '_>, host: &Host) -> Result<Option<(usize, Message)>>
             Message::Verdict { placement: *placement, refusal: refusal(u)? }
         }
         Message::TurnRequest { reference, .. } => Message::Turn { reference: reference.clone(), turn: turn(u)? },
-        Message::BitfieldRequest { root } => {
+        Message::BitfieldRequest { root, .. } => {
             Message::Bitfield { root: *root, bits: vec![u.arbitrary()?], complete: u.arbitrary()? }
         }
         Message::Bid { auction, .. } => {

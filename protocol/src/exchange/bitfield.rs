@@ -1,56 +1,129 @@
 //! One bit per piece of an image's contents.
 
-/// A set of pieces, by position; low bit of the first byte is the first piece.
+use std::ops::Range;
+
+/// A set of pieces, by position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bitfield {
-    bytes: Vec<u8>,
+    /// Low bit of the first is the first piece.
+    words: Vec<u64>,
 }
 
 impl Bitfield {
     /// From what a peer sent, cut to `pieces`.
-    pub fn from_bytes(mut bytes: Vec<u8>, pieces: usize) -> Self {
-        bytes.truncate(pieces.div_ceil(8));
-        if let Some(last) = bytes.get_mut(pieces / 8) {
-            *last &= (1 << (pieces % 8)) - 1;
+    pub fn from_bytes(bytes: &[u8], pieces: usize) -> Self {
+        let bytes = &bytes[..bytes.len().min(pieces.div_ceil(8))];
+        let word = |eight: &[u8]| {
+            let mut word = [0; 8];
+            word[..eight.len()].copy_from_slice(eight);
+            u64::from_le_bytes(word)
+        };
+        let mut words: Vec<u64> = bytes.chunks(8).map(word).collect();
+        if let Some(last) = words.get_mut(pieces / 64) {
+            *last &= (1 << (pieces % 64)) - 1;
         }
-        Bitfield { bytes }
+        Bitfield { words }
     }
 
-    /// As it travels.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+    /// As it travels: low bit of the first byte is the first piece.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+        bytes
+    }
+
+    /// Sixty-four of them, from the first on.
+    pub(super) fn word(&self, at: usize) -> u64 {
+        self.words.get(at).copied().unwrap_or_default()
     }
 
     /// Whether piece `at` is in the set.
     pub fn has(&self, at: usize) -> bool {
-        self.bytes.get(at / 8).is_some_and(|byte| byte & (1 << (at % 8)) != 0)
+        self.word(at / 64) & (1 << (at % 64)) != 0
     }
 
     /// How many are in the set.
     pub fn count(&self) -> u32 {
-        self.bytes.iter().map(|byte| byte.count_ones()).sum()
+        self.words.iter().map(|word| word.count_ones()).sum()
     }
 
     /// Adds piece `at`.
     pub fn set(&mut self, at: usize) {
-        if self.bytes.len() <= at / 8 {
-            self.bytes.resize(at / 8 + 1, 0);
+        if self.words.len() <= at / 64 {
+            self.words.resize(at / 64 + 1, 0);
         }
-        self.bytes[at / 8] |= 1 << (at % 8);
+        self.words[at / 64] |= 1 << (at % 64);
     }
 
     /// Removes piece `at`.
     pub fn clear(&mut self, at: usize) {
-        if let Some(byte) = self.bytes.get_mut(at / 8) {
-            *byte &= !(1 << (at % 8));
+        if let Some(word) = self.words.get_mut(at / 64) {
+            *word &= !(1 << (at % 64));
         }
     }
 
     /// Whether all of the first `pieces` are in the set.
     pub fn is_full(&self, pieces: usize) -> bool {
-        let whole = pieces / 8;
-        self.bytes.len() >= pieces.div_ceil(8)
-            && self.bytes[..whole].iter().all(|byte| *byte == 0xff)
-            && (whole * 8..pieces).all(|at| self.has(at))
+        self.count() as usize >= pieces && pieces_in(0..pieces, |at| !self.word(at)).next().is_none()
+    }
+}
+
+/// Pieces in the range that are in the set whose words `word` gives, in order.
+pub(super) fn pieces_in(range: Range<usize>, word: impl Fn(usize) -> u64) -> impl Iterator<Item = usize> {
+    (range.start / 64..range.end.div_ceil(64)).flat_map(move |at| {
+        let mut left = word(at);
+        if at == range.start / 64 {
+            left &= !0 << (range.start % 64);
+        }
+        if at == range.end / 64 {
+            left &= (1 << (range.end % 64)) - 1;
+        }
+        std::iter::from_fn(move || {
+            let first = (left != 0).then(|| at * 64 + left.trailing_zeros() as usize);
+            left &= left.wrapping_sub(1);
+            first
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_a_set_of_pieces_however_it_travelled() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        for pieces in [0, 1, 7, 8, 63, 64, 65, 128, 500] {
+            let (mut set, mut plain) = (Bitfield::default(), vec![false; pieces]);
+            for at in (0..pieces).filter(|_| rng.bool()).collect::<Vec<_>>() {
+                set.set(at);
+                plain[at] = true;
+            }
+            let bytes = set.to_bytes();
+            assert!(bytes.len() <= pieces.div_ceil(8));
+            assert!(
+                plain
+                    .iter()
+                    .enumerate()
+                    .all(|(at, has)| bytes.get(at / 8).unwrap_or(&0) >> (at % 8) & 1 == u8::from(*has))
+            );
+            let came = Bitfield::from_bytes(&bytes, pieces);
+            assert!(plain.iter().enumerate().all(|(at, has)| came.has(at) == *has && set.has(at) == *has));
+            assert_eq!(came.count() as usize, plain.iter().filter(|has| **has).count());
+            assert!(!came.has(pieces));
+            let (start, end) = (rng.usize(..=pieces), rng.usize(..=pieces));
+            let expected: Vec<usize> = (start..end).filter(|at| plain[*at]).collect();
+            if start <= end {
+                assert_eq!(pieces_in(start..end, |at| came.word(at)).collect::<Vec<_>>(), expected);
+            }
+            // What says more than there is is cut.
+            let all = Bitfield::from_bytes(&vec![0xff; 100], pieces);
+            assert!(all.is_full(pieces) && all.count() as usize == pieces.min(800));
+            if pieces > 0 {
+                let mut less = all;
+                less.clear(rng.usize(..pieces));
+                assert!(!less.is_full(pieces));
+            }
+        }
     }
 }

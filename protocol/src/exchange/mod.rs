@@ -42,6 +42,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 pub use bitfield::Bitfield;
+use bitfield::pieces_in;
 
 use crate::contract::{FetchFault, Fetched, Piece, Survey, SurveyFault};
 use crate::id::{ChunkId, NodeId};
@@ -82,7 +83,7 @@ const MAX_PATIENCE: Duration = Duration::from_secs(5);
 /// Who is overtaken after so long is said to be slow.
 const SLOW: Duration = Duration::from_secs(2);
 /// Without any piece for this long, a download has failed.
-const GIVE_UP: Duration = Duration::from_secs(60);
+pub(crate) const GIVE_UP: Duration = Duration::from_secs(60);
 /// The same where every node that had all of it has sent a wrong chunk: those that are left are fetching it themselves.
 const STALEMATE: Duration = Duration::from_secs(5);
 /// After a demand nothing else of its image is asked for, so long and so long in all.
@@ -170,6 +171,8 @@ struct Provider {
     rest_until: Instant,
     /// Batches of which nothing came, one after the other.
     idle: u32,
+    /// When it said last what it has.
+    heard: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -223,8 +226,8 @@ pub struct Exchange {
     downloads: BTreeMap<ChunkId, Download>,
     /// Those that are to be used before those that are only copied, each in their order.
     waiting: Vec<(ChunkId, Need)>,
-    /// Why downloads failed, until they are wanted again; the latest [`MAX_FAILURES`].
-    failures: VecDeque<(ChunkId, String)>,
+    /// Why downloads failed, and when, until they are wanted again; the latest [`MAX_FAILURES`].
+    failures: VecDeque<(ChunkId, String, Instant)>,
     /// How images came, for whoever asks; the latest [`MAX_RECEIPTS`].
     receipts: VecDeque<(ChunkId, Receipt)>,
     next_batch: u64,
@@ -259,7 +262,7 @@ impl Exchange {
             self.wait(copied, Need::Copy);
         }
         self.waiting.retain(|(waiting, _)| *waiting != root);
-        self.failures.retain(|(failed, _)| *failed != root);
+        self.failures.retain(|(failed, ..)| *failed != root);
         self.downloads.insert(root, Download::new(need, now));
         self.actions.push(Action::Survey(root));
     }
@@ -286,7 +289,13 @@ impl Exchange {
 
     /// Why an image could not be had, when it was wanted last.
     pub fn failure(&self, root: &ChunkId) -> Option<&str> {
-        self.failures.iter().find(|(failed, _)| failed == root).map(|(_, reason)| reason.as_str())
+        self.failed(root).map(|(reason, _)| reason)
+    }
+
+    /// Why and when.
+    pub(crate) fn failed(&self, root: &ChunkId) -> Option<(&str, Instant)> {
+        let (_, reason, at) = self.failures.iter().find(|(failed, ..)| failed == root)?;
+        Some((reason, *at))
     }
 
     /// Gives up what is only copied.
@@ -363,7 +372,7 @@ impl Exchange {
         &mut self,
         from: NodeId,
         root: &ChunkId,
-        bits: Vec<u8>,
+        bits: &[u8],
         complete: bool,
         now: Instant,
         rng: &mut Rng,
@@ -371,6 +380,7 @@ impl Exchange {
         let Some(download) = self.downloads.get_mut(root) else { return };
         let pieces = download.pieces.len();
         if let Some(provider) = download.providers.get_mut(&from) {
+            provider.heard = Some(now);
             provider.complete |= complete;
             if download.contents {
                 download.has_now(&from, Bitfield::from_bytes(bits, pieces));
@@ -527,10 +537,14 @@ impl Exchange {
                 continue;
             }
             if download.contents {
-                let incomplete = download.providers.iter().filter(|(_, provider)| !provider.complete);
-                for (node, _) in incomplete {
-                    self.actions.push(Action::Send(*node, Message::BitfieldRequest { root }));
-                }
+                // Whoever asked this one a moment ago has said what it has with that.
+                let is_due = |provider: &Provider| provider.heard.is_none_or(|heard| now.since(heard) >= LOOK * 3 / 4);
+                let asked = download.providers.iter().filter(|(_, provider)| !provider.complete && is_due(provider));
+                let bits = Some(download.have.to_bytes());
+                let ask = |(node, _): (&NodeId, &Provider)| {
+                    Action::Send(*node, Message::BitfieldRequest { root, bits: bits.clone() })
+                };
+                self.actions.extend(asked.map(ask));
             }
             self.pump(root, now, rng);
         }
@@ -613,7 +627,7 @@ impl Exchange {
         if self.failures.len() >= MAX_FAILURES {
             self.failures.pop_front();
         }
-        self.failures.push_back((root, reason.clone()));
+        self.failures.push_back((root, reason.clone(), now));
         self.actions.push(Action::Failed { root, damaged, reason });
     }
 
@@ -725,8 +739,11 @@ impl Download {
     /// A provider has these pieces, as far as is known.
     fn has_now(&mut self, node: &NodeId, has: Bitfield) {
         let Some(provider) = self.providers.get_mut(node) else { return };
-        for (at, partly) in self.partly.iter_mut().enumerate() {
-            *partly = *partly + u16::from(has.has(at)) - u16::from(provider.has.has(at));
+        for at in pieces_in(0..self.partly.len(), |at| has.word(at) ^ provider.has.word(at)) {
+            match has.has(at) {
+                true => self.partly[at] += 1,
+                false => self.partly[at] -= 1,
+            }
         }
         provider.has = has;
     }

@@ -1,7 +1,10 @@
 //! Which pieces to ask a provider for next.
 
+use std::ops::Range;
+
 use fastrand::Rng;
 
+use super::bitfield::pieces_in;
 use super::{BATCH_BYTES, BATCH_PIECES, BLOCK_BYTES, Bitfield, Download, Provider, SHARED_BATCH_BYTES};
 use crate::contract::Piece;
 use crate::id::{ChunkId, NodeId};
@@ -13,9 +16,8 @@ impl Download {
         if count == 0 {
             return Vec::new();
         }
-        let wanted = |at: usize| !self.have.has(at) && !self.in_flight.has(at) && self.offers(provider, at);
         let from = rng.usize(..count);
-        let around = || (from..count).chain(0..from).filter(|at| wanted(*at));
+        let around = || self.wanted(provider, from..count).chain(self.wanted(provider, 0..from));
         // Only this node's share of who has everything, as long as there is some of it.
         let shared = self.is_shared() && provider.complete;
         let own = if shared { around().find(|at| self.share.has(*at)) } else { None };
@@ -23,7 +25,7 @@ impl Download {
         let most = if self.is_shared() { SHARED_BATCH_BYTES } else { BATCH_BYTES };
         let mut bytes = 0;
         let mut run = Vec::new();
-        for at in (start..count).chain(0..start).filter(|at| wanted(*at)) {
+        for at in self.wanted(provider, start..count).chain(self.wanted(provider, 0..start)) {
             if own.is_some() && !self.share.has(at) {
                 continue;
             }
@@ -34,6 +36,15 @@ impl Download {
             run.push(at as u32);
         }
         run
+    }
+
+    /// Missing pieces in this range that `provider` has, and nobody is asked for.
+    fn wanted(&self, provider: &Provider, range: Range<usize>) -> impl Iterator<Item = usize> {
+        let has_all = self.has_all(provider);
+        pieces_in(range, move |at| {
+            let offered = if has_all { !0 } else { provider.has.word(at) };
+            offered & !self.have.word(at) & !self.in_flight.word(at)
+        })
     }
 
     /// What of the demanded pieces `provider` has, as many as fit one batch.
@@ -53,10 +64,14 @@ impl Download {
         self.contents && self.receivers.len() > 1
     }
 
-    /// Whether `provider` is believed to have piece `at`. Before the contents are known there are no bitfields, and
-    /// whoever has a part has the lists.
+    /// Whether `provider` is believed to have piece `at`.
     pub(super) fn offers(&self, provider: &Provider, at: usize) -> bool {
-        !self.contents || provider.complete || provider.has.has(at)
+        self.has_all(provider) || provider.has.has(at)
+    }
+
+    /// Before the contents are known there are no bitfields, and whoever has a part has the lists.
+    fn has_all(&self, provider: &Provider) -> bool {
+        !self.contents || provider.complete
     }
 }
 

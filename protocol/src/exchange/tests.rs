@@ -179,12 +179,15 @@ impl Mesh {
                 let result = self.fetched(at, provider, &pieces, asked);
                 self.on(at, |exchange, now, rng| exchange.fetched(root, batch, result, now, rng));
             }
-            Due::Message(from, Message::BitfieldRequest { root }) => {
+            Due::Message(from, Message::BitfieldRequest { root, bits }) => {
+                if let Some(bits) = bits {
+                    self.on(at, |exchange, now, rng| exchange.bitfield_from(from, &root, &bits, false, now, rng));
+                }
                 let complete = self.has(at, root);
                 let Survey { present, contents, .. } = self.survey(at, root);
                 let mut bits = Bitfield::default();
                 present.iter().enumerate().filter(|(_, here)| **here && contents).for_each(|(at, _)| bits.set(at));
-                let mut bits = self.hosts[at].exchange.bitfield(&root).unwrap_or(&bits).as_bytes().to_vec();
+                let mut bits = self.hosts[at].exchange.bitfield(&root).unwrap_or(&bits).to_bytes();
                 if self.hosts[at].manner == Manner::Boasts {
                     bits = vec![0xff; MAX_PIECES / 8 + 1];
                 }
@@ -192,7 +195,7 @@ impl Mesh {
                 self.later(to, wait, Due::Message(node(at), Message::Bitfield { root, bits, complete }));
             }
             Due::Message(from, Message::Bitfield { root, bits, complete }) => {
-                self.on(at, |exchange, now, rng| exchange.bitfield_from(from, &root, bits, complete, now, rng));
+                self.on(at, |exchange, now, rng| exchange.bitfield_from(from, &root, &bits, complete, now, rng));
             }
             Due::Message(_, other) => panic!("{other:?}"),
         }

@@ -11,7 +11,7 @@ use crate::catalog::{
 use crate::codec;
 use crate::contract::{Event, RecordKey, Refused, Reply};
 use crate::custody::{self, Rival};
-use crate::exchange::Need;
+use crate::exchange::{GIVE_UP, Need};
 use crate::id::{ChunkId, KeyHash, NodeId, WorkloadId};
 use crate::message::Message;
 use crate::reconcile::{self, Item};
@@ -597,9 +597,13 @@ impl Node {
         self.providers(root).iter().any(|(_, complete)| *complete)
     }
 
-    /// Why an image cannot be had: it failed when it was wanted last, and no live node has any of it.
-    pub fn out_of_reach(&self, root: &ChunkId) -> Option<&str> {
-        self.exchange.failure(root).filter(|_| !self.has_image(root) && self.providers(root).is_empty())
+    /// Why an image cannot be had: it failed when it was wanted last, and no live node has any of it. A moment after that
+    /// those do not count that are fetching it: they gave nothing then, and may be waiting as this one does.
+    pub fn out_of_reach(&self, root: &ChunkId, now: Instant) -> Option<&str> {
+        let (reason, at) = self.exchange.failed(root)?;
+        let a_moment_ago = now.since(at) < GIVE_UP;
+        let gives = self.providers(root).iter().any(|(_, complete)| *complete || !a_moment_ago);
+        (!gives && !self.has_image(root)).then_some(reason)
     }
 
     /// Live nodes other than this that have an image, and whether all of it.

@@ -612,18 +612,21 @@ impl Node {
                 self.with_auctioneer(now, |auctioneer, cx| auctioneer.handle(from, message, cx));
             }
 
-            Message::BitfieldRequest { root } => {
+            Message::BitfieldRequest { root, bits } => {
+                if let Some(bits) = bits {
+                    self.exchange.bitfield_from(from, &root, &bits, false, now, &mut self.rng);
+                }
                 let complete = self.has_image(&root);
-                let bits = self.exchange.bitfield(&root).map(|bits| bits.as_bytes().to_vec()).unwrap_or_default();
+                let bits = self.exchange.bitfield(&root).map(Bitfield::to_bytes).unwrap_or_default();
                 self.sends.push((from, Message::Bitfield { root, bits, complete }));
             }
             Message::Bitfield { root, bits, complete } => {
                 if let Some((_, parts)) = self.parts.iter_mut().find(|(asked, _)| *asked == root)
                     && let Some(part) = parts.get_mut(&from)
                 {
-                    *part = Some(Bitfield::from_bytes(bits.clone(), MAX_PIECES).count()).filter(|_| !complete);
+                    *part = Some(Bitfield::from_bytes(&bits, MAX_PIECES).count()).filter(|_| !complete);
                 }
-                self.exchange.bitfield_from(from, &root, bits, complete, now, &mut self.rng);
+                self.exchange.bitfield_from(from, &root, &bits, complete, now, &mut self.rng);
             }
 
             Message::LeaseRequest { .. }
@@ -729,7 +732,7 @@ impl Node {
             Command::AskParts { root } => {
                 let fetching = self.providers(&root).into_iter().filter(|(_, whole)| !whole);
                 let asked: Vec<NodeId> = fetching.map(|(node, _)| node).take(MAX_PARTS).collect();
-                self.sends.extend(asked.iter().map(|node| (*node, Message::BitfieldRequest { root })));
+                self.sends.extend(asked.iter().map(|node| (*node, Message::BitfieldRequest { root, bits: None })));
                 self.parts.retain(|(other, _)| *other != root);
                 self.parts.truncate(MAX_ASKED_PARTS - 1);
                 self.parts.push_front((root, asked.into_iter().map(|node| (node, None)).collect()));

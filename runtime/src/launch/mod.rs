@@ -48,8 +48,10 @@ use crate::{seccomp, small, sys};
 pub const ZYGOTE: &str = "__zygote";
 /// Where the zygote finds its socket.
 const ZYGOTE_FD: RawFd = 3;
-/// What a zygote says when it is one, and for how many milliseconds that is waited for.
+/// What a zygote says when it is one; what it says that was to be the small program and has become this one again; and for how many
+/// milliseconds that is waited for.
 const READY: &[u8] = b"ready";
+const RETURNED: &[u8] = b"again";
 const READY_PATIENCE: u16 = 10_000;
 /// The longest request to the zygote.
 const MAX_REQUEST: usize = 128 * 1024;
@@ -67,30 +69,33 @@ enum Request {
 pub struct Launcher {
     socket: Mutex<OwnedFd>,
     _zygote: Child,
-    /// Why it is not the small program, where that is there.
-    refusal: Option<io::Error>,
 }
 
 impl Launcher {
-    /// Starts a zygote. To be called before the process has threads.
-    pub fn start() -> io::Result<Launcher> {
-        let refusal = match small::beside().and_then(|small| Launcher::start_by(small.command(), Some(READY_PATIENCE)))
-        {
-            Ok(launcher) => return Ok(launcher),
-            Err(error) => Some(error).filter(|error| error.kind() != io::ErrorKind::NotFound),
-        };
+    /// Starts a zygote. `refused` hears why it is not the small program, where that is there. To be called before the process has
+    /// threads.
+    pub fn start(refused: impl Fn(&io::Error)) -> io::Result<Launcher> {
+        match small::beside() {
+            Ok(None) => {}
+            Ok(Some(small)) => match Launcher::start_by(small.command(), Some(READY_PATIENCE)) {
+                Ok((launcher, is_it)) => {
+                    if !is_it {
+                        refused(&io::Error::other("it is of another build"));
+                    }
+                    return Ok(launcher);
+                }
+                Err(error) => refused(&error),
+            },
+            Err(error) => refused(&error),
+        }
         // It does as well.
         let mut command = Command::new("/proc/self/exe");
         command.env_clear();
-        Ok(Launcher { refusal, ..Launcher::start_by(command, None)? })
+        Launcher::start_by(command, None).map(|(launcher, _)| launcher)
     }
 
-    /// Why the small program was not taken, although it is there.
-    pub fn refusal(&self) -> Option<&io::Error> {
-        self.refusal.as_ref()
-    }
-
-    fn start_by(mut command: Command, patience: Option<u16>) -> io::Result<Launcher> {
+    /// And whether it is still what was started.
+    fn start_by(mut command: Command, patience: Option<u16>) -> io::Result<(Launcher, bool)> {
         let (mine, its) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let its_fd = its.as_raw_fd();
         command.arg(ZYGOTE).current_dir("/");
@@ -109,13 +114,14 @@ impl Launcher {
         }
         let mut zygote = command.spawn()?;
         drop(its);
-        if let Err(error) = wait_for_ready(&mine, patience) {
-            // It has ended, or is something else.
-            drop(zygote.kill());
-            drop(zygote.wait());
-            return Err(error);
+        match wait_for_ready(&mine, patience) {
+            Ok(is_it) => Ok((Launcher { socket: Mutex::new(mine), _zygote: zygote }, is_it)),
+            Err(error) => {
+                drop(zygote.kill());
+                drop(zygote.wait());
+                Err(error)
+            }
         }
-        Ok(Launcher { socket: Mutex::new(mine), _zygote: zygote, refusal: None })
     }
 
     /// Starts the container whose bundle is in `dir`, and returns the line to its shim.
@@ -150,16 +156,18 @@ impl Launcher {
     }
 }
 
-/// Waits for a zygote's word that it is one, for so many milliseconds, or for ever.
-fn wait_for_ready(socket: &OwnedFd, patience: Option<u16>) -> io::Result<()> {
+/// Waits for a zygote's word that it is one, for so many milliseconds, or for ever; and whether it is still what was started.
+fn wait_for_ready(socket: &OwnedFd, patience: Option<u16>) -> io::Result<bool> {
     let patience = patience.map_or(PollTimeout::NONE, PollTimeout::from);
     if poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], patience)? == 0 {
         return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
     }
     let mut word = [0; READY.len()];
     match recv(socket.as_raw_fd(), &mut word, MsgFlags::empty())? {
-        len if word[..len] == *READY => Ok(()),
-        _ => Err(io::Error::other("it ended at once")),
+        0 => Err(io::Error::other("it ended at once")),
+        len if word[..len] == *READY => Ok(true),
+        len if word[..len] == *RETURNED => Ok(false),
+        _ => Err(io::Error::other("it is something else")),
     }
 }
 
@@ -170,7 +178,8 @@ pub fn zygote() -> io::Result<()> {
     sys::close_on_exec(socket.as_raw_fd())?;
     sys::name_process(c"moyai-zygote");
     sys::ignore_signals(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE]);
-    send(socket.as_raw_fd(), READY, MsgFlags::MSG_NOSIGNAL)?;
+    let word = if small::has_returned() { RETURNED } else { READY };
+    send(socket.as_raw_fd(), word, MsgFlags::MSG_NOSIGNAL)?;
     seccomp::prepare();
     // Shims that end are nobody's to wait for.
     sys::ignore_signals(&[libc::SIGCHLD]);

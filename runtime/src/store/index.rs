@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition};
+use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition};
 
 use super::{Held, HeldOriginal, StoreError};
 use crate::image::{Chunk, Content, ContentId};
@@ -50,6 +50,20 @@ impl Location {
 
 pub(super) struct Index {
     db: Database,
+}
+
+/// Where chunks lay at one time.
+#[derive(Debug)]
+pub(super) struct Places(ReadOnlyTable<&'static [u8; 32], ([u8; 32], u64, u32)>);
+
+impl Places {
+    pub(super) fn of(&self, chunk: &Chunk) -> Result<Option<Location>, StoreError> {
+        let found = self.0.get(chunk).map_err(failed)?;
+        Ok(found.map(|entry| {
+            let (content, offset, len) = entry.value();
+            Location { content, offset, len }
+        }))
+    }
 }
 
 /// What one commit adds.
@@ -126,13 +140,13 @@ impl Index {
         Ok(Index { db })
     }
 
+    /// Where chunks lie now: to look up several.
+    pub(super) fn places(&self) -> Result<Places, StoreError> {
+        Ok(Places(self.db.begin_read().map_err(failed)?.open_table(CHUNKS).map_err(failed)?))
+    }
+
     pub(super) fn chunk(&self, chunk: &Chunk) -> Result<Option<Location>, StoreError> {
-        let table = self.db.begin_read().map_err(failed)?.open_table(CHUNKS).map_err(failed)?;
-        let found = table.get(chunk).map_err(failed)?;
-        Ok(found.map(|entry| {
-            let (content, offset, len) = entry.value();
-            Location { content, offset, len }
-        }))
+        self.places()?.of(chunk)
     }
 
     /// Which of `chunks` are here.
@@ -318,6 +332,7 @@ impl Index {
             write.set_durability(Durability::None).map_err(|error| StoreError::Index(error.to_string()))?;
         }
         {
+            // While an image comes there are chunks alone, and many commits.
             let mut table = write.open_table(CHUNKS).map_err(failed)?;
             for (chunk, at) in &changes.chunks {
                 // Where it was first is as good as where it is now.
@@ -325,24 +340,31 @@ impl Index {
                     table.insert(chunk, (at.content, at.offset, at.len)).map_err(failed)?;
                 }
             }
-            let mut table = write.open_table(CONTENTS).map_err(failed)?;
-            for content in &changes.contents {
-                table.insert(content, ()).map_err(failed)?;
+            if !changes.contents.is_empty() {
+                let mut table = write.open_table(CONTENTS).map_err(failed)?;
+                for content in &changes.contents {
+                    table.insert(content, ()).map_err(failed)?;
+                }
             }
-            let mut table = write.open_table(IMAGES).map_err(failed)?;
-            let mut doubted = write.open_table(DOUBTED).map_err(failed)?;
-            for image in &changes.images {
-                table.insert(&image.root, (image.id, image.size)).map_err(failed)?;
-                doubted.remove(&image.root).map_err(failed)?;
+            if !changes.images.is_empty() {
+                let mut table = write.open_table(IMAGES).map_err(failed)?;
+                let mut doubted = write.open_table(DOUBTED).map_err(failed)?;
+                for image in &changes.images {
+                    table.insert(&image.root, (image.id, image.size)).map_err(failed)?;
+                    doubted.remove(&image.root).map_err(failed)?;
+                }
             }
-            let mut table = write.open_table(ORIGINALS).map_err(failed)?;
-            let mut blobs_table = write.open_table(BLOBS).map_err(failed)?;
-            for (original, blobs) in &changes.originals {
-                table.insert(&original.root, (original.digest, original.size)).map_err(failed)?;
-                doubted.remove(&original.root).map_err(failed)?;
-                for blob in blobs {
-                    // This one was looked at a moment ago; what had it before may be damaged by now.
-                    blobs_table.insert(blob, original.root).map_err(failed)?;
+            if !changes.originals.is_empty() {
+                let mut table = write.open_table(ORIGINALS).map_err(failed)?;
+                let mut doubted = write.open_table(DOUBTED).map_err(failed)?;
+                let mut blobs_table = write.open_table(BLOBS).map_err(failed)?;
+                for (original, blobs) in &changes.originals {
+                    table.insert(&original.root, (original.digest, original.size)).map_err(failed)?;
+                    doubted.remove(&original.root).map_err(failed)?;
+                    for blob in blobs {
+                        // This one was looked at a moment ago; what had it before may be damaged by now.
+                        blobs_table.insert(blob, original.root).map_err(failed)?;
+                    }
                 }
             }
         }

@@ -48,6 +48,7 @@ pub(crate) use write::Sink;
 pub use write::Writer;
 
 use crate::image::{Chunk, Content, ContentId, ImageConfig, MAX_ROOT, Root, Tree, UnpackError};
+use crate::sys;
 use index::{Index, Location};
 
 /// How long an image that was asked about is kept from a sweep, and how many.
@@ -163,9 +164,12 @@ pub enum Startable {
     No,
 }
 
-/// The content that a chunk was read from last, and its file.
+/// What one read of a chunk has found out for the next, a moment later: where chunks lie, and the file of the last content.
 #[derive(Debug, Default)]
-pub struct LastRead(Option<(ContentId, File)>);
+pub struct LastRead {
+    places: Option<index::Places>,
+    file: Option<(ContentId, File)>,
+}
 
 /// Keeps a store from removing anything.
 pub struct Hold(Arc<Store>);
@@ -359,7 +363,12 @@ impl Store {
 
     /// Adds a chunk's bytes, checked, to `all`; whether it is here. The next one may lie in the same file as the last.
     pub fn append_chunk(&self, chunk: &Chunk, all: &mut Vec<u8>, last: &mut LastRead) -> Result<bool, StoreError> {
-        let Some(location) = self.index.chunk(chunk)? else { return Ok(false) };
+        let places = match last.places.take() {
+            Some(places) => places,
+            None => self.index.places()?,
+        };
+        let location = last.places.insert(places).of(chunk)?;
+        let Some(location) = location else { return Ok(false) };
         self.append_right(chunk, &location, all, last)
     }
 
@@ -430,7 +439,7 @@ impl Store {
 
     /// Adds what lies there to `all`; whether there is so much.
     fn read_at(&self, location: &Location, all: &mut Vec<u8>, last: &mut LastRead) -> Result<bool, StoreError> {
-        let file = match last.0.take() {
+        let file = match last.file.take() {
             Some((content, file)) if content == location.content => file,
             _ => {
                 let path = self.object(&location.content);
@@ -441,10 +450,8 @@ impl Store {
                 }
             }
         };
-        let before = all.len();
-        all.resize(before + location.len as usize, 0);
-        let read = file.read_exact_at(&mut all[before..], location.offset);
-        last.0 = Some((location.content, file));
+        let read = sys::append_at(&file, all, location.len as usize, location.offset);
+        last.file = Some((location.content, file));
         match read {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),

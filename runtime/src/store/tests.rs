@@ -640,6 +640,23 @@ fn an_import_does_not_count_on_what_is_found_damaged_meanwhile() {
 }
 
 #[test]
+fn an_import_writes_anew_what_has_a_chunk_that_was_found_damaged_in_another_image() {
+    let (_dir, one, _) = two_stores();
+    let (kept, longer) = (noise(1, 300_000), [noise(1, 300_000), noise(2, 300_000)].concat());
+    let first = load(&one, &archive(&[("kept", kept.clone())]));
+    let second = archive(&[("longer", longer.clone())]);
+    let image = load(&one, &second);
+    for content in [&kept, &longer] {
+        damage(&one, &content_of(content).id());
+    }
+    let found = one.verify(&first.root).unwrap();
+    assert_eq!(one.doubt(&first.root, &found, false).unwrap(), Doubted::Open);
+    assert_eq!(load(&one, &second).root, image.root);
+    assert!(one.verify(&image.root).unwrap().is_none());
+    assert!(one.chunk(&content_of(&longer).chunks[0].0).unwrap().is_some(), "others are given it");
+}
+
+#[test]
 fn what_is_mended_looks_to_containers_as_it_did() {
     use std::os::unix::fs::MetadataExt;
     for form in forms() {

@@ -40,7 +40,7 @@ pub struct Writer<'a> {
     /// Contents that are written already.
     placed: HashSet<ContentId>,
     /// Their chunks.
-    placed_chunks: HashSet<Chunk>,
+    placed_chunks: BTreeSet<Chunk>,
     /// Contents that the store had, and this counts on.
     known: HashSet<ContentId>,
     /// How often the disk had not taken what was written, when this began.
@@ -111,7 +111,7 @@ impl Store {
             images: Vec::new(),
             originals: Vec::new(),
             placed: HashSet::new(),
-            placed_chunks: HashSet::new(),
+            placed_chunks: BTreeSet::new(),
             known: HashSet::new(),
             losses: self.losses(),
         }
@@ -146,7 +146,7 @@ impl Writer<'_> {
 
     fn add_buffer(&mut self, content: Content, bytes: Vec<u8>) -> Result<Content, StoreError> {
         let id = content.id();
-        if self.is_known(&id)? {
+        if self.is_known(&id, &content)? {
             self.line()?.give_back(bytes);
         } else {
             let temporary = self.temporary();
@@ -191,7 +191,7 @@ impl Writer<'_> {
         let Sink { path, chunker, .. } = sink;
         let Ok(content) = chunker.finish(&mut |_: &Chunk, _: &[u8]| Ok::<(), Infallible>(()));
         let id = content.id();
-        if self.is_known(&id)? {
+        if self.is_known(&id, &content)? {
             // What of it is not written yet goes the same way when its descriptor is closed.
             fs::remove_file(&path).map_err(|error| StoreError::io("remove", &path, error))?;
         } else {
@@ -236,7 +236,7 @@ impl Writer<'_> {
     fn add_root(&mut self, encoded: &[u8]) -> Result<Content, StoreError> {
         let chunk = *blake3::hash(encoded).as_bytes();
         let content = Content { chunks: vec![(chunk, encoded.len() as u32)] };
-        if !self.is_known(&chunk)? {
+        if !self.is_known(&chunk, &content)? {
             let temporary = self.temporary();
             self.line()?.whole(temporary.clone(), encoded.to_vec())?;
             self.place(temporary, chunk, &content)?;
@@ -262,14 +262,16 @@ impl Writer<'_> {
         let (images, originals) = (std::mem::take(&mut self.images), std::mem::take(&mut self.originals));
         {
             let _none_is_doubted = self.store.changing();
-            if !self.store.index.has_contents(self.changes.contents.iter().chain(&self.known))? {
+            let index = &self.store.index;
+            let counted_on: Vec<&Chunk> = self.met.difference(&self.placed_chunks).collect();
+            let is_whole = index.has_contents(self.changes.contents.iter().chain(&self.known))?
+                && index.have(counted_on.into_iter())?.into_iter().all(|here| here);
+            if !is_whole {
                 let reason = "a part of it was found damaged while it came: bring it once more".to_owned();
                 return Err(StoreError::Damaged(reason));
             }
             // The chunks once more: where they were known to lie before may have been found damaged since.
             let chunks = std::mem::take(&mut self.changes.chunks);
-            let known = self.store.index.have(chunks.iter().map(|(chunk, _)| chunk))?;
-            let chunks = chunks.into_iter().zip(known).filter_map(|(chunk, known)| (!known).then_some(chunk)).collect();
             self.store.index.add(&Changes { chunks, images, originals, ..Changes::default() }, true)?;
         }
         // They may have been started before all of them was here.
@@ -279,35 +281,34 @@ impl Writer<'_> {
     fn note(&mut self, content: &Content, id: ContentId) -> Result<(), StoreError> {
         let is_placed = self.placed.contains(&id);
         for (chunk, at) in Location::of(content, id) {
-            let mut is_new = false;
             if self.met.insert(chunk) {
                 self.progress.chunks.fetch_add(1, Ordering::Relaxed);
-                is_new = self.store.index.chunk(&chunk)?.is_none();
-                if is_new {
+                if self.store.index.chunk(&chunk)?.is_none() {
                     self.new.insert(chunk);
                     self.progress.new_chunks.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            // Where it is known to lie it may turn out to be damaged; where it is said to lie and is not known to, it may be.
-            let is_there = if is_placed {
-                self.placed_chunks.insert(chunk)
-            } else {
-                is_new && self.store.right_at(&chunk, &at)?.is_some()
-            };
-            if is_there {
+            // Also one that is known to lie elsewhere: there it may turn out to be damaged.
+            if is_placed && self.placed_chunks.insert(chunk) {
                 self.changes.chunks.push((chunk, at));
             }
         }
-        if is_placed {
-            self.changes.contents.push(id);
-        } else {
+        if !is_placed {
             self.known.insert(id);
         }
         Ok(())
     }
 
-    fn is_known(&self, id: &ContentId) -> Result<bool, StoreError> {
-        Ok(self.placed.contains(id) || self.store.index.content(id)? && self.store.object(id).exists())
+    /// Whether it is here already, with each of its chunks: one that the index has forgotten was found damaged.
+    fn is_known(&self, id: &ContentId, content: &Content) -> Result<bool, StoreError> {
+        let index = &self.store.index;
+        if self.placed.contains(id) {
+            return Ok(true);
+        }
+        if !index.content(id)? || !self.store.object(id).exists() {
+            return Ok(false);
+        }
+        Ok(index.have(content.chunks.iter().map(|(chunk, _)| chunk))?.into_iter().all(|here| here))
     }
 
     fn temporary(&self) -> PathBuf {
@@ -328,7 +329,9 @@ impl Writer<'_> {
         let path = self.store.object(&id);
         *lock(&self.store.placed).entry(id).or_default() += 1;
         self.written.push((path.clone(), Some(content.clone())));
-        self.placed.insert(id);
+        if self.placed.insert(id) {
+            self.changes.contents.push(id);
+        }
         self.line()?.place(temporary, path)
     }
 }
