@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{Io, Limits, OWN_DISK, numbers};
+use crate::lookup::Lookup;
 use crate::workload::{SpecError, is_name};
 
 /// The most mounts of one container.
@@ -55,6 +56,12 @@ pub struct Confinement {
     /// What it has of its machine's other parts.
     #[serde(skip_serializing_if = "Limits::is_usual")]
     pub limits: Limits,
+    /// Whether process 1 in it is not its program, but waits for orphans and passes signals on.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub init: bool,
+    /// How it finds others by name.
+    #[serde(skip_serializing_if = "Lookup::is_usual")]
+    pub lookup: Lookup,
 }
 
 /// What network a container has.
@@ -349,6 +356,10 @@ impl Confinement {
                 reason: "on the machine's own network it would be the machine's".to_owned(),
             });
         }
+        self.lookup.check()?;
+        if self.network() == Network::None && self.lookup.hosts.iter().any(|host| host.address.is_none()) {
+            return Err(SpecError::Contradiction { one: "no network", other: "a name for its machine" });
+        }
         self.check_network()?;
         self.check_devices()?;
         let strict = self.sandbox == Sandbox::Strict;
@@ -357,6 +368,12 @@ impl Confinement {
         }
         if strict && self.runtime.is_some() {
             return Err(SpecError::Contradiction { one: "the strict sandbox", other: "another OCI runtime" });
+        }
+        if self.init && self.runtime.is_some() {
+            return Err(SpecError::Contradiction {
+                one: "an init that waits for orphans",
+                other: "another OCI runtime",
+            });
         }
         if let Some(runtime) = self.runtime.as_ref().filter(|runtime| !is_name(runtime)) {
             return Err(SpecError::Name { name: runtime.clone() });

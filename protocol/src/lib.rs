@@ -27,6 +27,7 @@ pub mod exchange;
 pub mod id;
 pub mod lease;
 pub mod limits;
+pub mod lookup;
 pub mod membership;
 pub mod memo;
 pub mod message;

@@ -419,6 +419,8 @@ impl Spec {
             ("devices", devices),
             ("io", !self.confinement.io.is_usual()),
             ("limits", !self.confinement.limits.is_usual()),
+            ("lookup", !self.confinement.lookup.is_usual()),
+            ("init", self.confinement.init),
         ];
         asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name.to_owned()).collect()
     }

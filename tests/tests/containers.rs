@@ -62,6 +62,30 @@ fn the_first_process_can_be_killed_by_a_signal() {
 }
 
 #[test]
+fn an_init_waits_for_orphans_passes_signals_on_and_ends_as_its_program_does() {
+    let lab = two_hosts();
+    let [one, _] = lab.hosts();
+    run(one, &["--init", "alpine", "sh", "-c", "cat /proc/1/comm; exit 7"]).exits(7).says("moyai-init");
+    run(one, &["--init", "alpine", "sh", "-c", "kill -9 $$"]).exits(137);
+    run(one, &["--init", "alpine", "nosuchcommand"]).fails(127).says("nosuchcommand");
+    run(one, &["--init", "--user", "1000", "alpine", "id", "-u"]).ok().says("1000");
+    run(one, &["--init", "--sandbox", "strict", "alpine", "true"]).ok();
+    run(one, &["--init", "--runtime", "crun", "alpine", "true"]).fails(125).says("another OCI runtime");
+    // A program that has no handler for it, and as process 1 would not hear of it.
+    begin(one, "deaf", &["--init", "--stop-timeout", "60", "alpine", "sleep", "1000"]);
+    let inside = |script: &str| one.moyai(&["exec", "deaf", "sh", "-c", script]);
+    inside("(sleep 0.1 &)").ok();
+    let is_left = "for one in /proc/[0-9]*; do cat $one/stat 2>/dev/null; done | grep -q '(sleep) Z'";
+    wait_for("the orphan to be waited for", PATIENCE, || {
+        inside(&format!("! {is_left} && ! pidof sleep | grep -q ' '")).code.eq(&0).then_some(())
+    });
+    assert_ne!(inside("readlink /proc/1/exe").code, 0, "what looks after it is out of reach");
+    assert_ne!(inside("readlink /proc/1/fd/1").code, 0);
+    one.moyai(&["stop", "deaf"]).ok();
+    one.moyai(&["wait", "deaf"]).exits(143);
+}
+
+#[test]
 fn standard_output_and_error_stay_apart() {
     let lab = two_hosts();
     let [one, _] = lab.hosts();

@@ -57,6 +57,50 @@ fn containers_of_one_host_find_one_another_by_name() {
 }
 
 #[test]
+fn names_are_looked_up_as_the_user_asks() {
+    let lab = Lab::mesh(2);
+    let [one, two] = lab.hosts();
+    one.load(&images::alpine());
+    let asked = ["--dns", &two.address, "--dns-search", "lab.example", "--dns-option", "ndots:2"];
+    let hosts = ["--add-host", "db:10.9.8.7", "--add-host", "six=[fd00::7]", "--add-host", "node:host-gateway"];
+    let run = |name: &str, command: &[&str]| {
+        let options = [&["run", "-d", "--name", name, "--on", "node=lab-1"], &asked[..], &hosts[..]].concat();
+        one.moyai(&[&options[..], &["alpine"], command].concat()).ok();
+    };
+    run("asks", &["sleep", "1000"]);
+    let inside = |script: &str| one.moyai(&["exec", "asks", "sh", "-c", script]);
+    let files = inside("cat /etc/hosts /etc/resolv.conf").ok().stdout;
+    for line in ["10.9.8.7\tdb", "fd00::7\tsix", "search lab.example", "options ndots:2"] {
+        assert!(files.lines().any(|one| one == line), "{line}: {files}");
+    }
+    let node = files.lines().find_map(|line| line.strip_suffix("\tnode")).expect("the node's address");
+    // The same that it asks for names: its node, which knows workloads, and asks the other for what it does not know.
+    assert!(files.contains(&format!("nameserver {node}\n")) && !files.contains(&two.address), "{files}");
+    inside("nslookup asks.1 | grep -q 'Name:.*asks'").ok();
+    for name in ["first", "second"] {
+        let heard = lab.folder().join(name);
+        let listen =
+            "use Socket; socket(S, AF_INET, SOCK_DGRAM, 0); bind(S, sockaddr_in(53, INADDR_ANY)) or die; alarm 60;
+            recv(S, $_, 512, 0); open(F, '>', $ARGV[0]); print F; close F";
+        let mut server = two.command("perl", &["-e", listen, &heard.display().to_string()]).spawn().expect("a server");
+        wait_for("the server to hear the question", PATIENCE, || {
+            inside(&format!("nslookup {name}.example.org"));
+            std::fs::read(&heard).is_ok_and(|heard| String::from_utf8_lossy(&heard).contains(name)).then_some(())
+        });
+        drop(server.kill());
+        server.wait().expect("it has ended");
+        // The next daemon is told the same.
+        one.kill_daemon();
+        one.up();
+    }
+    let refused = |option: &[&str]| one.moyai(&[&["run"], option, &["alpine", "true"]].concat()).fails(125);
+    refused(&["--add-host", "db"]).says("write it like --add-host db:10.0.0.7");
+    refused(&["--add-host", "d b:10.0.0.7"]).says("host `d b`");
+    refused(&["--dns", "127.0.0.53"]).says("name server 127.0.0.53");
+    refused(&["--network", "none", "--add-host", "node:host-gateway"]).says("no network");
+}
+
+#[test]
 fn a_container_reaches_the_world_and_neighbours_do_not_reach_what_is_not_published() {
     let lab = Lab::mesh(2);
     let [one, two] = lab.hosts();

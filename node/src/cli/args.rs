@@ -566,6 +566,21 @@ pub struct ConfinementWish {
     /// bridge, none, or the node's own: host [default: bridge; none in a strict sandbox]
     #[arg(long, value_name = "KIND")]
     pub network: Option<String>,
+    /// Have a process of its own wait for orphans in it, and pass signals on to its program
+    #[arg(long)]
+    pub init: bool,
+    /// Give a name an address in its hosts file; host-gateway is the node, as it is reached from the bridge
+    #[arg(long, value_name = "NAME:IP")]
+    pub add_host: Vec<String>,
+    /// Ask this server for names, instead of those that the node asks; names of workloads are found all the same
+    #[arg(long, value_name = "IP")]
+    pub dns: Vec<std::net::IpAddr>,
+    /// Look for names without a dot in this domain, instead of the node's; `.` is in none
+    #[arg(long, value_name = "DOMAIN")]
+    pub dns_search: Vec<String>,
+    /// What its resolver minds, instead of the node's: ndots:2
+    #[arg(long, value_name = "OPTION")]
+    pub dns_option: Vec<String>,
     /// Give it a device of the node: one that the node offers (`moyai init --offer /dev/kvm`), or one that its CDI files name
     #[arg(long, value_name = "/DEV[:/INSIDE][:rwm]|VENDOR/CLASS=NAME")]
     pub device: Vec<String>,

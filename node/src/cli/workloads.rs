@@ -15,6 +15,7 @@ use super::output::{age, json_lines, parse_cpus, parse_duration, parse_size, tab
 use crate::api::client::Client;
 use moyai_protocol::confinement::{Confinement, Device, Mount, MountKind, Network, Port, Sandbox};
 use moyai_protocol::limits::{Io, IoKind, IoLimit, Limits, UNLIMITED, Ulimit};
+use moyai_protocol::lookup::{Host, Lookup};
 use moyai_protocol::workload::Health;
 
 use crate::api::types::{EpochRow, LogRow, RolloutRow, Row, RunRequest, Submitted, UpdateRequest, WhyRow};
@@ -342,10 +343,12 @@ fn confinement(wish: super::args::ConfinementWish) -> anyhow::Result<Confinement
     if let Some(text) = &wish.gpus {
         devices.extend(gpus(text)?);
     }
-    let (io, limits) = (disks(&wish)?, limits(&wish)?);
+    let (io, limits, lookup) = (disks(&wish)?, limits(&wish)?, lookup(&wish)?);
     Ok(Confinement {
         io,
         limits,
+        lookup,
+        init: wish.init,
         network: wish.network.as_deref().map(network).transpose()?,
         ports,
         devices,
@@ -388,6 +391,33 @@ fn limits(wish: &super::args::ConfinementWish) -> anyhow::Result<Limits> {
         shm_size: wish.shm_size.as_deref().map(bytes).transpose()?,
         ulimits: wish.ulimit.iter().map(|text| ulimit(text)).collect::<anyhow::Result<_>>()?,
         sysctls,
+    })
+}
+
+/// How it finds others by name.
+fn lookup(wish: &super::args::ConfinementWish) -> anyhow::Result<Lookup> {
+    Ok(Lookup {
+        hosts: wish.add_host.iter().map(|text| added_host(text)).collect::<anyhow::Result<_>>()?,
+        servers: wish.dns.clone(),
+        search: wish.dns_search.clone(),
+        options: wish.dns_option.clone(),
+    })
+}
+
+/// `db:10.0.0.7`, `db=10.0.0.7`, `db:::1`, `db:[::1]`, `node:host-gateway`.
+fn added_host(text: &str) -> anyhow::Result<Host> {
+    let parsed = text.split_once([':', '=']).and_then(|(name, address)| {
+        let address = match address {
+            "host-gateway" => None,
+            address => {
+                let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+                Some(bare.unwrap_or(address).parse().ok()?)
+            }
+        };
+        Some(Host { name: name.to_owned(), address })
+    });
+    parsed.ok_or_else(|| {
+        problem(format!("--add-host {text}: no name and address"), "write it like --add-host db:10.0.0.7")
     })
 }
 

@@ -359,7 +359,9 @@ impl Effects {
             cap_drop: spec.confinement.cap_drop.clone(),
             strict: (spec.confinement.sandbox == Sandbox::Strict).then(|| ids_of(placement)),
             network: joined.network.clone(),
+            lookup: lookup(&spec.confinement.lookup),
             devices,
+            init: spec.confinement.init,
             terminal: spec.terminal,
             input: spec.input,
             runtime: spec.confinement.runtime.as_deref().map(|name| self.runtime(name)).transpose()?,
@@ -578,6 +580,15 @@ impl Effects {
             pieces: missing.pieces.iter().map(piece).collect(),
             present: missing.present,
         })
+    }
+}
+
+fn lookup(asked: &moyai_protocol::lookup::Lookup) -> container::Lookup {
+    container::Lookup {
+        hosts: asked.hosts.iter().map(|host| (host.name.clone(), host.address)).collect(),
+        servers: asked.servers.clone(),
+        search: asked.search.clone(),
+        options: asked.options.clone(),
     }
 }
 

@@ -40,14 +40,33 @@ const LIFE: u32 = 2;
 /// The longest datagram: what resolvers announce at the most (RFC 6891 section 6.2.5, and its common practice).
 const DATAGRAM: usize = 4096;
 
-/// Where containers are: address by name and replica, which counts from 0.
+/// Where containers are.
 #[derive(Clone, Default)]
-pub(super) struct Names(Arc<Mutex<BTreeMap<Ipv4Addr, (String, u32)>>>);
+pub(super) struct Names(Arc<Mutex<BTreeMap<Ipv4Addr, Known>>>);
+
+struct Known {
+    /// Of its workload.
+    name: String,
+    /// Counts from 0.
+    replica: u32,
+    /// Whom it has asked for what this node does not know; none are whom the machine asks.
+    servers: Vec<IpAddr>,
+}
 
 impl Names {
     /// A container of the workload `name` is at `address`.
-    pub(super) fn insert(&self, address: Ipv4Addr, name: &str, replica: u32) {
-        self.lock().insert(address, (name.to_ascii_lowercase(), replica));
+    pub(super) fn insert(&self, address: Ipv4Addr, name: &str, replica: u32, servers: Vec<IpAddr>) {
+        self.lock().insert(address, Known { name: name.to_ascii_lowercase(), replica, servers });
+    }
+
+    /// Who is asked for what a container there wants to know.
+    async fn servers(&self, from: IpAddr) -> Vec<SocketAddr> {
+        let own = match from {
+            IpAddr::V4(from) => self.lock().get(&from).map(|known| known.servers.clone()).unwrap_or_default(),
+            IpAddr::V6(_) => Vec::new(),
+        };
+        let all = if own.is_empty() { of_machine().await } else { own };
+        all.into_iter().take(MAX_SERVERS).map(|ip| SocketAddr::new(ip, 53)).collect()
     }
 
     /// Nothing is there any more.
@@ -65,12 +84,12 @@ impl Names {
         };
         let all = self.lock();
         let here =
-            all.iter().filter(|(_, (known, number))| known == name && replica.is_none_or(|asked| asked == *number));
+            all.iter().filter(|(_, known)| known.name == name && replica.is_none_or(|asked| asked == known.replica));
         let found: Vec<Ipv4Addr> = here.map(|(address, _)| *address).collect();
         (!found.is_empty()).then_some(found)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Ipv4Addr, (String, u32)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Ipv4Addr, Known>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -123,7 +142,9 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, names: Names, subnet: Subnet, p
         tokio::spawn(async move {
             let answer = match answer(&question, &names) {
                 Some(answer) => Some(answer),
-                None => forward_datagram(&question).await.or_else(|| failure(&question)),
+                None => {
+                    forward_datagram(&question, &names.servers(from.ip()).await).await.or_else(|| failure(&question))
+                }
             };
             if let Some(answer) = answer {
                 // Who asked may be gone.
@@ -148,7 +169,9 @@ async fn serve_streams(listener: TcpListener, names: Names, subnet: Subnet, plac
             if let Ok(Some(question)) = timeout(PATIENCE, read_framed(&mut stream)).await {
                 let answer = match answer(&question, &names) {
                     Some(answer) => Some(answer),
-                    None => forward_stream(&question).await.or_else(|| failure(&question)),
+                    None => {
+                        forward_stream(&question, &names.servers(from.ip()).await).await.or_else(|| failure(&question))
+                    }
                 };
                 if let Some(answer) = answer {
                     let _gone = timeout(PATIENCE, write_framed(&mut stream, &answer)).await;
@@ -194,18 +217,17 @@ fn reply_to(asked: &Message, code: ResponseCode) -> Message {
 }
 
 /// Whom this machine asks (resolv.conf(5)). Read for each question: it changes as a laptop moves.
-async fn servers() -> Vec<SocketAddr> {
+async fn of_machine() -> Vec<IpAddr> {
     let text = tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default();
-    let listed = text.lines().filter_map(|line| line.trim_start().strip_prefix("nameserver")?.trim().parse().ok());
-    listed.take(MAX_SERVERS).map(|ip: IpAddr| SocketAddr::new(ip, 53)).collect()
+    text.lines().filter_map(|line| line.trim_start().strip_prefix("nameserver")?.trim().parse().ok()).collect()
 }
 
-async fn forward_datagram(question: &[u8]) -> Option<Vec<u8>> {
+async fn forward_datagram(question: &[u8], servers: &[SocketAddr]) -> Option<Vec<u8>> {
     if !is_plain(question) {
         return None;
     }
-    for server in servers().await {
-        match timeout(PATIENCE / MAX_SERVERS as u32, ask(question, server)).await {
+    for server in servers {
+        match timeout(PATIENCE / MAX_SERVERS as u32, ask(question, *server)).await {
             Ok(Ok(answer)) => return Some(answer),
             Ok(Err(error)) => debug!(%server, %error, "a name server does not answer"),
             Err(_) => debug!(%server, "a name server does not answer in time"),
@@ -230,11 +252,11 @@ async fn ask(question: &[u8], server: SocketAddr) -> std::io::Result<Vec<u8>> {
     }
 }
 
-async fn forward_stream(question: &[u8]) -> Option<Vec<u8>> {
+async fn forward_stream(question: &[u8], servers: &[SocketAddr]) -> Option<Vec<u8>> {
     if !is_plain(question) {
         return None;
     }
-    for server in servers().await {
+    for server in servers {
         let asked = async {
             let mut stream = TcpStream::connect(server).await.ok()?;
             write_framed(&mut stream, question).await.ok()?;
@@ -298,8 +320,8 @@ mod tests {
     fn workloads_are_found_by_name_and_by_replica() {
         let names = Names::default();
         let (one, two) = (Ipv4Addr::new(10, 210, 0, 2), Ipv4Addr::new(10, 210, 0, 3));
-        names.insert(one, "web", 0);
-        names.insert(two, "Web", 1);
+        names.insert(one, "web", 0, Vec::new());
+        names.insert(two, "Web", 1, Vec::new());
         assert_eq!(names.find("web"), Some(vec![one, two]));
         assert_eq!(names.find("WEB.2."), Some(vec![two]));
         for other in ["web.3", "web.0", "web.example", "example.com", ""] {
@@ -316,7 +338,7 @@ mod tests {
     #[test]
     fn a_workload_cannot_take_a_name_of_the_world() {
         let names = Names::default();
-        names.insert(Ipv4Addr::new(10, 210, 0, 2), "example.com", 0);
+        names.insert(Ipv4Addr::new(10, 210, 0, 2), "example.com", 0, Vec::new());
         assert_eq!(super::answer(&ask_for("example.com.", RecordType::A), &names), None);
     }
 

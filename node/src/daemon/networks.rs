@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +33,9 @@ struct Given {
     ports: Vec<Port>,
     name: String,
     replica: u32,
+    /// Who is asked what this node does not know; none are whom it asks itself.
+    #[serde(default)]
+    servers: Vec<IpAddr>,
 }
 
 /// What a container is started with; its namespace lives while this is held, until the container is in it.
@@ -102,7 +105,8 @@ impl Networks {
         let kept = ports.iter().map(keep).collect::<Result<Vec<_>, _>>()?;
         let endpoint = open.bridge.endpoint().map_err(|error| machine(&error))?;
         let address = endpoint.address;
-        let given = Given { address, ports, name: spec.name.clone(), replica };
+        let servers = spec.confinement.lookup.servers.clone();
+        let given = Given { address, ports, name: spec.name.clone(), replica, servers };
         let published = std::fs::create_dir_all(dir)
             .and_then(|()| std::fs::write(dir.join(FILE), serde_json::to_vec(&given).expect("plain data")))
             .map_err(|error| machine(&format!("cannot write {}: {error}", dir.join(FILE).display())))
@@ -114,9 +118,10 @@ impl Networks {
             return Err(error);
         }
         open.kept().insert(address, kept);
-        self.names.insert(address, &spec.name, replica);
+        self.names.insert(address, &given.name, replica, given.servers);
         let namespace = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), endpoint.namespace.as_raw_fd()));
-        let network = Network::Joined { namespace, address, nameserver: open.nameserver };
+        let gateway = open.bridge.subnet().gateway();
+        let network = Network::Joined { namespace, address, gateway, nameserver: open.nameserver };
         Ok(Joined { network, _endpoint: Some(endpoint) })
     }
 
@@ -167,7 +172,9 @@ impl Networks {
         let kept =
             found.iter().map(|given| (given.address, given.ports.iter().filter_map(|port| keep(port).ok()).collect()));
         let kept = Arc::new(Mutex::new(kept.collect()));
-        found.iter().for_each(|given| self.names.insert(given.address, &given.name, given.replica));
+        for Given { address, name, replica, servers, .. } in found {
+            self.names.insert(address, &name, replica, servers);
+        }
         let nameserver = match names::serve(&self.names, bridge.subnet(), &self.runtime) {
             Ok(()) => Some(bridge.subnet().gateway()),
             Err(error) => {

@@ -58,7 +58,8 @@ const STABLE: Duration = Duration::from_secs(10);
 /// A replica that failed here is not taken again for this long.
 const SHUN: Duration = Duration::from_secs(30);
 /// Features that this release understands; a workload that requires another is refused.
-pub const FEATURES: [&str; 8] = ["gang", "singleton", "apart", "confinement", "network", "devices", "io", "limits"];
+pub const FEATURES: [&str; 10] =
+    ["gang", "singleton", "apart", "confinement", "network", "devices", "io", "limits", "lookup", "init"];
 /// A lease must last so much longer than [`MARGIN`] for a container to be started with it.
 const WORTH_STARTING: Duration = Duration::from_millis(500);
 

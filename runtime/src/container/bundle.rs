@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -120,8 +120,12 @@ pub struct Request {
     pub strict: Option<u32>,
     /// What network it has.
     pub network: Network,
+    /// How it finds others by name.
+    pub lookup: Lookup,
     /// Devices of the machine, and what comes with them.
     pub devices: Vec<Edits>,
+    /// Process 1 is not its program, but looks after that.
+    pub init: bool,
     /// It runs on a terminal.
     pub terminal: bool,
     /// Somebody may write to its standard input.
@@ -148,9 +152,24 @@ pub enum Network {
         namespace: PathBuf,
         /// Its address there.
         address: Ipv4Addr,
+        /// The machine's, as it is reached from there.
+        gateway: Ipv4Addr,
         /// Who answers for names; without one the machine's own are asked.
         nameserver: Option<Ipv4Addr>,
     },
+}
+
+/// How a container finds others by name, over what the machine has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lookup {
+    /// Lines of its hosts file; without an address it is the machine.
+    pub hosts: Vec<(String, Option<IpAddr>)>,
+    /// Who is asked; of a network that has a nameserver, by that one.
+    pub servers: Vec<IpAddr>,
+    /// Domains in which names are looked for.
+    pub search: Vec<String>,
+    /// What resolvers mind.
+    pub options: Vec<String>,
 }
 
 /// One thing that is put into a container.
@@ -224,7 +243,7 @@ pub fn write(dir: &Path, image: &Runnable, request: &Request) -> Result<(), Bund
         ("launch.json", serde_json::to_vec(&launch).expect("plain data")),
         ("hosts", hosts(request).into_bytes()),
         ("hostname", format!("{}\n", request.hostname).into_bytes()),
-        ("resolv.conf", resolv_conf(&request.network).into_bytes()),
+        ("resolv.conf", resolv_conf(&machine_resolv_conf(), &request.network, &request.lookup).into_bytes()),
     ];
     for (name, bytes) in files {
         let path = dir.join(name);
@@ -242,27 +261,54 @@ pub fn write(dir: &Path, image: &Runnable, request: &Request) -> Result<(), Bund
 }
 
 fn hosts(request: &Request) -> String {
-    let own = match request.network {
-        Network::Joined { address, .. } => address,
+    let (own, machine) = match request.network {
+        Network::Joined { address, gateway, .. } => (address, Some(gateway)),
         // Debian's, for a machine that has no address of its own.
-        _ => Ipv4Addr::new(127, 0, 1, 1),
+        Network::Host => (Ipv4Addr::new(127, 0, 1, 1), Some(Ipv4Addr::LOCALHOST)),
+        Network::Alone => (Ipv4Addr::new(127, 0, 1, 1), None),
     };
-    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{}\n", request.hostname)
+    let added = request.lookup.hosts.iter().filter_map(|(name, address)| {
+        let address = address.or(machine.map(IpAddr::V4))?;
+        Some(format!("{address}\t{name}\n"))
+    });
+    let usual = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    let all = usual + &format!("{own}\t{}\n", request.hostname);
+    all + &added.collect::<String>()
 }
 
-/// Whom it asks for names. Its own loopback is not the machine's: what listens there (a stub of systemd-resolved, dnsmasq) is
-/// left out.
-fn resolv_conf(network: &Network) -> String {
+fn machine_resolv_conf() -> String {
     // Without the file there is nobody to ask; resolv.conf(5) has a default for that.
-    let machine = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let Network::Joined { nameserver, .. } = network else { return machine };
-    let asked = |line: &&str| {
-        let Some(server) = line.trim_start().strip_prefix("nameserver") else { return true };
-        let loopback = server.trim().parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-        nameserver.is_none() && !loopback
+    fs::read_to_string("/etc/resolv.conf").unwrap_or_default()
+}
+
+/// Whom it asks for names, and how. Its own loopback is not the machine's: what listens there (a stub of systemd-resolved, dnsmasq) is
+/// left out.
+fn resolv_conf(machine: &str, network: &Network, lookup: &Lookup) -> String {
+    let nameserver = if let Network::Joined { nameserver, .. } = network { *nameserver } else { None };
+    let servers: Vec<IpAddr> = match nameserver {
+        // It asks those that are asked for.
+        Some(server) => vec![server.into()],
+        None => lookup.servers.clone(),
     };
-    let own = nameserver.map(|server| format!("nameserver {server}\n")).unwrap_or_default();
-    own + &machine.lines().filter(asked).map(|line| format!("{line}\n")).collect::<String>()
+    let has_own_loopback = *network != Network::Host;
+    let stays = |line: &&str| match line.split_ascii_whitespace().next() {
+        Some("nameserver") => {
+            let server = line.split_ascii_whitespace().nth(1).and_then(|server| server.parse().ok());
+            let is_loopback = server.is_some_and(|server: IpAddr| server.is_loopback());
+            servers.is_empty() && !(has_own_loopback && is_loopback)
+        }
+        Some("search" | "domain") => lookup.search.is_empty(),
+        Some("options") => lookup.options.is_empty(),
+        _ => true,
+    };
+    let servers = servers.iter().map(|server| format!("nameserver {server}\n"));
+    let mut text: String = servers.chain(machine.lines().filter(stays).map(|line| format!("{line}\n"))).collect();
+    for (what, words) in [("search", &lookup.search), ("options", &lookup.options)] {
+        if !words.is_empty() {
+            text += &format!("{what} {}\n", words.join(" "));
+        }
+    }
+    text
 }
 
 fn spec(image: &Runnable, request: &Request) -> Result<Spec, BundleError> {
@@ -317,6 +363,9 @@ fn spec(image: &Runnable, request: &Request) -> Result<Spec, BundleError> {
         .build()?;
     // The builder's default has some.
     spec.set_hooks(None);
+    if request.init {
+        spec.set_annotations(Some(HashMap::from([(crate::oci::INIT.to_owned(), "true".to_owned())])));
+    }
     cdi::apply(&mut spec, &request.devices)?;
     Ok(spec)
 }
@@ -539,4 +588,52 @@ fn mounts(request: &Request) -> Result<Vec<Mount>, OciSpecError> {
         });
     }
     Ok(mounts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_looked_up_as_asked_for_and_otherwise_as_the_machine_does() {
+        let machine = "# of the lab\nnameserver 127.0.0.53\nnameserver 10.0.0.53\nsearch lab.example\noptions edns0\n";
+        let (address, gateway) = (Ipv4Addr::new(10, 210, 0, 2), Ipv4Addr::new(10, 210, 0, 1));
+        let joined = |nameserver| Network::Joined { namespace: PathBuf::new(), address, gateway, nameserver };
+        let usual = Lookup::default();
+        assert_eq!(
+            resolv_conf(machine, &joined(Some(gateway)), &usual),
+            "nameserver 10.210.0.1\n# of the lab\nsearch lab.example\noptions edns0\n"
+        );
+        // Where the node cannot answer at the bridge.
+        let others = "# of the lab\nnameserver 10.0.0.53\nsearch lab.example\noptions edns0\n";
+        assert_eq!(resolv_conf(machine, &joined(None), &usual), others);
+        assert_eq!(resolv_conf(machine, &Network::Host, &usual), machine);
+        let asked = Lookup {
+            servers: vec![[9, 9, 9, 9].into()],
+            search: vec!["a.example".to_owned(), "b.example".to_owned()],
+            options: vec!["ndots:2".to_owned()],
+            ..Lookup::default()
+        };
+        let own = "search a.example b.example\noptions ndots:2\n";
+        assert_eq!(
+            resolv_conf(machine, &joined(Some(gateway)), &asked),
+            format!("nameserver 10.210.0.1\n# of the lab\n{own}")
+        );
+        for network in [joined(None), Network::Host, Network::Alone] {
+            assert_eq!(resolv_conf(machine, &network, &asked), format!("nameserver 9.9.9.9\n# of the lab\n{own}"));
+        }
+        let request = |network| Request {
+            hostname: "web".to_owned(),
+            network,
+            lookup: Lookup {
+                hosts: vec![("db".to_owned(), Some([10, 0, 0, 7].into())), ("node".to_owned(), None)],
+                ..Lookup::default()
+            },
+            ..Request::default()
+        };
+        let lines = hosts(&request(joined(None)));
+        assert!(lines.ends_with("10.210.0.2\tweb\n10.0.0.7\tdb\n10.210.0.1\tnode\n"), "{lines}");
+        assert!(hosts(&request(Network::Host)).ends_with("10.0.0.7\tdb\n127.0.0.1\tnode\n"));
+        assert!(hosts(&request(Network::Alone)).ends_with("10.0.0.7\tdb\n"));
+    }
 }

@@ -17,7 +17,7 @@ use super::namespaces::{self, Namespaces};
 use super::process::{self, Listener, Program};
 use super::rootfs::{Plan, Sources};
 use super::spawn::{Job, Message, Stdio, has_early_hooks, number, state, tell, wait};
-use super::{Failure, console, failure, hooks};
+use super::{Failure, console, failure, hooks, reaper};
 use crate::sys;
 
 /// What init is made of.
@@ -255,7 +255,16 @@ impl Init<'_> {
         let list = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref());
         // They are the image's programs, and have no more rights than its own.
         let state = self.state("created");
-        let last = || hooks::run("startContainer", list, &state);
+        let annotation = spec.annotations().as_ref().and_then(|all| all.get(reaper::ANNOTATION));
+        let last = || {
+            hooks::run("startContainer", list, &state)?;
+            if annotation.is_some_and(|value| value == "true") {
+                let terminal = process.terminal().unwrap_or(false);
+                let error = |error| failure(format!("annotations[{}]: cannot fork: {error}", reaper::ANNOTATION));
+                reaper::stay_behind(terminal).map_err(error)?;
+            }
+            Ok(())
+        };
         let filter = self.job.config.filter.as_ref();
         program.become_it(process, filter, self.listener.as_ref(), self.job.tied, &last)
     }

@@ -217,7 +217,8 @@ impl Program {
     }
 
     /// Gives up what the process is not to have, and becomes it; returns only why it could not.
-    /// `tied` is for one that is to die with its parent; `last` is done when it has no more rights than the program.
+    /// `tied` is for one that is to die with its parent; `last` is done when it has no more rights than the program, and what it
+    /// returns in becomes the program.
     pub(super) fn become_it(
         self,
         process: &Process,
