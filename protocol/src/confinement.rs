@@ -163,7 +163,9 @@ impl Offers {
             return Some("its own network".to_owned());
         }
         if self.ordinary {
-            let bridge = asked.network == Some(Network::Bridge) || !asked.ports.is_empty();
+            let names_machine = asked.lookup.hosts.iter().any(|host| host.address.is_none());
+            let wants_it = !asked.ports.is_empty() || (names_machine && asked.network() == Network::Bridge);
+            let bridge = asked.network == Some(Network::Bridge) || wants_it;
             let lacks = |what: &str| Some(format!("{what}, as it runs as an ordinary user"));
             if bridge {
                 return lacks("a bridge");
@@ -356,7 +358,7 @@ impl Confinement {
                 reason: "on the machine's own network it would be the machine's".to_owned(),
             });
         }
-        self.lookup.check()?;
+        self.lookup.check(self.network() == Network::Bridge)?;
         if self.network() == Network::None && self.lookup.hosts.iter().any(|host| host.address.is_none()) {
             return Err(SpecError::Contradiction { one: "no network", other: "a name for its machine" });
         }

@@ -12,9 +12,10 @@ use crate::workload::SpecError;
 
 /// The most lines that its hosts file has of its own.
 const MAX_HOSTS: usize = 256;
-/// More servers no resolver asks, nor looks in more domains (resolv.conf(5)).
+/// More servers no resolver asks (resolv.conf(5)).
 const MAX_SERVERS: usize = 3;
-const MAX_SEARCH: usize = 6;
+/// glibc took six until 2.26, and any number since.
+const MAX_SEARCH: usize = 32;
 const MAX_OPTIONS: usize = 16;
 /// The longest name (RFC 1035 section 2.3.4), and option.
 const MAX_NAME: usize = 253;
@@ -54,7 +55,8 @@ impl Lookup {
         *self == Lookup::default()
     }
 
-    pub(crate) fn check(&self) -> Result<(), SpecError> {
+    /// Of a container that has a network of its own, on its machine's bridge, or not.
+    pub(crate) fn check(&self, is_bridged: bool) -> Result<(), SpecError> {
         let wrong = |what: String, reason: &str| Err(SpecError::Limit { what, reason: reason.to_owned() });
         let lens = [
             ("added hosts", self.hosts.len(), MAX_HOSTS),
@@ -68,7 +70,9 @@ impl Lookup {
         if let Some(host) = self.hosts.iter().find(|host| !is_host(&host.name)) {
             return wrong(format!("host `{}`", shown(&host.name)), "a name has letters, digits, `-`, `_` and `.`");
         }
-        if let Some(server) = self.servers.iter().find(|server| server.is_loopback() || server.is_unspecified()) {
+        // Its node asks for it, and would ask itself.
+        let is_own = |server: &&IpAddr| server.to_canonical().is_loopback() || server.to_canonical().is_unspecified();
+        if let Some(server) = self.servers.iter().find(is_own).filter(|_| is_bridged) {
             return wrong(format!("name server {server}"), "at that address every machine has another");
         }
         // resolv.conf(5): a lone dot is the root, and no search at all.
@@ -110,24 +114,25 @@ mod tests {
             hosts: vec![Host { name: name.to_owned(), address: Some(IpAddr::from([10, 0, 0, 1])) }],
             ..Lookup::default()
         };
-        assert!(host("db.example.org").check().is_ok() && Lookup::default().check().is_ok());
+        assert!(host("db.example.org").check(true).is_ok() && Lookup::default().check(true).is_ok());
         for name in ["", "two words", "a\n10.0.0.2\tb", "-x", &"x".repeat(254)] {
-            assert!(host(name).check().is_err(), "{name:?}");
+            assert!(host(name).check(true).is_err(), "{name:?}");
         }
-        let refused = host("a\nb").check().unwrap_err().to_string();
+        let refused = host("a\nb").check(true).unwrap_err().to_string();
         assert_eq!(refused, "host `a\\nb`: a name has letters, digits, `-`, `_` and `.`");
         let servers = |servers: &[&str]| Lookup {
             servers: servers.iter().map(|server| server.parse().unwrap()).collect(),
             ..Lookup::default()
         };
-        assert!(servers(&["9.9.9.9", "2620:fe::fe"]).check().is_ok());
-        assert!(servers(&["127.0.0.53"]).check().is_err() && servers(&["::1"]).check().is_err());
-        assert!(servers(&["1.1.1.1"; 4]).check().is_err());
+        assert!(servers(&["9.9.9.9", "2620:fe::fe"]).check(true).is_ok());
+        assert!(servers(&["127.0.0.53"]).check(true).is_err() && servers(&["::1"]).check(true).is_err());
+        assert!(servers(&["::ffff:127.0.0.1"]).check(true).is_err() && servers(&["127.0.0.53"]).check(false).is_ok());
+        assert!(servers(&["1.1.1.1"; 4]).check(true).is_err());
         let search = |domain: &str| Lookup { search: vec![domain.to_owned()], ..Lookup::default() };
-        assert!(search("lab.example").check().is_ok() && search(".").check().is_ok());
-        assert!(search("lab example").check().is_err());
+        assert!(search("lab.example").check(true).is_ok() && search(".").check(true).is_ok());
+        assert!(search("lab example").check(true).is_err());
         let option = |option: &str| Lookup { options: vec![option.to_owned()], ..Lookup::default() };
-        assert!(option("ndots:2").check().is_ok());
-        assert!(option("ndots:2\nnameserver 10.0.0.1").check().is_err() && option("").check().is_err());
+        assert!(option("ndots:2").check(true).is_ok());
+        assert!(option("ndots:2\nnameserver 10.0.0.1").check(true).is_err() && option("").check(true).is_err());
     }
 }

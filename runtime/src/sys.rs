@@ -107,13 +107,19 @@ pub(crate) fn block_signals() -> io::Result<()> {
 
 /// Waits for a signal, of those that are blocked.
 pub(crate) fn wait_for_signal() -> io::Result<i32> {
-    // SAFETY: the set is initialised by sigfillset before it is read, and nothing else is asked for.
-    let signal = check(unsafe {
-        let mut all = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::sigwaitinfo(&all, std::ptr::null_mut()).into()
-    })?;
-    Ok(signal as i32)
+    loop {
+        // SAFETY: the set is initialised by sigfillset before it is read, and nothing else is asked for.
+        let waited = check(unsafe {
+            let mut all = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            libc::sigwaitinfo(&all, std::ptr::null_mut()).into()
+        });
+        match waited {
+            // It was stopped, or frozen, and goes on.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            waited => return waited.map(|signal| signal as i32),
+        }
+    }
 }
 
 /// A child that has ended, and with what, as shells count it; none when all go on and it is not `patient`.

@@ -81,6 +81,9 @@ fn an_init_waits_for_orphans_passes_signals_on_and_ends_as_its_program_does() {
     });
     assert_ne!(inside("readlink /proc/1/exe").code, 0, "what looks after it is out of reach");
     assert_ne!(inside("readlink /proc/1/fd/1").code, 0);
+    // Whoever waits for a signal is woken without one when it goes on.
+    one.moyai(&["pause", "deaf"]).ok();
+    one.moyai(&["unpause", "deaf"]).ok();
     one.moyai(&["stop", "deaf"]).ok();
     one.moyai(&["wait", "deaf"]).exits(143);
 }

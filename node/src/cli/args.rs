@@ -566,7 +566,8 @@ pub struct ConfinementWish {
     /// bridge, none, or the node's own: host [default: bridge; none in a strict sandbox]
     #[arg(long, value_name = "KIND")]
     pub network: Option<String>,
-    /// Have a process of its own wait for orphans in it, and pass signals on to its program
+    /// Have process 1 in it be no program of its own, but one that waits for orphans and passes signals on; nothing can be
+    /// written to /proc/1/fd/1 then
     #[arg(long)]
     pub init: bool,
     /// Give a name an address in its hosts file; host-gateway is the node, as it is reached from the bridge

@@ -1,5 +1,5 @@
 //! Names for containers: who asks the bridge's address at port 53 (RFC 1035) is told where the containers of this node are, by
-//! the names of their workloads, and gets everything else from whom this machine asks.
+//! the names of their workloads, and gets everything else from whom this machine asks, or its workload (`--dns`).
 //!
 //! **States.** None but questions that are on their way. Each has a socket and a random port of its own, and an answer counts
 //! only from whom was asked and to what was asked (RFC 5452).

@@ -13,11 +13,12 @@
 //! whole image are such, and those still fetching it have had nothing to give for [`STALEMATE`], it has failed.
 //!
 //! **Which piece.** A run of neighbours (a disk reads them together). Who has all of the image is asked by each node for
-//! another share of it first, which rendezvous hash gives it among those receiving it: its uplink then carries each byte
+//! another share of it first, which hashes give it among those receiving it: its uplink then carries each byte
 //! about once, and the rest goes between the receivers, from one of the rarest pieces on (BitTorrent, Cohen 2003). Without
-//! shares sixteen nodes had 1.7 copies from the first, and waited for its uplink. Whose share is done takes what is left of others',
-//! so a share of a node that is slow or gone costs time, and nothing else. Nothing of it is agreed upon: nodes that count
-//! the receivers differently fetch some pieces twice.
+//! shares sixteen nodes had 1.7 copies from the first, and waited for its uplink. Shares are alike, or the largest would come last,
+//! and to all others from one. Whose share is done, and who has nothing else to do, takes what is left of others',
+//! so a share of a node that is slow or gone costs time, and nothing else (with helpers that had, the last fifth of an image came
+//! twice). Nothing of it is agreed upon: nodes that count the receivers differently fetch some pieces twice.
 //!
 //! **What a container waits for** that was started before all of its image is here comes before everything else of the image:
 //! [`Exchange::demand`]. For [`QUIET`] after a demand nothing else of it is asked for, so that the next one does not queue behind
@@ -380,9 +381,9 @@ impl Exchange {
         let Some(download) = self.downloads.get_mut(root) else { return };
         let pieces = download.pieces.len();
         if let Some(provider) = download.providers.get_mut(&from) {
-            provider.heard = Some(now);
             provider.complete |= complete;
             if download.contents {
+                provider.heard = Some(now);
                 download.has_now(&from, Bitfield::from_bytes(bits, pieces));
             }
             if complete {
@@ -721,7 +722,9 @@ impl Download {
         self.batches.clear();
         self.demanded.clear();
         // What a provider has was told of the list before.
-        self.providers.values_mut().for_each(|provider| provider.has = Bitfield::default());
+        for provider in self.providers.values_mut() {
+            (provider.has, provider.heard) = (Bitfield::default(), None);
+        }
         for (piece, present) in survey.pieces.into_iter().zip(survey.present) {
             let at = self.pieces.len() as u32;
             // A list that names one chunk twice would make two nodes count differently.

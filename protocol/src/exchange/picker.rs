@@ -9,6 +9,9 @@ use super::{BATCH_BYTES, BATCH_PIECES, BLOCK_BYTES, Bitfield, Download, Provider
 use crate::contract::Piece;
 use crate::id::{ChunkId, NodeId};
 
+/// With so many batches in flight a node has enough to do.
+const FEW: usize = 2;
+
 impl Download {
     /// A run of missing pieces that `provider` has, as many as fit one batch.
     pub(super) fn pick(&self, provider: &Provider, rng: &mut Rng) -> Vec<u32> {
@@ -18,15 +21,20 @@ impl Download {
         }
         let from = rng.usize(..count);
         let around = || self.wanted(provider, from..count).chain(self.wanted(provider, 0..from));
-        // Only this node's share of who has everything, as long as there is some of it.
+        // Only this node's share of who has everything, as long as there is some of it that no other has yet.
         let shared = self.is_shared() && provider.complete;
-        let own = if shared { around().find(|at| self.share.has(*at)) } else { None };
+        let is_own = |at: usize| self.share.has(at) && self.partly[at] == 0;
+        let own = if shared { around().find(|at| is_own(*at)) } else { None };
         let Some(start) = own.or_else(|| around().min_by_key(|at| self.partly[*at])) else { return Vec::new() };
+        // Anything else of it only when there is little else to do: its uplink is what all wait for.
+        if shared && own.is_none() && self.batches.len() >= FEW {
+            return Vec::new();
+        }
         let most = if self.is_shared() { SHARED_BATCH_BYTES } else { BATCH_BYTES };
         let mut bytes = 0;
         let mut run = Vec::new();
         for at in self.wanted(provider, start..count).chain(self.wanted(provider, 0..start)) {
-            if own.is_some() && !self.share.has(at) {
+            if own.is_some() && !is_own(at) {
                 continue;
             }
             bytes += u64::from(self.pieces[at].len);
@@ -75,23 +83,20 @@ impl Download {
     }
 }
 
-/// The pieces that are `me`'s among `receivers`, block by block, by rendezvous hash.
+/// The pieces that are `me`'s among `receivers`: of as many blocks as there are receivers, each has one, by rank.
 pub(super) fn share(pieces: &[Piece], root: &ChunkId, me: &NodeId, receivers: &[NodeId]) -> Bitfield {
     let seeds: Vec<u64> = receivers.iter().map(|node| mix(word(&node.0) ^ word(&root.0))).collect();
     let own = mix(word(&me.0) ^ word(&root.0));
-    let (mut share, mut known, mut offset) = (Bitfield::default(), None, 0);
+    let (mut share, mut round, mut turn, mut offset) = (Bitfield::default(), u64::MAX, 0, 0);
     for (at, piece) in pieces.iter().enumerate() {
         let block = offset / BLOCK_BYTES;
         offset += u64::from(piece.len);
-        let mine = match known {
-            Some((same, mine)) if same == block => mine,
-            _ => {
-                let rank = |seed: &u64| mix(seed ^ block);
-                seeds.iter().all(|seed| rank(seed) <= rank(&own))
-            }
-        };
-        known = Some((block, mine));
-        if mine {
+        if block / seeds.len() as u64 != round {
+            round = block / seeds.len() as u64;
+            let rank = |seed: u64| mix(seed ^ round);
+            turn = seeds.iter().filter(|seed| rank(**seed) < rank(own)).count() as u64;
+        }
+        if block % seeds.len() as u64 == turn {
             share.set(at);
         }
     }
@@ -107,4 +112,22 @@ fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_piece_is_one_node_s_share_and_shares_are_alike() {
+        let (root, nodes) = (ChunkId([1; 32]), (0..7).map(|at| NodeId([at; 32])).collect::<Vec<NodeId>>());
+        let pieces: Vec<Piece> = (0..400).map(|_| Piece { chunk: root, len: (BLOCK_BYTES / 4) as u32 }).collect();
+        let shares: Vec<Bitfield> = nodes.iter().map(|node| share(&pieces, &root, node, &nodes)).collect();
+        for at in 0..pieces.len() {
+            assert_eq!(shares.iter().filter(|share| share.has(at)).count(), 1, "piece {at}");
+        }
+        let counts = shares.iter().map(Bitfield::count);
+        // A block of four pieces more, at the most.
+        assert!(counts.clone().max().unwrap() - counts.min().unwrap() <= 4);
+    }
 }

@@ -304,7 +304,8 @@ fn resolv_conf(machine: &str, network: &Network, lookup: &Lookup) -> String {
     let servers = servers.iter().map(|server| format!("nameserver {server}\n"));
     let mut text: String = servers.chain(machine.lines().filter(stays).map(|line| format!("{line}\n"))).collect();
     for (what, words) in [("search", &lookup.search), ("options", &lookup.options)] {
-        if !words.is_empty() {
+        // A lone dot asks for no domain at all.
+        if !words.is_empty() && *words != ["."] {
             text += &format!("{what} {}\n", words.join(" "));
         }
     }

@@ -183,28 +183,32 @@ pub fn zygote() -> io::Result<()> {
     seccomp::prepare();
     // Shims that end are nobody's to wait for.
     sys::ignore_signals(&[libc::SIGCHLD]);
-    while let Some((request, line)) = receive(&socket)? {
+    // What is asked for is read by the child alone, and forgotten here: the next one may stay inside a container ([`crate::oci`]'s
+    // init), and is not to have the words of others in its memory.
+    let mut text = vec![0; MAX_REQUEST];
+    while let Some((len, line)) = receive(&socket, &mut text)? {
         // SAFETY: this process has one thread, so the child may run any code.
         match unsafe { nix::unistd::fork() } {
             // The line closes, and the daemon sees that nothing was started; the next request may be luckier.
             Err(_) | Ok(ForkResult::Parent { .. }) => {}
             Ok(ForkResult::Child) => {
                 drop(socket);
-                match request {
+                match serde_json::from_slice(&text[..len])? {
                     Request::Launch(dir) => shim::run(&dir, line),
                     Request::Exec(exec) => exec::run(&exec, line),
                 }
             }
         }
+        text[..len].fill(0);
     }
     Ok(())
 }
 
-fn receive(socket: &OwnedFd) -> io::Result<Option<(Request, UnixStream)>> {
-    let mut text = vec![0; MAX_REQUEST];
+/// How long the request is, and its line.
+fn receive(socket: &OwnedFd, text: &mut [u8]) -> io::Result<Option<(usize, UnixStream)>> {
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let (len, fd) = {
-        let mut parts = [IoSliceMut::new(&mut text)];
+        let mut parts = [IoSliceMut::new(text)];
         let message = loop {
             match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
                 Err(nix::errno::Errno::EINTR) => {}
@@ -220,10 +224,9 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<(Request, UnixStream)>> {
         (message.bytes, received)
     };
     let Some(fd) = fd.filter(|_| len > 0) else { return Ok(None) };
-    text.truncate(len);
     // SAFETY: the kernel has just installed this descriptor for us.
     let line = unsafe { UnixStream::from_raw_fd(fd) };
-    Ok(Some((serde_json::from_slice(&text)?, line)))
+    Ok(Some((len, line)))
 }
 
 /// Starts a program that goes on when this one ends: its own session, its own log for output, nothing inherited but

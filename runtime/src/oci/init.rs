@@ -259,6 +259,10 @@ impl Init<'_> {
         let last = || {
             hooks::run("startContainer", list, &state)?;
             if annotation.is_some_and(|value| value == "true") {
+                if is_labelled(process) {
+                    let reason = "process 1 would be without the label that its program gets";
+                    return Err(failure(format!("annotations[{}]: {reason}", reaper::ANNOTATION)));
+                }
                 let terminal = process.terminal().unwrap_or(false);
                 let error = |error| failure(format!("annotations[{}]: cannot fork: {error}", reaper::ANNOTATION));
                 reaper::stay_behind(terminal).map_err(error)?;
@@ -277,6 +281,11 @@ impl Init<'_> {
         }
         std::process::exit(1)
     }
+}
+
+/// Whether AppArmor or SELinux is to confine it, which they do from its next exec on.
+fn is_labelled(process: &Process) -> bool {
+    [process.apparmor_profile(), process.selinux_label()].into_iter().flatten().any(|label| !label.is_empty())
 }
 
 /// Lets in whoever says that it is to start.
