@@ -117,7 +117,7 @@ mod tests {
                 assert_eq!(pieces_in(start..end, |at| came.word(at)).collect::<Vec<_>>(), expected);
             }
             // What says more than there is is cut.
-            let all = Bitfield::from_bytes(&vec![0xff; 100], pieces);
+            let all = Bitfield::from_bytes(&[0xff; 100], pieces);
             assert!(all.is_full(pieces) && all.count() as usize == pieces.min(800));
             if pieces > 0 {
                 let mut less = all;

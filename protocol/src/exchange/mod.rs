@@ -16,15 +16,16 @@
 //! another share of it first, which hashes give it among those receiving it: its uplink then carries each byte
 //! about once, and the rest goes between the receivers, from one of the rarest pieces on (BitTorrent, Cohen 2003). Without
 //! shares sixteen nodes had 1.7 copies from the first, and waited for its uplink. Shares are alike, or the largest would come last,
-//! and to all others from one. Whose share is done, and who has nothing else to do, takes what is left of others',
-//! so a share of a node that is slow or gone costs time, and nothing else (with helpers that had, the last fifth of an image came
-//! twice). Nothing of it is agreed upon: nodes that count the receivers differently fetch some pieces twice.
+//! and to all others from one. Whose share is done takes what is left of others' where who has everything is no slower than they,
+//! or little else is on its way: so a share of a node that is slow or gone costs time, and nothing else. (When all whose shares were
+//! done took it, from an uplink that is what all wait for, the last fifth of an image came twice.)
+//! Nothing of it is agreed upon: nodes that count the receivers differently fetch some pieces twice.
 //!
 //! **What a container waits for** that was started before all of its image is here comes before everything else of the image:
 //! [`Exchange::demand`]. For [`QUIET`] after a demand nothing else of it is asked for, so that the next one does not queue behind
 //! it; for at most [`MAX_QUIET`] in all, since an image must be whole one day.
 //!
-//! **At the end**, what is in flight for much longer than usual is asked for a second time elsewhere; whichever comes last
+//! **At the end**, and where a provider has nothing else to give, what is in flight for much longer than usual is asked for a second time elsewhere; whichever comes last
 //! is called off.
 //!
 //! **Bounds.** [`MAX_DOWNLOADS`] downloads, [`MAX_BATCHES`] batches in flight for each and [`MAX_IN_FLIGHT`] bytes, and
@@ -174,6 +175,9 @@ struct Provider {
     idle: u32,
     /// When it said last what it has.
     heard: Option<Instant>,
+    /// How long its batches take, smoothed, and when the last of them came.
+    usual: Duration,
+    gave: Instant,
 }
 
 #[derive(Debug)]
@@ -326,8 +330,7 @@ impl Exchange {
         }
         // Nobody has it: then what others have may as well come.
         let offered = download.demanded.iter().any(|at| {
-            let mut able =
-                download.providers.values().filter(|provider| !provider.banned && provider.rest_until <= now);
+            let mut able = download.providers.values().filter(|provider| provider.is_able(now));
             able.any(|provider| download.offers(provider, *at as usize))
         });
         if missing && offered && download.quiet < MAX_QUIET {
@@ -382,7 +385,7 @@ impl Exchange {
         let pieces = download.pieces.len();
         if let Some(provider) = download.providers.get_mut(&from) {
             provider.complete |= complete;
-            if download.contents {
+            if download.contents && !provider.banned {
                 provider.heard = Some(now);
                 download.has_now(&from, Bitfield::from_bytes(bits, pieces));
             }
@@ -446,8 +449,7 @@ impl Exchange {
         if !result.got.is_empty() {
             download.last_progress = now;
             *download.receipt.from.entry(node).or_default() += result.bytes;
-            download.usual =
-                if download.usual.is_zero() { result.elapsed } else { (download.usual * 7 + result.elapsed) / 8 };
+            download.usual = smoothed(download.usual, result.elapsed);
             self.actions.push(Action::Measured(result.bytes, result.elapsed));
         }
         for at in pieces {
@@ -463,6 +465,8 @@ impl Exchange {
         if let Some(provider) = download.providers.get_mut(&node) {
             if !nothing {
                 provider.idle = 0;
+                provider.usual = smoothed(provider.usual, result.elapsed);
+                provider.gave = now;
             } else if provider.rest_until <= now {
                 // What ends together is one outage.
                 provider.idle += 1;
@@ -479,7 +483,9 @@ impl Exchange {
                 (FetchFault::WrongChunk(chunk), _) => {
                     download.last_lie = download.last_fault.clone();
                     // Also when it was taken off the list meanwhile: it may be put on it again.
+                    download.has_now(&node, Bitfield::default());
                     download.providers.entry(node).or_default().banned = true;
+                    download.count_receivers(&root, &self.me);
                     self.actions.push(Action::Lied(node, chunk));
                 }
                 (FetchFault::Missing(chunk), Some(provider)) => {
@@ -587,7 +593,7 @@ impl Exchange {
             for node in &providers {
                 let provider = &download.providers[node];
                 let busy = download.batches.values().filter(|batch| batch.provider == *node).count();
-                if provider.banned || provider.rest_until > now || busy >= PER_PROVIDER_DEMANDED {
+                if !provider.is_able(now) || busy >= PER_PROVIDER_DEMANDED {
                     continue;
                 }
                 let in_flight: u64 = download.batches.values().map(|batch| batch.bytes).sum();
@@ -602,7 +608,7 @@ impl Exchange {
                     pieces = download.endgame(node, now, true);
                 }
                 if pieces.is_empty() && room && now >= download.quiet_until {
-                    pieces = download.pick(&download.providers[node], rng);
+                    pieces = download.pick(&download.providers[node], now, rng);
                 }
                 if pieces.is_empty() && spare && busy == 0 {
                     pieces = download.endgame(node, now, false);
@@ -649,6 +655,11 @@ impl Exchange {
 }
 
 impl Provider {
+    /// Whether it may be asked.
+    fn is_able(&self, now: Instant) -> bool {
+        !self.banned && self.rest_until <= now
+    }
+
     /// Nothing came of it: it is left alone, longer each time.
     fn rest(&mut self, now: Instant) {
         self.rest_until = now + REST * (1 << self.idle.saturating_sub(1).min(MAX_DOUBLED));
@@ -784,6 +795,10 @@ impl Download {
         }
         pieces
     }
+}
+
+fn smoothed(before: Duration, now: Duration) -> Duration {
+    if before.is_zero() { now } else { (before * 7 + now) / 8 }
 }
 
 fn describe(fault: &FetchFault, provider: &NodeId) -> String {

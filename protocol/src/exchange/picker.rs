@@ -1,40 +1,42 @@
 //! Which pieces to ask a provider for next.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use fastrand::Rng;
 
 use super::bitfield::pieces_in;
-use super::{BATCH_BYTES, BATCH_PIECES, BLOCK_BYTES, Bitfield, Download, Provider, SHARED_BATCH_BYTES};
+use super::{BATCH_BYTES, BATCH_PIECES, BLOCK_BYTES, Batch, Bitfield, Download, ENDGAME, Provider, SHARED_BATCH_BYTES};
 use crate::contract::Piece;
 use crate::id::{ChunkId, NodeId};
+use crate::time::Instant;
 
-/// With so many batches in flight a node has enough to do.
+/// With so many batches in flight, for each provider that has everything, a node has enough to do.
 const FEW: usize = 2;
+/// How slow a provider was is believed for so long, and half of it after twice that.
+const BELIEVED: Duration = Duration::from_secs(2);
 
 impl Download {
     /// A run of missing pieces that `provider` has, as many as fit one batch.
-    pub(super) fn pick(&self, provider: &Provider, rng: &mut Rng) -> Vec<u32> {
+    pub(super) fn pick(&self, provider: &Provider, now: Instant, rng: &mut Rng) -> Vec<u32> {
         let count = self.pieces.len();
         if count == 0 {
             return Vec::new();
         }
         let from = rng.usize(..count);
         let around = || self.wanted(provider, from..count).chain(self.wanted(provider, 0..from));
-        // Only this node's share of who has everything, as long as there is some of it that no other has yet.
+        // Only this node's share of who has everything, as long as there is some of it.
         let shared = self.is_shared() && provider.complete;
-        let is_own = |at: usize| self.share.has(at) && self.partly[at] == 0;
-        let own = if shared { around().find(|at| is_own(*at)) } else { None };
-        let Some(start) = own.or_else(|| around().min_by_key(|at| self.partly[*at])) else { return Vec::new() };
-        // Anything else of it only when there is little else to do: its uplink is what all wait for.
-        if shared && own.is_none() && self.batches.len() >= FEW {
+        let own = if shared { around().find(|at| self.share.has(*at)) } else { None };
+        if shared && own.is_none() && self.is_busy(now) && self.is_slow(provider, now) {
             return Vec::new();
         }
+        let Some(start) = own.or_else(|| around().min_by_key(|at| self.partly[*at])) else { return Vec::new() };
         let most = if self.is_shared() { SHARED_BATCH_BYTES } else { BATCH_BYTES };
         let mut bytes = 0;
         let mut run = Vec::new();
         for at in self.wanted(provider, start..count).chain(self.wanted(provider, 0..start)) {
-            if own.is_some() && !is_own(at) {
+            if own.is_some() && !self.share.has(at) {
                 continue;
             }
             bytes += u64::from(self.pieces[at].len);
@@ -44,6 +46,20 @@ impl Download {
             run.push(at as u32);
         }
         run
+    }
+
+    /// Whether enough is on its way, and comes.
+    fn is_busy(&self, now: Instant) -> bool {
+        let complete = self.providers.values().filter(|provider| provider.complete && provider.is_able(now)).count();
+        let comes = |batch: &&Batch| !batch.called_off && !batch.doubled && now.since(batch.asked) < ENDGAME;
+        self.batches.values().filter(comes).count() >= FEW * complete
+    }
+
+    /// Whether a provider is slower than the others: many ask it.
+    fn is_slow(&self, provider: &Provider, now: Instant) -> bool {
+        let halves = now.since(provider.gave).as_millis() / BELIEVED.as_millis();
+        let believed = provider.usual / (1 << halves.min(31) as u32);
+        believed > self.usual * 5 / 4
     }
 
     /// Missing pieces in this range that `provider` has, and nobody is asked for.

@@ -47,6 +47,10 @@ enum Manner {
     DiskFull,
     /// Says that it has what it has not.
     Boasts,
+    /// The same, and gives nothing for as long as a batch may take.
+    Traps,
+    /// Gives and takes a tenth of what others do.
+    Slow,
 }
 
 struct Host {
@@ -157,11 +161,16 @@ impl Mesh {
                     let from = &mut self.hosts[provider];
                     // Ten megabytes a second, out of one and into the other.
                     let takes = Duration::from_nanos(100 * bytes);
-                    from.busy = from.busy.max(self.now) + takes;
-                    let hangs = if from.manner == Manner::Hangs { ms(20_000) } else { Duration::ZERO };
+                    let pace = |manner| if manner == Manner::Slow { 10 } else { 1 };
+                    from.busy = from.busy.max(self.now) + takes * pace(from.manner);
+                    let hangs = match from.manner {
+                        Manner::Hangs => ms(20_000),
+                        Manner::Traps => ms(120_000),
+                        _ => Duration::ZERO,
+                    };
                     let sent = from.busy + hangs;
                     let to = &mut self.hosts[at];
-                    to.receives = to.receives.max(self.now) + takes;
+                    to.receives = to.receives.max(self.now) + takes * pace(to.manner);
                     let wait = to.receives.max(sent).since(self.now) + wait;
                     self.later(at, wait, Due::Fetched { root, batch, provider, pieces, asked: self.now });
                 }
@@ -188,7 +197,7 @@ impl Mesh {
                 let mut bits = Bitfield::default();
                 present.iter().enumerate().filter(|(_, here)| **here && contents).for_each(|(at, _)| bits.set(at));
                 let mut bits = self.hosts[at].exchange.bitfield(&root).unwrap_or(&bits).to_bytes();
-                if self.hosts[at].manner == Manner::Boasts {
+                if matches!(self.hosts[at].manner, Manner::Boasts | Manner::Traps) {
                     bits = vec![0xff; MAX_PIECES / 8 + 1];
                 }
                 let (to, wait) = (usize::from(from.0[0]), ms(self.rng.u64(1..20)));
@@ -216,7 +225,7 @@ impl Mesh {
                 (_, Manner::DiskFull) => Some(FetchFault::Storage("no space left".to_owned())),
                 (Manner::Away, _) => Some(FetchFault::Unreachable("no route".to_owned())),
                 (Manner::Lies, _) => Some(FetchFault::WrongChunk(piece.chunk)),
-                (Manner::Boasts, _) => Some(FetchFault::Missing(piece.chunk)),
+                (Manner::Boasts | Manner::Traps, _) => Some(FetchFault::Missing(piece.chunk)),
                 _ if self.hosts[provider].kept.contains(&piece.chunk) => None,
                 _ => Some(FetchFault::Missing(piece.chunk)),
             };
@@ -318,5 +327,28 @@ fn who_says_that_it_has_what_it_has_not_holds_nobody_up() {
             mesh.want(at, image(0), Need::Use);
         }
         assert!(mesh.run_until(ms(60_000), |mesh| mesh.has(1, image(0))), "seed {seed}");
+    }
+}
+
+#[test]
+fn who_says_that_it_has_what_it_has_not_and_hangs_holds_nobody_up() {
+    for seed in 0..10 {
+        let mut mesh = Mesh::swarm(&[Manner::Honest, Manner::Honest, Manner::Traps, Manner::Traps], seed);
+        mesh.hosts[2..].iter_mut().for_each(|host| host.kept = [image(0)].into());
+        for at in 1..4 {
+            mesh.want(at, image(0), Need::Use);
+        }
+        assert!(mesh.run_until(ms(20_000), |mesh| mesh.has(1, image(0))), "seed {seed}");
+    }
+}
+
+#[test]
+fn who_has_everything_is_asked_for_it_where_others_are_slow() {
+    for seed in 0..3 {
+        let mut mesh = Mesh::swarm(&[Manner::Honest, Manner::Honest, Manner::Slow], seed);
+        mesh.hosts[0].kept = everything(image(LARGE)).collect();
+        (1..3).for_each(|at| mesh.want(at, image(LARGE), Need::Use));
+        // It takes 27 s at the least.
+        assert!(mesh.run_until(ms(35_000), |mesh| mesh.has(1, image(LARGE))), "seed {seed}");
     }
 }

@@ -256,13 +256,14 @@ impl Init<'_> {
         // They are the image's programs, and have no more rights than its own.
         let state = self.state("created");
         let annotation = spec.annotations().as_ref().and_then(|all| all.get(reaper::ANNOTATION));
+        let wants_init = annotation.is_some_and(|value| value == "true");
+        if wants_init && is_labelled(process) {
+            let reason = "process 1 would be without the label that its program gets";
+            return failure(format!("annotations[{}]: {reason}", reaper::ANNOTATION));
+        }
         let last = || {
             hooks::run("startContainer", list, &state)?;
-            if annotation.is_some_and(|value| value == "true") {
-                if is_labelled(process) {
-                    let reason = "process 1 would be without the label that its program gets";
-                    return Err(failure(format!("annotations[{}]: {reason}", reaper::ANNOTATION)));
-                }
+            if wants_init {
                 let terminal = process.terminal().unwrap_or(false);
                 let error = |error| failure(format!("annotations[{}]: cannot fork: {error}", reaper::ANNOTATION));
                 reaper::stay_behind(terminal).map_err(error)?;
