@@ -16,7 +16,7 @@
 //! another share of it first, which hashes give it among those receiving it: its uplink then carries each byte
 //! about once, and the rest goes between the receivers, from one of the rarest pieces on (BitTorrent, Cohen 2003). Without
 //! shares sixteen nodes had 1.7 copies from the first, and waited for its uplink. Shares are alike, or the largest would come last,
-//! and to all others from one. Whose share is done takes what is left of others' where who has everything is no slower than they,
+//! and to all others from one. Whose share is done takes what is left of others' where who has everything is no slower than usual,
 //! or little else is on its way: so a share of a node that is slow or gone costs time, and nothing else. (When all whose shares were
 //! done took it, from an uplink that is what all wait for, the last fifth of an image came twice.)
 //! Nothing of it is agreed upon: nodes that count the receivers differently fetch some pieces twice.
@@ -95,6 +95,8 @@ const MAX_QUIET: Duration = Duration::from_secs(60);
 const MAX_DEMANDED: usize = 4096;
 /// Batches with one provider while something is demanded.
 const PER_PROVIDER_DEMANDED: usize = 4;
+/// How long a provider's batches took is believed by half after so long without any.
+const BELIEVED: Duration = Duration::from_secs(2);
 /// The most pieces of one image: a bitfield over them fills half a message.
 pub(crate) const MAX_PIECES: usize = 1 << 22;
 
@@ -385,8 +387,8 @@ impl Exchange {
         let pieces = download.pieces.len();
         if let Some(provider) = download.providers.get_mut(&from) {
             provider.complete |= complete;
+            provider.heard = Some(now).filter(|_| download.contents);
             if download.contents && !provider.banned {
-                provider.heard = Some(now);
                 download.has_now(&from, Bitfield::from_bytes(bits, pieces));
             }
             if complete {
@@ -465,7 +467,7 @@ impl Exchange {
         if let Some(provider) = download.providers.get_mut(&node) {
             if !nothing {
                 provider.idle = 0;
-                provider.usual = smoothed(provider.usual, result.elapsed);
+                provider.usual = smoothed(provider.believed(now), result.elapsed);
                 provider.gave = now;
             } else if provider.rest_until <= now {
                 // What ends together is one outage.
@@ -482,8 +484,8 @@ impl Exchange {
                 (FetchFault::Storage(reason), _) => return self.fail(root, false, reason, now),
                 (FetchFault::WrongChunk(chunk), _) => {
                     download.last_lie = download.last_fault.clone();
-                    // Also when it was taken off the list meanwhile: it may be put on it again.
                     download.has_now(&node, Bitfield::default());
+                    // Also when it was taken off the list meanwhile: it may be put on it again.
                     download.providers.entry(node).or_default().banned = true;
                     download.count_receivers(&root, &self.me);
                     self.actions.push(Action::Lied(node, chunk));
@@ -658,6 +660,12 @@ impl Provider {
     /// Whether it may be asked.
     fn is_able(&self, now: Instant) -> bool {
         !self.banned && self.rest_until <= now
+    }
+
+    /// How long its batches take, as far as that is still believed.
+    fn believed(&self, now: Instant) -> Duration {
+        let halves = now.since(self.gave).as_millis() / BELIEVED.as_millis();
+        self.usual / (1 << halves.min(31) as u32)
     }
 
     /// Nothing came of it: it is left alone, longer each time.

@@ -1,20 +1,20 @@
 //! Which pieces to ask a provider for next.
 
 use std::ops::Range;
-use std::time::Duration;
 
 use fastrand::Rng;
 
 use super::bitfield::pieces_in;
-use super::{BATCH_BYTES, BATCH_PIECES, BLOCK_BYTES, Batch, Bitfield, Download, ENDGAME, Provider, SHARED_BATCH_BYTES};
+use super::{
+    BATCH_BYTES, BATCH_PIECES, BLOCK_BYTES, Batch, Bitfield, Download, ENDGAME, MAX_BATCHES, Provider,
+    SHARED_BATCH_BYTES,
+};
 use crate::contract::Piece;
 use crate::id::{ChunkId, NodeId};
 use crate::time::Instant;
 
 /// With so many batches in flight, for each provider that has everything, a node has enough to do.
 const FEW: usize = 2;
-/// How slow a provider was is believed for so long, and half of it after twice that.
-const BELIEVED: Duration = Duration::from_secs(2);
 
 impl Download {
     /// A run of missing pieces that `provider` has, as many as fit one batch.
@@ -52,14 +52,12 @@ impl Download {
     fn is_busy(&self, now: Instant) -> bool {
         let complete = self.providers.values().filter(|provider| provider.complete && provider.is_able(now)).count();
         let comes = |batch: &&Batch| !batch.called_off && !batch.doubled && now.since(batch.asked) < ENDGAME;
-        self.batches.values().filter(comes).count() >= FEW * complete
+        self.batches.values().filter(comes).count() >= (FEW * complete).min(MAX_BATCHES / 2)
     }
 
-    /// Whether a provider is slower than the others: many ask it.
+    /// Whether a provider's batches take longer than all take: many ask it.
     fn is_slow(&self, provider: &Provider, now: Instant) -> bool {
-        let halves = now.since(provider.gave).as_millis() / BELIEVED.as_millis();
-        let believed = provider.usual / (1 << halves.min(31) as u32);
-        believed > self.usual * 5 / 4
+        provider.believed(now) > self.usual * 5 / 4
     }
 
     /// Missing pieces in this range that `provider` has, and nobody is asked for.
