@@ -5,7 +5,7 @@
 //! each signal that it gets, and ends with the program's code.
 //!
 //! It has the program's user, rights and filter, and no descriptor beside the standard three. It stays this program, out of reach as
-//! that was until now ([`super::seal`]), so nothing is put into the container for it.
+//! that was until now ([`super::seal()`]), so nothing is put into the container for it.
 
 use std::io;
 
