@@ -163,9 +163,9 @@ impl Offers {
             return Some("its own network".to_owned());
         }
         if self.ordinary {
-            let names_machine = asked.lookup.hosts.iter().any(|host| host.address.is_none());
-            let wants_it = !asked.ports.is_empty() || (names_machine && asked.network() == Network::Bridge);
-            let bridge = asked.network == Some(Network::Bridge) || wants_it;
+            let bridge = asked.network == Some(Network::Bridge)
+                || !asked.ports.is_empty()
+                || (asked.lookup.names_machine() && asked.network() == Network::Bridge);
             let lacks = |what: &str| Some(format!("{what}, as it runs as an ordinary user"));
             if bridge {
                 return lacks("a bridge");
@@ -359,7 +359,7 @@ impl Confinement {
             });
         }
         self.lookup.check(self.network() == Network::Bridge)?;
-        if self.network() == Network::None && self.lookup.hosts.iter().any(|host| host.address.is_none()) {
+        if self.network() == Network::None && self.lookup.names_machine() {
             return Err(SpecError::Contradiction { one: "no network", other: "a name for its machine" });
         }
         self.check_network()?;

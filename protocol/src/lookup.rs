@@ -55,6 +55,11 @@ impl Lookup {
         *self == Lookup::default()
     }
 
+    /// Whether it names its machine, which only a network leads to.
+    pub(crate) fn names_machine(&self) -> bool {
+        self.hosts.iter().any(|host| host.address.is_none())
+    }
+
     /// Of a container that has a network of its own, on its machine's bridge, or not.
     pub(crate) fn check(&self, is_bridged: bool) -> Result<(), SpecError> {
         let wrong = |what: String, reason: &str| Err(SpecError::Limit { what, reason: reason.to_owned() });

@@ -94,26 +94,12 @@ pub(crate) fn reset_signals() {
     }
 }
 
-/// None is delivered any more, but to whoever waits for it.
-pub(crate) fn block_signals() -> io::Result<()> {
-    // SAFETY: the set is initialised by sigfillset before it is read.
-    check(unsafe {
-        let mut all = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut()).into()
-    })
-    .map(drop)
-}
-
 /// Waits for a signal, of those that are blocked.
 pub(crate) fn wait_for_signal() -> io::Result<i32> {
+    let all = nix::sys::signal::SigSet::all();
     loop {
-        // SAFETY: the set is initialised by sigfillset before it is read, and nothing else is asked for.
-        let waited = check(unsafe {
-            let mut all = std::mem::zeroed();
-            libc::sigfillset(&mut all);
-            libc::sigwaitinfo(&all, std::ptr::null_mut()).into()
-        });
+        // SAFETY: the set lives for the whole call, and nothing else is asked for.
+        let waited = check(unsafe { libc::sigwaitinfo(all.as_ref(), std::ptr::null_mut()) }.into());
         match waited {
             // It was stopped, or frozen, and goes on.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -64,7 +64,7 @@ impl Bitfield {
 
     /// Whether all of the first `pieces` are in the set.
     pub fn is_full(&self, pieces: usize) -> bool {
-        self.count() as usize >= pieces && pieces_in(0..pieces, |at| !self.word(at)).next().is_none()
+        pieces_in(0..pieces, |at| !self.word(at)).next().is_none()
     }
 }
 

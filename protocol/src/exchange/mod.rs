@@ -25,8 +25,8 @@
 //! [`Exchange::demand`]. For [`QUIET`] after a demand nothing else of it is asked for, so that the next one does not queue behind
 //! it; for at most [`MAX_QUIET`] in all, since an image must be whole one day.
 //!
-//! **At the end**, and where a provider has nothing else to give, what is in flight for much longer than usual is asked for a second time elsewhere; whichever comes last
-//! is called off.
+//! **At the end**, and where a provider has nothing else to give, what is in flight for much longer than usual is asked for a second
+//! time elsewhere; whichever comes last is called off.
 //!
 //! **Bounds.** [`MAX_DOWNLOADS`] downloads, [`MAX_BATCHES`] batches in flight for each and [`MAX_IN_FLIGHT`] bytes, and
 //! [`PER_PROVIDER`] more of what is demanded or hangs elsewhere; [`PER_PROVIDER`] batches with one provider

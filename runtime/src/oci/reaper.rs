@@ -9,6 +9,7 @@
 
 use std::io;
 
+use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Pid, fork, getpid, setpgid, tcsetpgrp};
 
 use crate::sys;
@@ -19,7 +20,8 @@ pub(crate) const ANNOTATION: &str = "moyai.init";
 /// Returns in the child, which is to become the program; the parent stays behind. To be called when all has been given up that the
 /// program is not to have, with no signal blocked. On a `terminal` the program is what that listens to.
 pub(super) fn stay_behind(terminal: bool) -> io::Result<()> {
-    sys::block_signals()?;
+    // None is delivered any more, but to whoever waits for it.
+    SigSet::all().thread_set_mask()?;
     // SAFETY: this process has one thread, so the child may run any code.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => look_after(child),

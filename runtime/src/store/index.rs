@@ -151,8 +151,19 @@ impl Index {
 
     /// Which of `chunks` are here.
     pub(super) fn have<'a>(&self, chunks: impl Iterator<Item = &'a Chunk>) -> Result<Vec<bool>, StoreError> {
-        let table = self.db.begin_read().map_err(failed)?.open_table(CHUNKS).map_err(failed)?;
-        chunks.map(|chunk| Ok(table.get(chunk).map_err(failed)?.is_some())).collect()
+        let places = self.places()?;
+        chunks.map(|chunk| Ok(places.of(chunk)?.is_some())).collect()
+    }
+
+    /// Whether all of `chunks` are here.
+    pub(super) fn has_chunks<'a>(&self, chunks: impl Iterator<Item = &'a Chunk>) -> Result<bool, StoreError> {
+        let places = self.places()?;
+        for chunk in chunks {
+            if places.of(chunk)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     pub(super) fn content(&self, id: &ContentId) -> Result<bool, StoreError> {

@@ -263,9 +263,8 @@ impl Writer<'_> {
         {
             let _none_is_doubted = self.store.changing();
             let index = &self.store.index;
-            let counted_on: Vec<&Chunk> = self.met.difference(&self.placed_chunks).collect();
             let is_whole = index.has_contents(self.changes.contents.iter().chain(&self.known))?
-                && index.have(counted_on.into_iter())?.into_iter().all(|here| here);
+                && index.has_chunks(self.met.difference(&self.placed_chunks))?;
             if !is_whole {
                 let reason = "a part of it was found damaged while it came: bring it once more".to_owned();
                 return Err(StoreError::Damaged(reason));
@@ -308,7 +307,7 @@ impl Writer<'_> {
         if !index.content(id)? || !self.store.object(id).exists() {
             return Ok(false);
         }
-        Ok(index.have(content.chunks.iter().map(|(chunk, _)| chunk))?.into_iter().all(|here| here))
+        index.has_chunks(content.chunks.iter().map(|(chunk, _)| chunk))
     }
 
     fn temporary(&self) -> PathBuf {
