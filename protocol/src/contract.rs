@@ -276,9 +276,9 @@ pub enum Command {
     ImageAdded(ImageHeld),
     /// A name is nobody's any more, here and on every node.
     Unname(crate::reference::Reference),
-    /// An image, or what it was made of, is being given up here for want of room: it is not copied here again unless something
-    /// here asks for it.
-    ImageGivenUp(ChunkId),
+    /// Images, or what they were made of, are being given up here for want of room: they are not copied here again unless
+    /// something here asks for them.
+    ImagesGivenUp(Vec<ChunkId>),
     /// Images, or what they were made of, are here no more.
     ImagesRemoved(Vec<ChunkId>),
     /// An image, or what it was made of, is damaged here: it is fetched again, and keeps its names meanwhile.

@@ -233,7 +233,6 @@ fn two_meshes_on_one_lan_stay_apart() {
     }
     together();
     one.load(&images::alpine());
-    // Both are in their second life within seconds, and half of what is sent may go to the first one's connection.
     wait_for("the other node to know the image", PATIENCE, || (!two.images().is_empty()).then_some(()));
     two.moyai(&["run", "--rm", "--on", "node=lab-1", "alpine", "true"]).ok();
     three.moyai(&["run", "--rm", "alpine", "true"]).fails(125);

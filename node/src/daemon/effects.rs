@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use moyai_protocol::confinement::{Confinement, Device, Mount, MountKind, Offers, Sandbox};
 use moyai_protocol::contract::{Completion, Effect, EffectId, Outcome, Survey, SurveyFault};
-use moyai_protocol::id::{ChunkId, NodeId};
+use moyai_protocol::id::{ChunkId, NodeId, WorkloadId};
 use moyai_protocol::limits::{IoKind, IoLimit, OWN_DISK};
 use moyai_protocol::node::Node;
 use moyai_protocol::time::Instant;
@@ -338,7 +338,7 @@ impl Effects {
             env: environment(placement, spec),
             user: spec.user.clone(),
             workdir: spec.workdir.clone(),
-            hostname: spec.hostname.clone().unwrap_or_else(|| spec.id.short()),
+            hostname: spec.hostname.clone().unwrap_or_else(|| own_hostname(&spec.id)),
             limits: container::Limits {
                 cpu_milli: spec.resources.cpu_milli,
                 memory: spec.resources.memory,
@@ -583,6 +583,14 @@ impl Effects {
     }
 }
 
+/// The first digits of a workload's id, up to a letter: a host's name of decimal digits alone is taken for an address wherever
+/// it is looked up, also in its own hosts file (inet_aton(3)).
+fn own_hostname(id: &WorkloadId) -> String {
+    let all = id.to_string();
+    let len = all.find(|digit: char| digit.is_ascii_alphabetic()).map_or(all.len(), |at| at + 1);
+    all[..len.max(id.short().len())].to_owned()
+}
+
 fn lookup(asked: &moyai_protocol::lookup::Lookup) -> container::Lookup {
     container::Lookup {
         hosts: asked.hosts.iter().map(|host| (host.name.clone(), host.address)).collect(),
@@ -624,4 +632,19 @@ fn stop_number(name: Option<String>) -> i32 {
 
 fn status(exit: Exit) -> ExitStatus {
     ExitStatus { code: exit.code, out_of_memory: exit.out_of_memory }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_s_own_name_is_never_a_number() {
+        let mut id = WorkloadId([0x42; 16]);
+        assert_eq!(own_hostname(&id), "42".repeat(16), "there is no letter to be had");
+        id.0[9] = 0x4b;
+        assert_eq!(own_hostname(&id), "4242424242424242424b");
+        id.0[0] = 0xf0;
+        assert_eq!(own_hostname(&id), id.short());
+    }
 }

@@ -228,21 +228,22 @@ impl Images {
             }
             return Ok(());
         }
-        for root in spare {
+        for roots in spare {
             // Each removal takes its time, and what was spare may be needed now.
-            let still = self.handle.ask(move |node, now| node.spare_images(now).contains(&root)).await;
+            let asked = roots.clone();
+            let still = self.handle.ask(move |node, now| node.spare_images(now).contains(&asked)).await;
             if !still.unwrap_or(false) {
                 continue;
             }
             // First of all, so that nothing is started on it meanwhile.
-            let _ended = self.handle.command(Command::ImageGivenUp(root)).await;
+            let _ended = self.handle.command(Command::ImagesGivenUp(roots.iter().copied().collect())).await;
             let Ok(Some(wanted)) = self.handle.ask(|node, _| node.wanted_images()).await else { return Ok(()) };
-            let freed = self.give_up([root].into(), &wanted).await?;
+            let freed = self.give_up(roots.clone(), &wanted).await?;
             if freed == 0 {
                 // Something is imported, or others need all of it: it is nobody's now, and goes in a later round.
                 break;
             }
-            info!(root = %root.short(), bytes = freed, "given up for the budget: other nodes have it");
+            info!(?roots, bytes = freed, "given up for the budget: other nodes have it");
             *used = self.size().await;
             if *used <= budget {
                 break;

@@ -31,6 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, info};
 
 use super::admission::{Gate, unix_now};
+use super::connections::{Connections, Life};
 use super::dials::{Dials, Wish};
 use super::inflow::{Inflow, LARGE_PATIENCE, LARGE_READS, Outflow, SMALL};
 use super::{doorstep, ip_of, key_pair, node_id, peer_id, transport};
@@ -43,8 +44,6 @@ const MAX_SEEN_EACH: usize = 4;
 const STRANGER_REST: Duration = Duration::from_secs(600);
 /// A connection that carries nothing is closed; probes keep those of a small mesh open.
 const IDLE: Duration = Duration::from_secs(120);
-/// A second connection to a peer younger than this is a simultaneous dial, not a restart.
-const SAME_TIME: Duration = Duration::from_secs(3);
 /// For a listener to have an address.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(10);
 /// For a listener to have another of the machine's addresses.
@@ -226,8 +225,7 @@ pub async fn start(
                 .with_max_concurrent_streams(24),
         ),
         identify: identify::Behaviour::new(
-            identify::Config::new("/moyai/1".to_owned(), keys.public())
-                .with_agent_version(format!("moyai/{}", env!("CARGO_PKG_VERSION"))),
+            identify::Config::new("/moyai/1".to_owned(), keys.public()).with_agent_version(Life::draw().agent()),
         ),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(30))),
         kad,
@@ -248,7 +246,7 @@ pub async fn start(
         dials: Dials::default(),
         strangers: HashMap::new(),
         seen: HashMap::new(),
-        connections: HashMap::new(),
+        connections: Connections::default(),
         inflow: Inflow::default(),
         outflow: Outflow::default(),
     };
@@ -295,7 +293,7 @@ struct Control {
     strangers: HashMap<PeerId, Instant>,
     /// Where mDNS has seen peers. It tells once, perhaps while an old address is being dialled: later dials need it.
     seen: HashMap<PeerId, Vec<Multiaddr>>,
-    connections: HashMap<PeerId, Vec<(ConnectionId, Instant)>>,
+    connections: Connections,
     inflow: Inflow,
     outflow: Outflow,
 }
@@ -422,7 +420,17 @@ impl Control {
                 | request_response::Event::OutboundFailure { request_id, .. },
             )) => self.outflow.over(&request_id),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => self.discovered(found),
-            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                connection_id,
+                peer_id,
+                info,
+            })) => {
+                if let Some(life) = Life::of(&info.agent_version) {
+                    for earlier in self.connections.identified(&peer_id, connection_id, life) {
+                        debug!(peer = %peer_id, "closing a connection to an earlier life of it");
+                        self.swarm.close_connection(earlier);
+                    }
+                }
                 // A peer's loopback is somebody else's unless both are one machine.
                 let loopback = |address: &Multiaddr| ip_of(address).is_some_and(|ip| ip.is_loopback());
                 let here = loopback(&info.observed_addr);
@@ -439,11 +447,8 @@ impl Control {
                 self.established(peer_id, connection_id, &endpoint).await;
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
-                if let Some(open) = self.connections.get_mut(&peer_id) {
-                    open.retain(|(id, _)| *id != connection_id);
-                }
+                self.connections.closed(&peer_id, connection_id);
                 if num_established == 0 {
-                    self.connections.remove(&peer_id);
                     self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&peer_id);
                 }
             }
@@ -466,22 +471,13 @@ impl Control {
     }
 
     async fn established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &libp2p::core::ConnectedPoint) {
-        let now = Instant::now();
-        let open = self.connections.entry(peer).or_default();
-        if endpoint.is_listener() {
-            // The peer has dialled although there is a connection: it has lost that one, by a restart or a cut. Until
-            // it times out here, half of what is sent would go nowhere.
-            let stale: Vec<ConnectionId> =
-                open.iter().filter(|(_, since)| now.duration_since(*since) > SAME_TIME).map(|(id, _)| *id).collect();
-            for id in stale {
-                self.swarm.close_connection(id);
-            }
+        for stale in self.connections.established(peer, id, endpoint.is_dialer(), Instant::now()) {
+            self.swarm.close_connection(stale);
         }
         if super::node_id(&peer).is_some_and(|node| self.gate.is_revoked(&node)) {
             // Admitted a moment before that was known.
             self.swarm.close_connection(id);
         }
-        open.push((id, now));
         self.dials.forget(&peer);
         self.strangers.remove(&peer);
         let membership = self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&peer).cloned();
@@ -585,4 +581,95 @@ fn without_peer(mut address: Multiaddr) -> Multiaddr {
         address.pop();
     }
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use moyai_protocol::trust::{Chain, Vouchers, mesh_of, node_of};
+    use tokio::runtime::Runtime;
+
+    use super::*;
+
+    struct Peer {
+        messages: mpsc::Sender<Outgoing>,
+        incoming: mpsc::Receiver<Incoming>,
+        addresses: AddressBook,
+        /// Where it listens.
+        at: Vec<String>,
+    }
+
+    /// A node of the mesh of the key of sevens, that listens at the loopback.
+    async fn peer(key: &SigningKey) -> Peer {
+        let root = SigningKey::from_bytes(&[7; 32]);
+        let chain = Chain::root(&root, node_of(key), unix_now(), 3600);
+        let mesh = mesh_of(&node_of(&root));
+        let gate = Gate::new(mesh, key.clone(), chain, Vouchers::default(), Box::new(|_| Ok(())));
+        let (sender, mut incoming) = mpsc::channel(64);
+        let (addresses, listen) = (AddressBook::default(), "/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap());
+        let messages =
+            start(key, Arc::new(gate), Role::Admin, &[listen], false, addresses.clone(), sender).await.unwrap();
+        let Some(Incoming::Listening(at)) = incoming.recv().await else { panic!("it listens first") };
+        Peer { messages, incoming, addresses, at }
+    }
+
+    impl Peer {
+        async fn says(&self, to: &SigningKey, text: &str) {
+            let message = Outgoing { to: node_of(to), bytes: text.as_bytes().to_vec() };
+            self.messages.send(message).await.unwrap();
+        }
+
+        async fn hears(&mut self) -> String {
+            loop {
+                if let Incoming::Message { bytes, .. } = self.incoming.recv().await.expect("it runs") {
+                    return String::from_utf8(bytes).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn all_that_is_said_reaches_a_second_life_that_comes_at_once() {
+        const BATCH: usize = 16;
+        let [one, two] = [1, 2].map(|seed| SigningKey::from_bytes(&[seed; 32]));
+        let main = Runtime::new().unwrap();
+        let mut steady = main.block_on(peer(&one));
+        let speaks = |life: &Runtime, steady: &mut Peer, text: &str| {
+            life.block_on(async {
+                let peer = peer(&two).await;
+                peer.addresses.insert(&node_of(&one), &steady.at);
+                peer.says(&one, text).await;
+                assert_eq!(steady.hears().await, text);
+                peer
+            })
+        };
+        let first = Runtime::new().unwrap();
+        let early = speaks(&first, &mut steady, "first");
+        // As killed: it says no goodbye.
+        first.shutdown_background();
+        drop(early);
+
+        let second = Runtime::new().unwrap();
+        let mut late = speaks(&second, &mut steady, "second");
+        // Shorter than any connection takes to be given up (10 s).
+        let whole = main.block_on(async {
+            let begun = Instant::now();
+            let mut batch = 0;
+            while begun.elapsed() < Duration::from_secs(8) {
+                batch += 1;
+                for at in 0..BATCH {
+                    steady.says(&two, &format!("{batch}.{at}")).await;
+                }
+                let mut heard = 0;
+                while let Ok(text) = tokio::time::timeout(Duration::from_secs(1), late.hears()).await {
+                    heard += usize::from(text.starts_with(&format!("{batch}.")));
+                    if heard == BATCH {
+                        return true;
+                    }
+                }
+            }
+            false
+        });
+        assert!(whole, "a part of what is said goes nowhere");
+    }
 }

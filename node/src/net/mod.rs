@@ -3,6 +3,7 @@
 //! - [`admission`]: the first exchange on every connection; until it is done nothing else is spoken
 //! - [`transport`]: libp2p's TCP and QUIC with that exchange built in, so that no protocol exists before it
 //! - [`control`]: the libp2p swarm: messages of the protocol, mDNS, Kademlia, identify, ping
+//! - [`connections`]: which of those to a peer lead to the process that lives
 //! - [`doorstep`], [`inflow`]: what strangers and members may take of this node
 //! - [`data`]: quinn connections for bulk: chunks, logs, processes; [`bulk`]: chunks by TCP, where possible; [`tls`]: of both
 //! - [`join`]: a machine without a certificate asks for one
@@ -13,6 +14,7 @@ pub mod admission;
 mod awaiting;
 mod bulk;
 pub mod chunks;
+mod connections;
 pub mod control;
 pub mod data;
 mod dials;

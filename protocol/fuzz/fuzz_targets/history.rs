@@ -139,7 +139,7 @@ fn command(host: &mut Host, u: &mut Unstructured<'_>) -> Result<()> {
         18 => Command::StoreFull(u.arbitrary()?),
         21 => Command::AskTurn { reference: speech::outside(u)?, shares: u.arbitrary()? },
         22 => Command::EndTurn { reference: speech::outside(u)?, root: Some(speech::image(u)?) },
-        19 => Command::ImageGivenUp(speech::image(u)?),
+        19 => Command::ImagesGivenUp(vec![speech::image(u)?]),
         17 => {
             let root = speech::image(u)?;
             Command::DemandChunks { root, chunks: crate::host::pieces(&root).iter().map(|piece| piece.chunk).collect() }

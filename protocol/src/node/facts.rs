@@ -535,7 +535,6 @@ impl Node {
             return;
         }
         let mut holders: BTreeMap<ChunkId, Vec<NodeId>> = BTreeMap::new();
-        let mut made_into: BTreeMap<ChunkId, ChunkId> = BTreeMap::new();
         for (node, fact) in self.catalog.nodes().filter(|(node, _)| self.membership.is_live(node)) {
             for root in fact.images.iter().flat_map(ImageHeld::held).chain(fact.fetching.iter().copied()) {
                 let nodes = holders.entry(root).or_default();
@@ -544,9 +543,9 @@ impl Node {
                     nodes.push(node);
                 }
             }
-            let images = fact.images.iter().filter(|image| image.is_image());
-            made_into.extend(images.filter_map(|image| Some((image.original.as_ref()?.root, image.root))));
         }
+        let live = self.catalog.nodes().filter(|(node, _)| self.membership.is_live(node));
+        let made_into = made_into(live.flat_map(|(_, fact)| &fact.images));
         holders.retain(|root, _| self.is_vouched_for(root));
         for (root, nodes) in holders {
             // What could not be had is fetched again when something needs it, not for its own sake.
@@ -616,6 +615,12 @@ impl Node {
             })
             .collect()
     }
+}
+
+/// What each of those that images were made of was made into.
+pub(super) fn made_into<'a>(known: impl Iterator<Item = &'a ImageHeld>) -> BTreeMap<ChunkId, ChunkId> {
+    let images = known.filter(|image| image.is_image());
+    images.filter_map(|image| Some((image.original.as_ref()?.root, image.root))).collect()
 }
 
 /// The rank of a node among those that keep copies of an image: the highest is first.

@@ -424,34 +424,54 @@ impl Node {
     }
 
     /// What is here of images that nothing here runs or fetches, and that enough other nodes have: what was named longest ago comes
-    /// first. Whoever has one may give it up in its own time alone, [`SLOT`] by [`SLOT`] in the order of rendezvous hash: when
-    /// the next one's comes, it has heard of it.
-    pub fn spare_images(&self, now: Instant) -> Vec<ChunkId> {
+    /// first. Each is an image with what it was made of, as far as that may go: most of their bytes are the same, so that an image
+    /// alone is not worth its loss; what it was made of may go without it. Whoever has any of one may give it up in its own time
+    /// alone, [`SLOT`] by [`SLOT`] in the order of rendezvous hash: when the next one's comes, it has heard of it.
+    pub fn spare_images(&self, now: Instant) -> Vec<BTreeSet<ChunkId>> {
         let used: BTreeSet<ChunkId> = self.worker.images().chain(self.exchange.wanted()).collect();
-        let mut named: BTreeMap<ChunkId, catalog::Hlc> = BTreeMap::new();
+        let others = self.catalog.nodes().filter(|(node, _)| *node != self.me && self.membership.is_live(node));
+        let others = others.flat_map(|(node, fact)| fact.images.iter().map(move |image| (node, image)));
+        let known: Vec<(NodeId, &ImageHeld)> = others.chain(self.images.iter().map(|image| (self.me, image))).collect();
+        let made_into = facts::made_into(known.iter().map(|(_, image)| *image));
+        let whole = |root: ChunkId| made_into.get(&root).copied().unwrap_or(root);
+
+        let mut holders: BTreeMap<ChunkId, BTreeSet<NodeId>> = BTreeMap::new();
+        let mut of_any: BTreeMap<ChunkId, BTreeSet<NodeId>> = BTreeMap::new();
+        for (node, image) in &known {
+            for root in image.held() {
+                holders.entry(root).or_default().insert(*node);
+                of_any.entry(whole(root)).or_default().insert(*node);
+            }
+        }
+        let mut here: BTreeMap<ChunkId, (catalog::Hlc, BTreeSet<ChunkId>)> = BTreeMap::new();
         for image in &self.images {
             for root in image.held() {
-                let last = named.entry(root).or_default();
+                let (last, parts) = here.entry(whole(root)).or_default();
                 *last = image.named.max(*last);
+                parts.insert(root);
             }
         }
         let enough = self.image_copies.saturating_sub(1).max(1);
-        let wall = self.wall_at(now).0 as u128;
-        let spare = |root: &ChunkId| {
-            let whole = self.providers(root).into_iter().filter_map(|(node, whole)| whole.then_some(node));
-            let mut holders: Vec<NodeId> = whole.chain([self.me]).collect();
-            holders.sort_by_key(|node| facts::copy_rank(root, node));
-            let turn = (wall / SLOT.as_millis()) as usize % holders.len();
-            let early = wall % SLOT.as_millis() < SLOT.as_millis() * 2 / 3;
-            holders.len() > enough && holders[turn] == self.me && early
+        let wall = u128::from(self.wall_at(now).0);
+        let early = wall % SLOT.as_millis() < SLOT.as_millis() * 2 / 3;
+        let is_turn = |image: &ChunkId| {
+            let mut holders: Vec<&NodeId> = of_any[image].iter().collect();
+            holders.sort_by_key(|node| facts::copy_rank(image, node));
+            early && *holders[(wall / SLOT.as_millis()) as usize % holders.len()] == self.me
         };
-        let mut spare: Vec<(catalog::Hlc, ChunkId)> = named
-            .into_iter()
-            .filter(|(root, _)| !used.contains(root) && spare(root))
-            .map(|(root, at)| (at, root))
-            .collect();
+        let mut spare: Vec<(catalog::Hlc, BTreeSet<ChunkId>)> = Vec::new();
+        for (image, (last, parts)) in here {
+            let may_go = |root: &ChunkId| !used.contains(root) && holders[root].len() > enough;
+            let mut going: BTreeSet<ChunkId> = parts.iter().copied().filter(may_go).collect();
+            if going.len() < parts.len() {
+                going.remove(&image);
+            }
+            if !going.is_empty() && is_turn(&image) {
+                spare.push((last, going));
+            }
+        }
         spare.sort_unstable();
-        spare.into_iter().map(|(_, root)| root).collect()
+        spare.into_iter().map(|(_, roots)| roots).collect()
     }
 
     /// Images that are here, and what they were made of, by every name.
@@ -697,12 +717,12 @@ impl Node {
                     Reply::Done
                 })
             }
-            Command::ImageGivenUp(root) => {
-                if self.given_up.len() >= MAX_GIVEN_UP {
+            Command::ImagesGivenUp(roots) => {
+                self.given_up.extend(&roots);
+                while self.given_up.len() > MAX_GIVEN_UP {
                     self.given_up.pop_first();
                 }
-                self.given_up.insert(root);
-                self.images_gone(&[root], now);
+                self.images_gone(&roots, now);
                 Ok(Reply::Done)
             }
             Command::ImagesRemoved(roots) => {

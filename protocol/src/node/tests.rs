@@ -555,6 +555,37 @@ fn an_image_is_kept_on_a_second_node_and_its_holder_may_die() {
 }
 
 #[test]
+fn an_image_and_what_it_was_made_of_are_given_up_together_and_by_one_at_a_time() {
+    let nodes = 5;
+    for seed in 0..4 {
+        let mut mesh = Mesh::new(nodes, seed);
+        mesh.run(secs(3));
+        let (image, original) = (ChunkId([seed as u8; 32]), ChunkId([100 + seed as u8; 32]));
+        for at in 0..nodes {
+            let (digest, size) = (ImageId([2; 32]), 1);
+            // One has the image alone.
+            let original = Some(catalog::OriginalHeld { root: original, digest, size, here: at > 0 });
+            let reference = "made:latest".parse().unwrap();
+            let named = catalog::Hlc::default();
+            let held = ImageHeld { reference, id: ImageId([1; 32]), root: image, size, named, here: true, original };
+            mesh.command(at, Command::ImageAdded(held));
+        }
+        mesh.run(secs(3));
+        let mut gave = BTreeSet::new();
+        for slot in 0..nodes as u32 {
+            let now = mesh.now + SLOT * slot;
+            let spare = |at: usize| mesh.node(at).spare_images(now);
+            let givers: Vec<usize> = (0..nodes).filter(|at| !spare(*at).is_empty()).collect();
+            let [giver] = givers[..] else { panic!("{givers:?} give up the same at one time") };
+            let all = if giver == 0 { vec![image] } else { vec![image, original] };
+            assert_eq!(spare(giver), [BTreeSet::from_iter(all)]);
+            gave.insert(giver);
+        }
+        assert_eq!(gave.len(), nodes, "each has its turn");
+    }
+}
+
+#[test]
 fn a_daemon_that_comes_back_adopts_its_containers() {
     let mut mesh = Mesh::new(2, 5);
     mesh.load_image(0);
