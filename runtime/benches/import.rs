@@ -25,7 +25,8 @@ fn main() {
     let archive = archive(&files);
     let rate = |seconds: f64| bytes as f64 / seconds / 1e6;
     let (mut alone, mut hashing, mut whole) = (Vec::new(), Vec::new(), Vec::new());
-    // Each round's store stays to the end: where many files were just removed, ext4 is slow to make new ones.
+    // Each round's store stays to the end: where many files were removed, ext4 is slow to make new ones for five minutes. So is the
+    // next run of this in the same folder; TMPDIR names another.
     let mut stores = Vec::new();
     for _ in 0..ROUNDS {
         let began = Instant::now();

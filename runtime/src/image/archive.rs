@@ -27,7 +27,8 @@ use crate::store::{HeldOriginal, Sink, Store, StoreError, Writer};
 const BUFFER: usize = 256 * 1024;
 /// For who reads little by little; a whole buffer is read past it, without a copy.
 const READER: usize = 32 * 1024;
-const QUEUE: usize = 8;
+/// Half as much again as the longest file that is read whole: its bytes are hashed while those after it come.
+const QUEUE: usize = 24;
 /// The most bytes of a manifest, an index or a config.
 const MAX_DOCUMENT: usize = 4 << 20;
 /// The most bytes of documents, names and attributes in one import: they are held in memory until its end.

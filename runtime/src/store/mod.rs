@@ -20,6 +20,7 @@
 //! a stranger's write, ends as "not here", never as wrong bytes at a peer.
 
 mod blobs;
+mod buffer;
 mod collect;
 mod damage;
 mod index;

@@ -1,7 +1,7 @@
 //! Writing to the disk beside whoever makes the bytes: one thread, which writes what it is given in that order.
 //!
-//! A byte that goes to the kernel's cache costs more processor time than to cut and to hash it (a page that is new, above all
-//! on a virtual machine), so an import that wrote by itself would use one core where two are idle.
+//! Whoever writes waits: for the disk, where it goes past the kernel's cache ([`super::buffer`]), or for pages of that cache. An
+//! import that wrote by itself would use one core where two are idle.
 //!
 //! **When a write fails** nothing more is written, whoever gives the next one is told why, and so is [`Spool::finish`].
 //! Nothing is on the disk's way before `finish` has returned; a spool that is dropped has written all it was given, or failed.
@@ -11,13 +11,14 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
+use super::buffer::{Buffer, append};
 use super::{StoreError, lock, rewrite};
 
 /// Bytes that wait to be written.
@@ -30,9 +31,9 @@ const MAX_SPARE: usize = 4;
 
 enum Job {
     /// A new file of these bytes.
-    Whole(PathBuf, Vec<u8>),
+    Whole(PathBuf, Buffer),
     /// More bytes of an open one.
-    More(Arc<File>, PathBuf, Vec<u8>),
+    More(Arc<File>, PathBuf, Buffer),
     /// What was written first goes to its place.
     Place(PathBuf, PathBuf),
 }
@@ -45,7 +46,7 @@ struct State {
     is_busy: bool,
     closed: bool,
     failed: Option<StoreError>,
-    spare: Vec<Vec<u8>>,
+    spare: Vec<Buffer>,
 }
 
 #[derive(Default)]
@@ -103,23 +104,25 @@ impl Drop for Spool {
 }
 
 impl Line {
-    /// An empty buffer, perhaps a used one: new memory is what costs.
-    pub(super) fn buffer(&self) -> Vec<u8> {
-        lock(&self.0.state).spare.pop().unwrap_or_default()
+    /// An empty buffer with room for `len` bytes, perhaps a used one: new memory is what costs.
+    pub(super) fn buffer(&self, len: usize) -> Buffer {
+        let mut buffer = lock(&self.0.state).spare.pop().unwrap_or_default();
+        buffer.begin(len);
+        buffer
     }
 
     /// Takes a buffer that is not needed after all.
-    pub(super) fn give_back(&self, buffer: Vec<u8>) {
+    pub(super) fn give_back(&self, buffer: Buffer) {
         lock(&self.0.state).keep(buffer);
     }
 
     /// Has a file written.
-    pub(super) fn whole(&self, path: PathBuf, bytes: Vec<u8>) -> Result<(), StoreError> {
+    pub(super) fn whole(&self, path: PathBuf, bytes: Buffer) -> Result<(), StoreError> {
         self.push(Job::Whole(path, bytes))
     }
 
     /// Has bytes added to a file, which errors call by `path`.
-    pub(super) fn more(&self, file: &Arc<File>, path: &Path, bytes: Vec<u8>) -> Result<(), StoreError> {
+    pub(super) fn more(&self, file: &Arc<File>, path: &Path, bytes: Buffer) -> Result<(), StoreError> {
         self.push(Job::More(Arc::clone(file), path.to_owned(), bytes))
     }
 
@@ -144,9 +147,8 @@ impl Line {
 }
 
 impl State {
-    fn keep(&mut self, mut buffer: Vec<u8>) {
-        if self.spare.len() < MAX_SPARE && (1..=MAX_BYTES).contains(&buffer.capacity()) {
-            buffer.clear();
+    fn keep(&mut self, buffer: Buffer) {
+        if self.spare.len() < MAX_SPARE && (1..=MAX_BYTES).contains(&buffer.room()) {
             self.spare.push(buffer);
         }
     }
@@ -190,18 +192,18 @@ impl Job {
     }
 
     /// Does it; its buffer may be used again.
-    fn run(self) -> (Vec<u8>, Result<(), StoreError>) {
+    fn run(self) -> (Buffer, Result<(), StoreError>) {
         match self {
             Job::Whole(path, bytes) => {
                 let written =
-                    File::create(&path).and_then(|mut file| file.write_all(&bytes).map(|()| begin(&file, bytes.len())));
+                    File::create(&path).and_then(|file| append(&file, &bytes).map(|cached| begin(&file, cached)));
                 (bytes, written.map_err(|error| StoreError::io("write", &path, error)))
             }
             Job::More(file, path, bytes) => {
-                let written = (&*file).write_all(&bytes).map(|()| begin(&file, bytes.len()));
+                let written = append(&file, &bytes).map(|cached| begin(&file, cached));
                 (bytes, written.map_err(|error| StoreError::io("write", &path, error)))
             }
-            Job::Place(from, to) => (Vec::new(), place(&from, &to)),
+            Job::Place(from, to) => (Buffer::default(), place(&from, &to)),
         }
     }
 }

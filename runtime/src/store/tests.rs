@@ -135,10 +135,10 @@ fn wrong_bytes_are_refused_and_lost_bytes_are_fetched_again() {
 fn whoever_has_something_written_hears_that_it_was_not() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::start().unwrap();
-    spool.line().whole(dir.path().join("here"), b"first".to_vec()).unwrap();
-    spool.line().whole(dir.path().join("no such folder/there"), b"second".to_vec()).unwrap();
+    spool.line().whole(dir.path().join("here"), b"first"[..].into()).unwrap();
+    spool.line().whole(dir.path().join("no such folder/there"), b"second"[..].into()).unwrap();
     assert!(matches!(spool.finish(), Err(StoreError::Io { step: "write", .. })));
-    assert!(spool.line().whole(dir.path().join("later"), Vec::new()).is_err());
+    assert!(spool.line().whole(dir.path().join("later"), b""[..].into()).is_err());
     drop(spool);
     assert_eq!(fs::read(dir.path().join("here")).unwrap(), b"first");
     assert!(!dir.path().join("later").exists());
@@ -150,9 +150,11 @@ fn many_pieces_are_written_in_their_order() {
     let path = dir.path().join("file");
     let spool = Spool::start().unwrap();
     let file = Arc::new(File::create(&path).unwrap());
-    let pieces: Vec<Vec<u8>> = (0..40).map(|at| noise(at, 1 << 20)).collect();
+    // By blocks, up to one that ends inside of a block; and small ones.
+    let lens = [1 << 20, 3 << 20, 4096, 1 << 20, (2 << 20) + 5, 1 << 20, 17, 0, 1 << 20];
+    let pieces: Vec<Vec<u8>> = (0..45).map(|at| noise(at, lens[at as usize % lens.len()])).collect();
     for piece in &pieces {
-        spool.line().more(&file, &path, piece.clone()).unwrap();
+        spool.line().more(&file, &path, piece[..].into()).unwrap();
     }
     spool.line().place(path, dir.path().join("new/file")).unwrap();
     spool.finish().unwrap();

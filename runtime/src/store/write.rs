@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
+use super::buffer::Buffer;
 use super::index::{Changes, Location};
 use super::spool::{Line, Spool};
 use super::{Held, HeldOriginal, Store, StoreError, lock};
@@ -52,7 +53,8 @@ pub(crate) struct Sink {
     path: PathBuf,
     file: Arc<File>,
     line: Line,
-    slab: Vec<u8>,
+    /// Has no room before there is something to write.
+    slab: Buffer,
     chunker: Chunker,
     /// Bytes that may still come, of what its import may bring in all.
     left: u64,
@@ -64,11 +66,20 @@ impl Sink {
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.left = self.left.checked_sub(bytes.len() as u64).ok_or(StoreError::Limit { limit: self.limit })?;
         let Ok(()) = self.chunker.push(bytes, &mut |_: &Chunk, _: &[u8]| Ok::<(), Infallible>(()));
-        if self.slab.is_empty() {
-            self.slab = self.line.buffer();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.slab.is_empty() {
+                self.slab = self.line.buffer(SLAB);
+            }
+            let room = SLAB - self.slab.len();
+            let (now, later) = rest.split_at(rest.len().min(room));
+            self.slab.fill(now);
+            rest = later;
+            if self.slab.len() == SLAB {
+                self.pass_on()?;
+            }
         }
-        self.slab.extend_from_slice(bytes);
-        if self.slab.len() >= SLAB { self.pass_on() } else { Ok(()) }
+        Ok(())
     }
 
     fn pass_on(&mut self) -> Result<(), StoreError> {
@@ -129,11 +140,11 @@ impl Writer<'_> {
         if size > IN_MEMORY {
             return self.add_large(file, size, name);
         }
-        let mut bytes = self.line()?.buffer();
-        bytes.reserve_exact(size as usize);
-        file.take(size).read_to_end(&mut bytes).map_err(|error| ImportError::damaged(name, &error))?;
-        if bytes.len() as u64 != size {
-            return Err(short());
+        let mut bytes = self.line()?.buffer(size as usize);
+        match file.read_exact(bytes.grow(size as usize)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(short()),
+            Err(error) => return Err(ImportError::damaged(name, &error)),
         }
         self.progress.bytes.fetch_add(size, Ordering::Relaxed);
         Ok(self.add_buffer(content_of(&bytes), bytes)?)
@@ -141,10 +152,10 @@ impl Writer<'_> {
 
     /// Adds a content that is all in memory.
     pub(crate) fn add_bytes(&mut self, bytes: &[u8]) -> Result<Content, StoreError> {
-        self.add_buffer(content_of(bytes), bytes.to_vec())
+        self.add_buffer(content_of(bytes), bytes.into())
     }
 
-    fn add_buffer(&mut self, content: Content, bytes: Vec<u8>) -> Result<Content, StoreError> {
+    fn add_buffer(&mut self, content: Content, bytes: Buffer) -> Result<Content, StoreError> {
         let id = content.id();
         if self.is_known(&id, &content)? {
             self.line()?.give_back(bytes);
@@ -182,7 +193,7 @@ impl Writer<'_> {
         self.written.push((path.clone(), None));
         let left = self.limit.saturating_sub(self.bytes);
         let (line, chunker) = (self.line()?.clone(), Chunker::default());
-        Ok(Sink { path, file: Arc::new(file), line, slab: Vec::new(), chunker, left, limit: self.limit })
+        Ok(Sink { path, file: Arc::new(file), line, slab: Buffer::default(), chunker, left, limit: self.limit })
     }
 
     /// Adds the content that was written to it.
@@ -238,7 +249,7 @@ impl Writer<'_> {
         let content = Content { chunks: vec![(chunk, encoded.len() as u32)] };
         if !self.is_known(&chunk, &content)? {
             let temporary = self.temporary();
-            self.line()?.whole(temporary.clone(), encoded.to_vec())?;
+            self.line()?.whole(temporary.clone(), encoded.into())?;
             self.place(temporary, chunk, &content)?;
         }
         self.note(&content, chunk)?;
