@@ -404,14 +404,31 @@ fn content_management_takes_tags_and_manifests_back() {
     for tag in ["a", "b", "c"] {
         put_manifest(one, "gone", tag, MANIFEST, &manifest).is(201);
     }
-    wait_for("the tags to be known everywhere", PATIENCE, || (two.images().len() == 3).then_some(()));
+    let stays = artifact(one, "gone", "stays", None);
+    put_manifest(one, "gone", "stays", MANIFEST, &stays).is(201);
+    wait_for("the tags to be known everywhere", PATIENCE, || (two.images().len() == 4).then_some(()));
+    let by_digest = format!("manifests/{digest}");
+    for host in [one, two] {
+        ask(host, "GET", &format!("/v2/gone/{by_digest}"), &[]).is(200);
+        // The mesh has it, and no repository of that name.
+        ask(host, "GET", &format!("/v2/other/{by_digest}"), &[]).refuses(404, "MANIFEST_UNKNOWN");
+    }
     ask(two, "DELETE", "/v2/gone/manifests/a", &[]).is(202);
     ask(two, "GET", "/v2/gone/manifests/a", &[]).refuses(404, "MANIFEST_UNKNOWN");
     ask(two, "GET", "/v2/gone/manifests/b", &[]).is(200);
     ask(two, "DELETE", &format!("/v2/gone/blobs/{}", sha256(b"soon")), &[]).refuses(405, "UNSUPPORTED");
     ask(two, "DELETE", &format!("/v2/gone/manifests/{digest}"), &[]).is(202);
     ask(two, "DELETE", &format!("/v2/gone/manifests/{digest}"), &[]).refuses(404, "MANIFEST_UNKNOWN");
-    wait_for("it to be gone everywhere", PATIENCE, || one.images().is_empty().then_some(()));
+    ask(two, "GET", &format!("/v2/gone/{by_digest}"), &[]).refuses(404, "MANIFEST_UNKNOWN");
+    ask(two, "GET", "/v2/gone/manifests/stays", &[]).is(200);
+    wait_for("it to be gone everywhere", PATIENCE, || (one.images().len() == 1).then_some(()));
+    put_manifest(two, "gone", "again", MANIFEST, &manifest).is(201);
+    ask(two, "GET", &format!("/v2/gone/{by_digest}"), &[]).is(200);
+    for tag in ["again", "stays"] {
+        ask(two, "DELETE", &format!("/v2/gone/manifests/{tag}"), &[]).is(202);
+    }
+    wait_for("all to be gone everywhere", PATIENCE, || one.images().is_empty().then_some(()));
+    ask(one, "GET", &format!("/v2/gone/{by_digest}"), &[]).refuses(404, "MANIFEST_UNKNOWN");
     ask(one, "GET", "/v2/gone/tags/list", &[]).refuses(404, "NAME_UNKNOWN");
     let staged = push_blob(one, "gone", "never named");
     ask(one, "DELETE", &format!("/v2/gone/blobs/{staged}"), &[]).is(202);

@@ -639,7 +639,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_s_own_name_is_never_a_number() {
+    fn a_host_s_own_name_has_a_letter_where_its_id_has_one() {
         let mut id = WorkloadId([0x42; 16]);
         assert_eq!(own_hostname(&id), "42".repeat(16), "there is no letter to be had");
         id.0[9] = 0x4b;

@@ -638,8 +638,12 @@ mod tests {
             life.block_on(async {
                 let peer = peer(&two).await;
                 peer.addresses.insert(&node_of(&one), &steady.at);
-                peer.says(&one, text).await;
-                assert_eq!(steady.hears().await, text);
+                for _ in 0..3 {
+                    peer.says(&one, text).await;
+                    assert_eq!(steady.hears().await, text);
+                    // It has said who it is by then.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
                 peer
             })
         };

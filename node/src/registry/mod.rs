@@ -17,10 +17,11 @@ mod door;
 pub mod outside;
 mod uploads;
 
+use std::collections::VecDeque;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -68,6 +69,7 @@ const QUEUE: usize = 8;
 const MAX_READERS: usize = 16;
 /// How long a reader may take nothing.
 const STALL: Duration = Duration::from_secs(30);
+const MAX_DELETED: usize = 1024;
 /// How long what refers to something is waited for.
 const SOON: Duration = Duration::from_secs(5);
 const EXPIRY: Duration = Duration::from_secs(60);
@@ -79,8 +81,35 @@ pub struct Registry {
     store: Arc<Store>,
     images: Images,
     uploads: Arc<Uploads>,
+    deleted: Deleted,
     readers: Arc<Semaphore>,
     seekers: Arc<Semaphore>,
+}
+
+/// Manifests that were deleted here by digest, of each repository: their bytes may lie here for a while yet. The latest are remembered.
+#[derive(Clone, Default)]
+struct Deleted(Arc<Mutex<VecDeque<(String, [u8; 32])>>>);
+
+impl Deleted {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(String, [u8; 32])>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, name: &str, digest: [u8; 32]) {
+        self.remove(name, &digest);
+        let mut all = self.lock();
+        all.truncate(MAX_DELETED - 1);
+        all.push_front((name.to_owned(), digest));
+    }
+
+    /// It is pushed anew.
+    fn remove(&self, name: &str, digest: &[u8; 32]) {
+        self.lock().retain(|(other, deleted)| other != name || deleted != digest);
+    }
+
+    fn has(&self, name: &str, digest: &[u8; 32]) -> bool {
+        self.lock().iter().any(|(other, deleted)| other == name && deleted == digest)
+    }
 }
 
 /// An answer that is an error, as the specification shapes it.
@@ -140,7 +169,15 @@ pub async fn start(
     let uploads = Arc::new(Uploads::new(dir).with_context(|| format!("cannot make {}", dir.display()))?);
     let readers = Arc::new(Semaphore::new(MAX_READERS));
     let seekers = Arc::new(Semaphore::new(MAX_SEEKERS));
-    let registry = Registry { handle, store, images, uploads: Arc::clone(&uploads), readers, seekers };
+    let registry = Registry {
+        handle,
+        store,
+        images,
+        uploads: Arc::clone(&uploads),
+        deleted: Deleted::default(),
+        readers,
+        seekers,
+    };
     tokio::spawn(async move {
         let mut round = tokio::time::interval(EXPIRY);
         loop {
@@ -404,15 +441,15 @@ impl Registry {
     async fn manifest(&self, name: &str, at: &str, head: bool) -> Answer {
         let digest = match parse_digest(at) {
             Some(digest) => {
-                if self.read_manifest(&digest).await?.is_none() {
-                    // Another node may have it, under any tag.
-                    let held = self
-                        .repository(name)
-                        .await?
-                        .into_iter()
-                        .find(|image| image.original.as_ref().is_some_and(|original| original.digest.0 == digest));
-                    let held = held.ok_or_else(|| unknown_manifest(at))?;
-                    self.images.original(&held).await.map_err(internal)?;
+                let is_staged = self.uploads.blob(&digest).is_some_and(|staged| !staged.media_type.is_empty());
+                let all = self.repository(name).await?;
+                // Another node may have it, under any tag. What a tag has moved on from may be here yet, and so is what an index lists.
+                let is_own =
+                    |image: &&ImageHeld| image.original.as_ref().is_some_and(|made_of| made_of.digest.0 == digest);
+                if let Some(held) = all.iter().find(is_own) {
+                    self.images.original(held).await.map_err(internal)?;
+                } else if !is_staged && (all.is_empty() || self.deleted.has(name, &digest)) {
+                    return Err(unknown_manifest(at));
                 }
                 digest
             }
@@ -585,6 +622,7 @@ impl Registry {
             None => at.to_owned(),
         };
         let reference = reference(name, &tag)?;
+        self.deleted.remove(name, &digest);
         if parse_digest(at).is_some() && subject.is_none() {
             let mut upload = self.uploads.begin().await?;
             upload.add(Body::from(bytes), None).await?;
@@ -659,6 +697,9 @@ impl Registry {
         for reference in doomed {
             let unnamed = stopping(self.handle.command(Command::Unname(reference)).await)?;
             unnamed.map_err(|refused| Refusal(StatusCode::FORBIDDEN, "DENIED", refused.to_string()))?;
+        }
+        if let Some(digest) = digest {
+            self.deleted.insert(name, digest);
         }
         Ok(StatusCode::ACCEPTED.into_response())
     }

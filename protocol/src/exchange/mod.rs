@@ -314,6 +314,11 @@ impl Exchange {
         }
     }
 
+    /// There are enough copies of it: one that has not begun here is not taken.
+    pub fn want_no_copy(&mut self, root: &ChunkId) {
+        self.waiting.retain(|(waiting, need)| waiting != root || *need > Need::Copy);
+    }
+
     /// Whether what names its contents is here.
     pub fn is_listed(&self, root: &ChunkId) -> bool {
         self.downloads.get(root).is_some_and(|download| download.contents)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{FACTS_MESSAGES, Node};
+use super::{FACTS_MESSAGES, Node, PASSED_OVER};
 use crate::catalog::{
     self, Body, Entry, Fact, ImageHeld, Key, NodeFact, NotTaken, Placement, Said, Taken, fact::MAX_IMAGES,
 };
@@ -527,11 +527,13 @@ impl Node {
     }
 
     /// Keeps each image on enough nodes: one that exists only where it was loaded would die with that node, and with
-    /// it every chance to run its workloads elsewhere. The first nodes by rendezvous hash fetch it.
+    /// it every chance to run its workloads elsewhere. The first nodes by rendezvous hash fetch it; where they do not, for want
+    /// of room, the next ones do, [`PASSED_OVER`] later for each.
     ///
     /// What an image was made of goes where the image is, and after it: most of it is the same chunks.
     pub(super) fn spread_images(&mut self, now: Instant) {
         if self.store_full {
+            self.short.clear();
             return;
         }
         let mut holders: BTreeMap<ChunkId, Vec<NodeId>> = BTreeMap::new();
@@ -547,12 +549,18 @@ impl Node {
         let live = self.catalog.nodes().filter(|(node, _)| self.membership.is_live(node));
         let made_into = made_into(live.flat_map(|(_, fact)| &fact.images));
         holders.retain(|root, _| self.is_vouched_for(root));
+        let before = std::mem::take(&mut self.short);
         for (root, nodes) in holders {
             // What could not be had is fetched again when something needs it, not for its own sake.
             let hopeless = self.exchange.failure(&root).is_some() || self.given_up.contains(&root);
             let image = made_into.get(&root);
             let too_soon = image.is_some_and(|image| !self.has_image(image));
-            if nodes.len() >= self.image_copies || self.has_image(&root) || hopeless || too_soon {
+            if nodes.len() >= self.image_copies {
+                // Also of one that was to be this node's, and waits for others until now.
+                self.exchange.want_no_copy(&root);
+                continue;
+            }
+            if self.has_image(&root) || hopeless || too_soon {
                 continue;
             }
             let key = image.unwrap_or(&root);
@@ -565,8 +573,12 @@ impl Node {
             others.retain(|node| !nodes.contains(node));
             others.push(self.me);
             others.sort_by_key(|node| std::cmp::Reverse(copy_rank(key, node)));
-            others.truncate(self.image_copies - nodes.len());
-            if others.contains(&self.me) {
+            let since = before.get(&root).copied().unwrap_or(now);
+            self.short.insert(root, since);
+            let missing = self.image_copies - nodes.len();
+            let passes =
+                others.iter().position(|node| *node == self.me).map_or(0, |at| (at + 1).saturating_sub(missing));
+            if now.since(since) >= PASSED_OVER * passes as u32 {
                 self.exchange.want(root, Need::Copy, now);
                 self.publish_node(now);
             }
@@ -617,10 +629,16 @@ impl Node {
     }
 }
 
-/// What each of those that images were made of was made into.
+/// What each of those that images were made of was made into; of several the smallest, so that all who know the same say the same.
 pub(super) fn made_into<'a>(known: impl Iterator<Item = &'a ImageHeld>) -> BTreeMap<ChunkId, ChunkId> {
-    let images = known.filter(|image| image.is_image());
-    images.filter_map(|image| Some((image.original.as_ref()?.root, image.root))).collect()
+    let mut made_into: BTreeMap<ChunkId, ChunkId> = BTreeMap::new();
+    for image in known.filter(|image| image.is_image()) {
+        if let Some(original) = &image.original {
+            let root = made_into.entry(original.root).or_insert(image.root);
+            *root = image.root.min(*root);
+        }
+    }
+    made_into
 }
 
 /// The rank of a node among those that keep copies of an image: the highest is first.

@@ -63,6 +63,8 @@ const FROZEN: Duration = Duration::from_secs(5);
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(30);
 /// Between two looks at how many copies of each image there are, when nothing seems to have changed.
 const SPREAD: Duration = Duration::from_secs(60);
+/// Whose copy of an image has not begun after so long is passed over: it has no room, or cannot get it.
+const PASSED_OVER: Duration = Duration::from_secs(90);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Between two looks for tombstones to forget.
 const EXPIRY: Duration = Duration::from_secs(3600);
@@ -177,6 +179,8 @@ pub struct Node {
     next_tend: Instant,
     /// Some node got or lost an image, or went: it may be on too few.
     images_moved: bool,
+    /// Images that were on too few nodes at the last look, and since when.
+    short: BTreeMap<ChunkId, Instant>,
     /// No copy of an image is taken that nothing here asks for.
     store_full: bool,
     /// Images that were given up for want of room.
@@ -238,6 +242,7 @@ impl Node {
             next_spread: now,
             next_tend: now + leases::TEND,
             images_moved: true,
+            short: BTreeMap::new(),
             store_full: false,
             given_up: BTreeSet::new(),
             parts: VecDeque::new(),
@@ -718,9 +723,11 @@ impl Node {
                 })
             }
             Command::ImagesGivenUp(roots) => {
-                self.given_up.extend(&roots);
-                while self.given_up.len() > MAX_GIVEN_UP {
-                    self.given_up.pop_first();
+                for root in &roots {
+                    if self.given_up.len() >= MAX_GIVEN_UP {
+                        self.given_up.pop_first();
+                    }
+                    self.given_up.insert(*root);
                 }
                 self.images_gone(&roots, now);
                 Ok(Reply::Done)

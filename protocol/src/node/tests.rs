@@ -555,33 +555,65 @@ fn an_image_is_kept_on_a_second_node_and_its_holder_may_die() {
 }
 
 #[test]
-fn an_image_and_what_it_was_made_of_are_given_up_together_and_by_one_at_a_time() {
+fn who_has_no_room_for_a_copy_is_passed_over() {
+    for seed in 0..6 {
+        let mut mesh = Mesh::new(5, seed);
+        mesh.run(secs(3));
+        let has = |mesh: &Mesh, at: usize| mesh.hosts[at].chunks.len() == CHUNKS as usize;
+        let copies = |mesh: &Mesh| (0..5).filter(|at| has(mesh, *at)).collect::<Vec<usize>>();
+        // All but one, which is the last of all for some of these.
+        for at in 1..4 {
+            mesh.command(at, Command::StoreFull(true));
+        }
+        mesh.load_image(0);
+        mesh.wait("a copy where there is room", secs(600), |mesh| copies(mesh) == [0, 4]);
+        mesh.run(secs(600));
+        assert_eq!(copies(&mesh), [0, 4], "enough are enough");
+    }
+}
+
+#[test]
+fn an_image_and_what_it_was_made_of_are_given_up_together_and_the_last_stay() {
     let nodes = 5;
-    for seed in 0..4 {
+    for seed in 0..6 {
         let mut mesh = Mesh::new(nodes, seed);
         mesh.run(secs(3));
-        let (image, original) = (ChunkId([seed as u8; 32]), ChunkId([100 + seed as u8; 32]));
+        let [image, other, original] = [1, 2, 3].map(|kind| ChunkId([kind * 40 + seed as u8; 32]));
         for at in 0..nodes {
-            let (digest, size) = (ImageId([2; 32]), 1);
-            // One has the image alone.
+            let (digest, size, named) = (ImageId([2; 32]), 1, catalog::Hlc::default());
+            // One has the image alone; one has made another of it, as a machine of another kind does.
+            let root = if at == 4 { other } else { image };
             let original = Some(catalog::OriginalHeld { root: original, digest, size, here: at > 0 });
             let reference = "made:latest".parse().unwrap();
-            let named = catalog::Hlc::default();
-            let held = ImageHeld { reference, id: ImageId([1; 32]), root: image, size, named, here: true, original };
+            let held = ImageHeld { reference, id: ImageId([1; 32]), root, size, named, here: true, original };
             mesh.command(at, Command::ImageAdded(held));
+            // Nothing is copied meanwhile.
+            mesh.command(at, Command::StoreFull(true));
         }
-        mesh.run(secs(3));
-        let mut gave = BTreeSet::new();
-        for slot in 0..nodes as u32 {
-            let now = mesh.now + SLOT * slot;
-            let spare = |at: usize| mesh.node(at).spare_images(now);
-            let givers: Vec<usize> = (0..nodes).filter(|at| !spare(*at).is_empty()).collect();
-            let [giver] = givers[..] else { panic!("{givers:?} give up the same at one time") };
-            let all = if giver == 0 { vec![image] } else { vec![image, original] };
-            assert_eq!(spare(giver), [BTreeSet::from_iter(all)]);
-            gave.insert(giver);
+        let holders = |mesh: &Mesh, root: ChunkId| {
+            let has = |at: &usize| mesh.node(*at).images().iter().any(|image| image.held().any(|held| held == root));
+            (0..nodes).filter(has).collect::<Vec<usize>>()
+        };
+        // From one turn's begin to the next one's.
+        let early = SLOT - Duration::from_millis(mesh.wall().0 % SLOT.as_millis() as u64) + secs(3);
+        mesh.run(early);
+        for _ in 0..3 * nodes {
+            let spare: Vec<_> = (0..nodes).map(|at| mesh.node(at).spare_images(mesh.now)).collect();
+            let givers: Vec<usize> = (0..nodes).filter(|at| !spare[*at].is_empty()).collect();
+            assert!(givers.len() <= 1, "{givers:?} give up the same at one time");
+            for giver in givers {
+                let mut all = mesh.node(giver).images()[0].held().collect::<BTreeSet<ChunkId>>();
+                // Nobody else has that; what it was made of may go alone.
+                all.remove(&other);
+                assert_eq!(spare[giver], [all], "node {giver}");
+                for roots in spare[giver].clone() {
+                    mesh.command(giver, Command::ImagesGivenUp(roots.into_iter().collect()));
+                }
+            }
+            mesh.run(SLOT);
         }
-        assert_eq!(gave.len(), nodes, "each has its turn");
+        let left = [image, other, original].map(|root| holders(&mesh, root).len());
+        assert_eq!(left, [1, 1, 1], "what one alone has stays, and so does what is made of it there");
     }
 }
 

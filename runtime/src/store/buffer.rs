@@ -91,10 +91,42 @@ fn append_direct(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
             Ok(count) => done += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Not so, says the file system: the cache can.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => break Ok(()),
             Err(error) => break Err(error),
         }
     };
     fcntl(file, FcntlArg::F_SETFL(before))?;
     written.map(|()| done)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_used_buffer_is_written_as_a_new_one_and_large_ones_past_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let by_itself = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(dir.path().join("direct"));
+        let mut buffer = Buffer::default();
+        // Shorter ones after longer ones, with what those left in memory.
+        for (at, len) in [3 * LARGE + 5, LARGE, 17, LARGE + BLOCK, 0, LARGE - 1, 4 * LARGE].into_iter().enumerate() {
+            let bytes: Vec<u8> = (0..len).map(|byte| (byte * 31 + byte / 251 + at) as u8).collect();
+            buffer.begin(len);
+            assert!(buffer.is_empty());
+            bytes.chunks(LARGE / 3).for_each(|piece| buffer.fill(piece));
+            let path = dir.path().join(at.to_string());
+            let cached = append(&File::create(&path).unwrap(), &buffer).unwrap();
+            assert!(fs::read(&path).unwrap() == bytes, "{len} bytes");
+            if len >= LARGE && by_itself.is_ok() {
+                assert_eq!(cached, len % BLOCK);
+            }
+        }
+    }
 }

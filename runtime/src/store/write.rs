@@ -141,10 +141,14 @@ impl Writer<'_> {
             return self.add_large(file, size, name);
         }
         let mut bytes = self.line()?.buffer(size as usize);
-        match file.read_exact(bytes.grow(size as usize)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(short()),
-            Err(error) => return Err(ImportError::damaged(name, &error)),
+        let mut rest = bytes.grow(size as usize);
+        while !rest.is_empty() {
+            match file.read(rest) {
+                Ok(0) => return Err(short()),
+                Ok(len) => rest = &mut rest[len..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ImportError::damaged(name, &error)),
+            }
         }
         self.progress.bytes.fetch_add(size, Ordering::Relaxed);
         Ok(self.add_buffer(content_of(&bytes), bytes)?)
