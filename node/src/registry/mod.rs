@@ -13,15 +13,15 @@
 //! **If a side dies.** A client that vanishes leaves an upload that it may resume for an hour; a daemon that dies forgets what
 //! was staged, and clients begin again: nothing has a name before all of it is in the store.
 
+mod deleted;
 mod door;
 pub mod outside;
 mod uploads;
 
-use std::collections::VecDeque;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -48,6 +48,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::api::{server::original_held, view};
 use crate::daemon::driver::Handle;
 use crate::daemon::images::Images;
+use deleted::Deleted;
 use door::Door;
 use uploads::{Upload, UploadError, Uploads};
 
@@ -69,7 +70,6 @@ const QUEUE: usize = 8;
 const MAX_READERS: usize = 16;
 /// How long a reader may take nothing.
 const STALL: Duration = Duration::from_secs(30);
-const MAX_DELETED: usize = 1024;
 /// How long what refers to something is waited for.
 const SOON: Duration = Duration::from_secs(5);
 const EXPIRY: Duration = Duration::from_secs(60);
@@ -84,32 +84,6 @@ pub struct Registry {
     deleted: Deleted,
     readers: Arc<Semaphore>,
     seekers: Arc<Semaphore>,
-}
-
-/// Manifests that were deleted here by digest, of each repository: their bytes may lie here for a while yet. The latest are remembered.
-#[derive(Clone, Default)]
-struct Deleted(Arc<Mutex<VecDeque<(String, [u8; 32])>>>);
-
-impl Deleted {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(String, [u8; 32])>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn insert(&self, name: &str, digest: [u8; 32]) {
-        self.remove(name, &digest);
-        let mut all = self.lock();
-        all.truncate(MAX_DELETED - 1);
-        all.push_front((name.to_owned(), digest));
-    }
-
-    /// It is pushed anew.
-    fn remove(&self, name: &str, digest: &[u8; 32]) {
-        self.lock().retain(|(other, deleted)| other != name || deleted != digest);
-    }
-
-    fn has(&self, name: &str, digest: &[u8; 32]) -> bool {
-        self.lock().iter().any(|(other, deleted)| other == name && deleted == digest)
-    }
 }
 
 /// An answer that is an error, as the specification shapes it.
