@@ -420,7 +420,16 @@ fn content_management_takes_tags_and_manifests_back() {
     ask(two, "DELETE", &format!("/v2/gone/manifests/{digest}"), &[]).is(202);
     ask(two, "DELETE", &format!("/v2/gone/manifests/{digest}"), &[]).refuses(404, "MANIFEST_UNKNOWN");
     ask(two, "GET", &format!("/v2/gone/{by_digest}"), &[]).refuses(404, "MANIFEST_UNKNOWN");
-    ask(two, "GET", "/v2/gone/manifests/stays", &[]).is(200);
+    // What a tag has moved on from is had by its digest, until that is deleted.
+    let before = format!("/v2/gone/manifests/{}", sha256(stays.to_string().as_bytes()));
+    put_manifest(two, "gone", "stays", MANIFEST, &artifact(two, "gone", "moved on", None)).is(201);
+    wait_for("the tag to have moved everywhere", PATIENCE, || {
+        let tagged = ask(one, "GET", "/v2/gone/manifests/stays", &[]).is(200);
+        (!before.ends_with(tagged.header("docker-content-digest"))).then_some(())
+    });
+    ask(one, "GET", &before, &[]).is(200);
+    ask(one, "DELETE", &before, &[]).is(202);
+    ask(one, "GET", &before, &[]).refuses(404, "MANIFEST_UNKNOWN");
     wait_for("it to be gone everywhere", PATIENCE, || (one.images().len() == 1).then_some(()));
     put_manifest(two, "gone", "again", MANIFEST, &manifest).is(201);
     ask(two, "GET", &format!("/v2/gone/{by_digest}"), &[]).is(200);

@@ -416,13 +416,13 @@ impl Registry {
         let digest = match parse_digest(at) {
             Some(digest) => {
                 let is_staged = self.uploads.blob(&digest).is_some_and(|staged| !staged.media_type.is_empty());
-                let all = self.repository(name).await?;
+                let (all, repository) = (self.repository(name).await?, reference(name, "latest")?);
                 // Another node may have it, under any tag. What a tag has moved on from may be here yet, and so is what an index lists.
                 let is_own =
                     |image: &&ImageHeld| image.original.as_ref().is_some_and(|made_of| made_of.digest.0 == digest);
                 if let Some(held) = all.iter().find(is_own) {
                     self.images.original(held).await.map_err(internal)?;
-                } else if !is_staged && (all.is_empty() || self.deleted.has(name, &digest)) {
+                } else if !is_staged && (all.is_empty() || self.deleted.has(repository.name(), &digest)) {
                     return Err(unknown_manifest(at));
                 }
                 digest
@@ -596,7 +596,7 @@ impl Registry {
             None => at.to_owned(),
         };
         let reference = reference(name, &tag)?;
-        self.deleted.remove(name, &digest);
+        self.deleted.remove(reference.name(), &digest);
         if parse_digest(at).is_some() && subject.is_none() {
             let mut upload = self.uploads.begin().await?;
             upload.add(Body::from(bytes), None).await?;
@@ -643,9 +643,9 @@ impl Registry {
 
     async fn delete_manifest(&self, name: &str, at: &str) -> Answer {
         let digest = parse_digest(at);
-        let doomed: Vec<Reference> = self
-            .repository(name)
-            .await?
+        let (all, repository) = (self.repository(name).await?, reference(name, "latest")?);
+        let exists = !all.is_empty();
+        let doomed: Vec<Reference> = all
             .into_iter()
             .filter(|image| match digest {
                 Some(digest) => image.original.as_ref().is_some_and(|original| original.digest.0 == digest),
@@ -653,9 +653,18 @@ impl Registry {
             })
             .map(|image| image.reference)
             .collect();
-        let staged = digest.is_some_and(|digest| self.uploads.blob(&digest).is_some());
-        if doomed.is_empty() && !staged {
-            return Err(unknown_manifest(at));
+        if doomed.is_empty() {
+            let is_given_out = match digest {
+                Some(digest) if self.uploads.blob(&digest).is_some() => true,
+                // What a tag has moved on from.
+                Some(digest) if exists && !self.deleted.has(repository.name(), &digest) => {
+                    self.read_manifest(&digest).await?.is_some()
+                }
+                _ => false,
+            };
+            if !is_given_out {
+                return Err(unknown_manifest(at));
+            }
         }
         for reference in &doomed {
             let asked = reference.clone();
@@ -673,7 +682,7 @@ impl Registry {
             unnamed.map_err(|refused| Refusal(StatusCode::FORBIDDEN, "DENIED", refused.to_string()))?;
         }
         if let Some(digest) = digest {
-            self.deleted.insert(name, digest);
+            self.deleted.insert(repository.name(), digest);
         }
         Ok(StatusCode::ACCEPTED.into_response())
     }

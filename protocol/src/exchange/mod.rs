@@ -816,6 +816,8 @@ fn smoothed(before: Duration, now: Duration) -> Duration {
 
 fn describe(fault: &FetchFault, provider: &NodeId) -> String {
     match fault {
+        // It may say whom it could not reach.
+        FetchFault::Unreachable(reason) if reason.contains(&provider.short()) => reason.clone(),
         FetchFault::Unreachable(reason) => format!("node {}: {reason}", provider.short()),
         FetchFault::WrongChunk(chunk) => {
             format!("node {} sent wrong bytes for chunk {}", provider.short(), chunk.short())
