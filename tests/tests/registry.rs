@@ -431,6 +431,7 @@ fn content_management_takes_tags_and_manifests_back() {
     ask(one, "DELETE", &before, &[]).is(202);
     ask(one, "GET", &before, &[]).refuses(404, "MANIFEST_UNKNOWN");
     wait_for("it to be gone everywhere", PATIENCE, || (one.images().len() == 1).then_some(()));
+    assert_eq!(artifact(two, "gone", "soon", None), manifest);
     put_manifest(two, "gone", "again", MANIFEST, &manifest).is(201);
     ask(two, "GET", &format!("/v2/gone/{by_digest}"), &[]).is(200);
     for tag in ["again", "stays"] {

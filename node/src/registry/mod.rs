@@ -412,17 +412,28 @@ impl Registry {
         read.await.map_err(internal)?.map_err(internal)
     }
 
+    fn is_staged(&self, digest: &[u8; 32]) -> bool {
+        self.uploads.blob(digest).is_some_and(|staged| !staged.media_type.is_empty())
+    }
+
+    /// Whether a repository with these names may still give out a manifest that none of them is for.
+    fn is_left(&self, all: &[ImageHeld], repository: &Reference, digest: &[u8; 32]) -> bool {
+        latest(all).is_some_and(|now| !self.deleted.has(repository.name(), digest, now))
+    }
+
     async fn manifest(&self, name: &str, at: &str, head: bool) -> Answer {
         let digest = match parse_digest(at) {
             Some(digest) => {
-                let is_staged = self.uploads.blob(&digest).is_some_and(|staged| !staged.media_type.is_empty());
                 let (all, repository) = (self.repository(name).await?, reference(name, "latest")?);
-                // Another node may have it, under any tag. What a tag has moved on from may be here yet, and so is what an index lists.
+                // Another node may have it, under any tag. What a tag has moved on from may be here yet, and so is what an index
+                // lists; whether it was this repository's is not known.
                 let is_own =
                     |image: &&ImageHeld| image.original.as_ref().is_some_and(|made_of| made_of.digest.0 == digest);
                 if let Some(held) = all.iter().find(is_own) {
-                    self.images.original(held).await.map_err(internal)?;
-                } else if !is_staged && (all.is_empty() || self.deleted.has(repository.name(), &digest)) {
+                    if self.read_manifest(&digest).await?.is_none() {
+                        self.images.original(held).await.map_err(internal)?;
+                    }
+                } else if !self.is_staged(&digest) && !self.is_left(&all, &repository, &digest) {
                     return Err(unknown_manifest(at));
                 }
                 digest
@@ -596,7 +607,6 @@ impl Registry {
             None => at.to_owned(),
         };
         let reference = reference(name, &tag)?;
-        self.deleted.remove(reference.name(), &digest);
         if parse_digest(at).is_some() && subject.is_none() {
             let mut upload = self.uploads.begin().await?;
             upload.add(Body::from(bytes), None).await?;
@@ -644,7 +654,7 @@ impl Registry {
     async fn delete_manifest(&self, name: &str, at: &str) -> Answer {
         let digest = parse_digest(at);
         let (all, repository) = (self.repository(name).await?, reference(name, "latest")?);
-        let exists = !all.is_empty();
+        let (before, is_left) = (latest(&all), digest.is_some_and(|digest| self.is_left(&all, &repository, &digest)));
         let doomed: Vec<Reference> = all
             .into_iter()
             .filter(|image| match digest {
@@ -655,11 +665,9 @@ impl Registry {
             .collect();
         if doomed.is_empty() {
             let is_given_out = match digest {
-                Some(digest) if self.uploads.blob(&digest).is_some() => true,
+                Some(digest) if self.is_staged(&digest) => true,
                 // What a tag has moved on from.
-                Some(digest) if exists && !self.deleted.has(repository.name(), &digest) => {
-                    self.read_manifest(&digest).await?.is_some()
-                }
+                Some(digest) if is_left => self.read_manifest(&digest).await?.is_some(),
                 _ => false,
             };
             if !is_given_out {
@@ -676,13 +684,11 @@ impl Registry {
         }
         if let Some(digest) = digest {
             self.uploads.forget(&digest);
+            self.deleted.insert(repository.name(), digest, before.unwrap_or_default());
         }
         for reference in doomed {
             let unnamed = stopping(self.handle.command(Command::Unname(reference)).await)?;
             unnamed.map_err(|refused| Refusal(StatusCode::FORBIDDEN, "DENIED", refused.to_string()))?;
-        }
-        if let Some(digest) = digest {
-            self.deleted.insert(repository.name(), digest);
         }
         Ok(StatusCode::ACCEPTED.into_response())
     }
@@ -719,6 +725,11 @@ pub(crate) fn for_this_machine(index: &Value) -> Option<&str> {
 }
 
 /// What was pushed, or pulled from outside, under its name.
+/// When the latest of these names was given.
+fn latest(all: &[ImageHeld]) -> Option<Hlc> {
+    all.iter().map(|image| image.named).max()
+}
+
 pub(crate) fn held_as(reference: Reference, pushed: &Pushed) -> ImageHeld {
     let original = original_held(&pushed.original);
     let (id, root, size) = match pushed.image {

@@ -546,9 +546,10 @@ impl Node {
                 }
             }
         }
-        let live = self.catalog.nodes().filter(|(node, _)| self.membership.is_live(node));
-        let made_into = made_into(live.flat_map(|(_, fact)| &fact.images));
         holders.retain(|root, _| self.is_vouched_for(root));
+        let live = self.catalog.nodes().filter(|(node, _)| self.membership.is_live(node));
+        let vouched = live.flat_map(|(_, fact)| &fact.images).filter(|image| holders.contains_key(&image.root));
+        let made_into = made_into(vouched);
         let before = std::mem::take(&mut self.short);
         for (root, nodes) in holders {
             // What could not be had is fetched again when something needs it, not for its own sake.
@@ -560,24 +561,23 @@ impl Node {
                 self.exchange.want_no_copy(&root);
                 continue;
             }
-            if self.has_image(&root) || hopeless || too_soon {
+            let have_image: Vec<NodeId> = image.map_or_else(Vec::new, |image| {
+                let others = self.providers(image).into_iter().filter_map(|(node, whole)| whole.then_some(node));
+                others.chain(Some(self.me).filter(|_| !too_soon)).collect()
+            });
+            // Who has no image waits until all have it that are to have it.
+            if self.has_image(&root) || hopeless || too_soon && have_image.len() < self.image_copies {
                 continue;
             }
             let key = image.unwrap_or(&root);
-            let mut others: Vec<NodeId> = match image {
-                Some(image) => {
-                    self.providers(image).into_iter().filter_map(|(node, whole)| whole.then_some(node)).collect()
-                }
-                None => self.membership.live().collect(),
-            };
-            others.retain(|node| !nodes.contains(node));
+            let mut others: Vec<NodeId> = self.membership.live().filter(|node| !nodes.contains(node)).collect();
             others.push(self.me);
-            others.sort_by_key(|node| std::cmp::Reverse(copy_rank(key, node)));
+            others.sort_by_key(|node| (!have_image.contains(node), std::cmp::Reverse(copy_rank(key, node))));
             let since = before.get(&root).copied().unwrap_or(now);
             self.short.insert(root, since);
             let missing = self.image_copies - nodes.len();
-            let passes =
-                others.iter().position(|node| *node == self.me).map_or(0, |at| (at + 1).saturating_sub(missing));
+            let at = others.iter().position(|node| *node == self.me).unwrap_or_default();
+            let passes = (at + 1).saturating_sub(missing).max(usize::from(too_soon));
             if now.since(since) >= PASSED_OVER * passes as u32 {
                 self.exchange.want(root, Need::Copy, now);
                 self.publish_node(now);

@@ -724,10 +724,10 @@ impl Node {
             }
             Command::ImagesGivenUp(roots) => {
                 for root in &roots {
-                    if self.given_up.len() >= MAX_GIVEN_UP {
-                        self.given_up.pop_first();
+                    if self.given_up.insert(*root) && self.given_up.len() > MAX_GIVEN_UP {
+                        let other = self.given_up.iter().find(|other| !roots.contains(other)).copied();
+                        other.map(|other| self.given_up.remove(&other));
                     }
-                    self.given_up.insert(*root);
                 }
                 self.images_gone(&roots, now);
                 Ok(Reply::Done)

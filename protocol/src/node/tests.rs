@@ -567,8 +567,32 @@ fn who_has_no_room_for_a_copy_is_passed_over() {
         }
         mesh.load_image(0);
         mesh.wait("a copy where there is room", secs(600), |mesh| copies(mesh) == [0, 4]);
+        for at in 1..4 {
+            mesh.command(at, Command::StoreFull(false));
+        }
         mesh.run(secs(600));
         assert_eq!(copies(&mesh), [0, 4], "enough are enough");
+    }
+}
+
+#[test]
+fn what_an_image_was_made_of_goes_where_there_is_room_for_it() {
+    for seed in 0..4 {
+        let mut mesh = Mesh::new(4, seed);
+        mesh.run(secs(3));
+        mesh.load_image(0);
+        let has = |mesh: &Mesh, at: usize| mesh.node(at).images().iter().any(|image| image.here);
+        mesh.wait("a second copy", secs(30), |mesh| (1..4).any(|at| has(mesh, at)));
+        let second = (1..4).find(|at| has(&mesh, *at)).unwrap();
+        mesh.command(second, Command::StoreFull(true));
+        let (digest, size) = (ImageId([2; 32]), 1);
+        let mut held = mesh.node(0).images()[0].clone();
+        held.original = Some(catalog::OriginalHeld { root: ChunkId([9; 32]), digest, size, here: true });
+        mesh.command(0, Command::ImageAdded(held));
+        let fetches = |mesh: &Mesh, at: usize| mesh.node(at).exchange().wanted().any(|root| root == ChunkId([9; 32]));
+        mesh.run(secs(60));
+        assert!(!(1..4).any(|at| fetches(&mesh, at)), "who has the image comes first");
+        mesh.wait("another to fetch it", secs(400), |mesh| (1..4).any(|at| at != second && fetches(mesh, at)));
     }
 }
 

@@ -109,11 +109,15 @@ mod tests {
     #[test]
     fn a_used_buffer_is_written_as_a_new_one_and_large_ones_past_the_cache() {
         let dir = tempfile::tempdir().unwrap();
+        let mut block = Buffer::default();
+        block.begin(LARGE);
+        block.grow(BLOCK);
         let by_itself = fs::OpenOptions::new()
             .write(true)
             .create(true)
             .custom_flags(libc::O_DIRECT)
-            .open(dir.path().join("direct"));
+            .open(dir.path().join("direct"))
+            .and_then(|mut file| file.write(&block));
         let mut buffer = Buffer::default();
         // Shorter ones after longer ones, with what those left in memory.
         for (at, len) in [3 * LARGE + 5, LARGE, 17, LARGE + BLOCK, 0, LARGE - 1, 4 * LARGE].into_iter().enumerate() {

@@ -143,11 +143,9 @@ impl Writer<'_> {
         let mut bytes = self.line()?.buffer(size as usize);
         let mut rest = bytes.grow(size as usize);
         while !rest.is_empty() {
-            match file.read(rest) {
-                Ok(0) => return Err(short()),
-                Ok(len) => rest = &mut rest[len..],
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(ImportError::damaged(name, &error)),
+            match read_some(file, rest, name)? {
+                0 => return Err(short()),
+                len => rest = &mut rest[len..],
             }
         }
         self.progress.bytes.fetch_add(size, Ordering::Relaxed);
@@ -178,7 +176,7 @@ impl Writer<'_> {
         let mut left = size;
         while left > 0 {
             let want = buffer.len().min(left as usize);
-            let len = file.read(&mut buffer[..want]).map_err(|error| ImportError::damaged(name, &error))?;
+            let len = read_some(file, &mut buffer[..want], name)?;
             if len == 0 {
                 let reason = "it ends inside a file".to_owned();
                 return Err(ImportError::Damaged { name: name.to_owned(), reason });
@@ -347,6 +345,15 @@ impl Writer<'_> {
             self.changes.contents.push(id);
         }
         self.line()?.place(temporary, path)
+    }
+}
+
+fn read_some(file: &mut impl Read, buffer: &mut [u8], name: &str) -> Result<usize, ImportError> {
+    loop {
+        match file.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read.map_err(|error| ImportError::damaged(name, &error)),
+        }
     }
 }
 
