@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use crate::seccomp::Instruction;
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
@@ -61,9 +63,14 @@ pub(crate) fn adopt_orphans() -> io::Result<()> {
 
 /// Reads and writes return instead of waiting.
 pub(crate) fn set_nonblocking(file: &impl AsFd) -> io::Result<()> {
-    let flags = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_GETFL)?;
-    let flags = nix::fcntl::OFlag::from_bits_retain(flags) | nix::fcntl::OFlag::O_NONBLOCK;
-    Ok(nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFL(flags)).map(drop)?)
+    set_status_flag(file, OFlag::O_NONBLOCK, true)
+}
+
+/// Sets a status flag of an open file, or takes it back (fcntl(2)).
+pub(crate) fn set_status_flag(file: &impl AsFd, flag: OFlag, on: bool) -> io::Result<()> {
+    let mut flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    flags.set(flag, on);
+    Ok(fcntl(file, FcntlArg::F_SETFL(flags)).map(drop)?)
 }
 
 /// What `ps` shows of this process.

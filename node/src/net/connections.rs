@@ -1,10 +1,11 @@
 //! Which of a peer's connections are of use.
 //!
-//! A message goes by any of them, in turn. One to a process that was killed, or that a cut has severed, takes messages until it times
-//! out ([`super::control`]); meanwhile a part of what is sent goes nowhere. So those are closed as soon as one can tell:
+//! A message goes by any of them, in turn. One to a process that was killed, or that a cut has severed, takes messages until it
+//! times out ([`super::control`]); meanwhile a part of what is sent goes nowhere. So those are closed as soon as one can tell:
 //!
 //! - **another life.** Each process draws a number and says it when a connection is made (libp2p's identify, in the agent's
-//!   name, written as RFC 9110 section 10.1.5 writes products). What is older than a connection to the latest life, and led to another, is closed.
+//!   name, written as RFC 9110 section 10.1.5 writes products). What is older than a connection to the latest life, and led to
+//!   another, is closed.
 //! - **the same life**, or one that says nothing. Who dials although there is a connection has lost that one, unless both have
 //!   dialled at the same time ([`SAME_TIME`]).
 //!

@@ -427,9 +427,7 @@ impl Registry {
                 let (all, repository) = (self.repository(name).await?, reference(name, "latest")?);
                 // Another node may have it, under any tag. What a tag has moved on from may be here yet, and so is what an index
                 // lists; whether it was this repository's is not known.
-                let is_own =
-                    |image: &&ImageHeld| image.original.as_ref().is_some_and(|made_of| made_of.digest.0 == digest);
-                if let Some(held) = all.iter().find(is_own) {
+                if let Some(held) = all.iter().find(|image| is_of(image, &digest)) {
                     if self.read_manifest(&digest).await?.is_none() {
                         self.images.original(held).await.map_err(internal)?;
                     }
@@ -654,20 +652,18 @@ impl Registry {
     async fn delete_manifest(&self, name: &str, at: &str) -> Answer {
         let digest = parse_digest(at);
         let (all, repository) = (self.repository(name).await?, reference(name, "latest")?);
-        let (before, is_left) = (latest(&all), digest.is_some_and(|digest| self.is_left(&all, &repository, &digest)));
-        let doomed: Vec<Reference> = all
-            .into_iter()
-            .filter(|image| match digest {
-                Some(digest) => image.original.as_ref().is_some_and(|original| original.digest.0 == digest),
-                None => image.reference.tag() == at,
-            })
-            .map(|image| image.reference)
-            .collect();
+        let is_doomed = |image: &&ImageHeld| match digest {
+            Some(digest) => is_of(image, &digest),
+            None => image.reference.tag() == at,
+        };
+        let doomed: Vec<Reference> = all.iter().filter(is_doomed).map(|image| image.reference.clone()).collect();
         if doomed.is_empty() {
             let is_given_out = match digest {
                 Some(digest) if self.is_staged(&digest) => true,
                 // What a tag has moved on from.
-                Some(digest) if is_left => self.read_manifest(&digest).await?.is_some(),
+                Some(digest) if self.is_left(&all, &repository, &digest) => {
+                    self.read_manifest(&digest).await?.is_some()
+                }
                 _ => false,
             };
             if !is_given_out {
@@ -684,7 +680,7 @@ impl Registry {
         }
         if let Some(digest) = digest {
             self.uploads.forget(&digest);
-            self.deleted.insert(repository.name(), digest, before.unwrap_or_default());
+            self.deleted.insert(repository.name(), digest, latest(&all).unwrap_or_default());
         }
         for reference in doomed {
             let unnamed = stopping(self.handle.command(Command::Unname(reference)).await)?;
@@ -724,12 +720,17 @@ pub(crate) fn for_this_machine(index: &Value) -> Option<&str> {
     index["manifests"].as_array()?.iter().find(fits)?["digest"].as_str()
 }
 
-/// What was pushed, or pulled from outside, under its name.
 /// When the latest of these names was given.
 fn latest(all: &[ImageHeld]) -> Option<Hlc> {
     all.iter().map(|image| image.named).max()
 }
 
+/// Whether it is this manifest that an image was made of.
+fn is_of(image: &ImageHeld, digest: &[u8; 32]) -> bool {
+    image.original.as_ref().is_some_and(|original| original.digest.0 == *digest)
+}
+
+/// What was pushed, or pulled from outside, under its name.
 pub(crate) fn held_as(reference: Reference, pushed: &Pushed) -> ImageHeld {
     let original = original_held(&pushed.original);
     let (id, root, size) = match pushed.image {

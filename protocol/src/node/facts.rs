@@ -561,23 +561,25 @@ impl Node {
                 self.exchange.want_no_copy(&root);
                 continue;
             }
+            if self.has_image(&root) || hopeless {
+                continue;
+            }
             let have_image: Vec<NodeId> = image.map_or_else(Vec::new, |image| {
                 let others = self.providers(image).into_iter().filter_map(|(node, whole)| whole.then_some(node));
                 others.chain(Some(self.me).filter(|_| !too_soon)).collect()
             });
             // Who has no image waits until all have it that are to have it.
-            if self.has_image(&root) || hopeless || too_soon && have_image.len() < self.image_copies {
+            if too_soon && have_image.len() < self.image_copies {
                 continue;
             }
             let key = image.unwrap_or(&root);
-            let mut others: Vec<NodeId> = self.membership.live().filter(|node| !nodes.contains(node)).collect();
-            others.push(self.me);
-            others.sort_by_key(|node| (!have_image.contains(node), std::cmp::Reverse(copy_rank(key, node))));
+            let place = |node: &NodeId| (!have_image.contains(node), std::cmp::Reverse(copy_rank(key, node)));
+            let own = place(&self.me);
+            let ahead = self.membership.live().filter(|node| !nodes.contains(node) && place(node) < own).count();
             let since = before.get(&root).copied().unwrap_or(now);
             self.short.insert(root, since);
             let missing = self.image_copies - nodes.len();
-            let at = others.iter().position(|node| *node == self.me).unwrap_or_default();
-            let passes = (at + 1).saturating_sub(missing).max(usize::from(too_soon));
+            let passes = (ahead + 1).saturating_sub(missing).max(usize::from(too_soon));
             if now.since(since) >= PASSED_OVER * passes as u32 {
                 self.exchange.want(root, Need::Copy, now);
                 self.publish_node(now);

@@ -724,9 +724,11 @@ impl Node {
             }
             Command::ImagesGivenUp(roots) => {
                 for root in &roots {
-                    if self.given_up.insert(*root) && self.given_up.len() > MAX_GIVEN_UP {
-                        let other = self.given_up.iter().find(|other| !roots.contains(other)).copied();
-                        other.map(|other| self.given_up.remove(&other));
+                    if self.given_up.insert(*root)
+                        && self.given_up.len() > MAX_GIVEN_UP
+                        && let Some(other) = self.given_up.iter().find(|other| !roots.contains(other)).copied()
+                    {
+                        self.given_up.remove(&other);
                     }
                 }
                 self.images_gone(&roots, now);

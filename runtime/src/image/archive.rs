@@ -836,15 +836,7 @@ fn pump(
     loop {
         let mut piece = empty.try_recv().unwrap_or_default();
         piece.resize(BUFFER, 0);
-        let mut len = 0;
-        while len < BUFFER {
-            match plain.read(&mut piece[len..]) {
-                Ok(0) => break,
-                Ok(count) => len += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let len = read_full(&mut plain, &mut piece)?;
         piece.truncate(len);
         if piece.is_empty() {
             return Ok(hash.map(|hash| hash.finalize().into()));
@@ -856,6 +848,20 @@ fn pump(
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the parser has stopped"));
         }
     }
+}
+
+/// Fills `buffer`, or as much of it as there is; how much that is.
+pub(crate) fn read_full(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match input.read(&mut buffer[len..]) {
+            Ok(0) => break,
+            Ok(count) => len += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
 }
 
 struct Hashing<R> {

@@ -23,8 +23,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use archive::Metered;
 pub use archive::{ImportError, Imported, Limits, OpenBlob, Progress, Pushed, import, import_pushed};
+pub(crate) use archive::{Metered, read_full};
 pub(crate) use chunker::content_of;
 pub use chunker::{Chunker, MAX_CHUNK, WHOLE};
 pub use config::{ARCHITECTURE, ConfigError, HealthCheck, ImageConfig, Process};

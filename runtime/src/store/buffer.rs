@@ -8,7 +8,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::ops::{Deref, Range};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::OFlag;
+
+use crate::sys::set_status_flag;
 
 /// Where memory, length and place in the file are multiples of this, every disk takes them as they are.
 const BLOCK: usize = 4096;
@@ -80,8 +82,7 @@ pub(super) fn append(file: &File, bytes: &Buffer) -> io::Result<usize> {
 
 /// Adds what it can past the cache; how many bytes.
 fn append_direct(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
-    let before = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
-    if fcntl(file, FcntlArg::F_SETFL(before | OFlag::O_DIRECT)).is_err() {
+    if set_status_flag(&file, OFlag::O_DIRECT, true).is_err() {
         return Ok(0);
     }
     let mut done = 0;
@@ -95,7 +96,7 @@ fn append_direct(mut file: &File, bytes: &[u8]) -> io::Result<usize> {
             Err(error) => break Err(error),
         }
     };
-    fcntl(file, FcntlArg::F_SETFL(before))?;
+    set_status_flag(&file, OFlag::O_DIRECT, false)?;
     written.map(|()| done)
 }
 

@@ -13,7 +13,8 @@ use super::index::{Changes, Location};
 use super::spool::{Line, Spool};
 use super::{Held, HeldOriginal, Store, StoreError, lock};
 use crate::image::{
-    Chunk, Chunker, Content, ContentId, ImportError, ORIGINAL, Original, OriginalRoot, Progress, Root, Tree, content_of,
+    Chunk, Chunker, Content, ContentId, ImportError, ORIGINAL, Original, OriginalRoot, Progress, Root, Tree,
+    content_of, read_full,
 };
 
 /// A file up to this long is read whole before it is known whether it must be written at all.
@@ -136,18 +137,11 @@ impl Writer<'_> {
         if self.bytes > self.limit {
             return Err(ImportError::TooLarge { name: name.to_owned(), limit: self.limit });
         }
-        let short = || ImportError::Damaged { name: name.to_owned(), reason: "it ends inside a file".to_owned() };
         if size > IN_MEMORY {
             return self.add_large(file, size, name);
         }
         let mut bytes = self.line()?.buffer(size as usize);
-        let mut rest = bytes.grow(size as usize);
-        while !rest.is_empty() {
-            match read_some(file, rest, name)? {
-                0 => return Err(short()),
-                len => rest = &mut rest[len..],
-            }
-        }
+        read_all(file, bytes.grow(size as usize), name)?;
         self.progress.bytes.fetch_add(size, Ordering::Relaxed);
         Ok(self.add_buffer(content_of(&bytes), bytes)?)
     }
@@ -176,14 +170,10 @@ impl Writer<'_> {
         let mut left = size;
         while left > 0 {
             let want = buffer.len().min(left as usize);
-            let len = read_some(file, &mut buffer[..want], name)?;
-            if len == 0 {
-                let reason = "it ends inside a file".to_owned();
-                return Err(ImportError::Damaged { name: name.to_owned(), reason });
-            }
-            sink.push(&buffer[..len])?;
-            self.progress.bytes.fetch_add(len as u64, Ordering::Relaxed);
-            left -= len as u64;
+            read_all(file, &mut buffer[..want], name)?;
+            sink.push(&buffer[..want])?;
+            self.progress.bytes.fetch_add(want as u64, Ordering::Relaxed);
+            left -= want as u64;
         }
         Ok(self.keep(sink)?)
     }
@@ -348,13 +338,14 @@ impl Writer<'_> {
     }
 }
 
-fn read_some(file: &mut impl Read, buffer: &mut [u8], name: &str) -> Result<usize, ImportError> {
-    loop {
-        match file.read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            read => return read.map_err(|error| ImportError::damaged(name, &error)),
-        }
+/// Reads as much of a file as `buffer` holds.
+fn read_all(file: &mut impl Read, buffer: &mut [u8], name: &str) -> Result<(), ImportError> {
+    let len = read_full(file, buffer).map_err(|error| ImportError::damaged(name, &error))?;
+    if len < buffer.len() {
+        let reason = "it ends inside a file".to_owned();
+        return Err(ImportError::Damaged { name: name.to_owned(), reason });
     }
+    Ok(())
 }
 
 impl Writer<'_> {
