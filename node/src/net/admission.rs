@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! dialler                                   listener
-//! Hello::Member(certificates)        →      verifies; shows its own only to a member
-//!                                    ←      Answer::Member(certificates), or Refused(reason)
+//! Hello::Member(certificates, life)  →      verifies; shows its own only to a member
+//!                                    ←      Answer::Member(certificates, life), or Refused(reason)
 //! verifies
 //!
 //! Hello::Join(secret, …)             →      redeems the voucher, signs a certificate
@@ -38,6 +38,31 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// The most members a joiner is told; it learns the others by gossip.
 const MAX_WELCOME: usize = 32;
 
+/// One process of a node; another has another number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life(u64);
+
+impl Life {
+    fn draw() -> Life {
+        Life(fastrand::u64(..))
+    }
+
+    /// That one.
+    #[cfg(test)]
+    pub(super) fn of_test(number: u64) -> Life {
+        Life(number)
+    }
+}
+
+/// A member that was let in, or that let this node in.
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    /// Who, and what it may do.
+    pub membership: Membership,
+    /// Which of its lives.
+    pub life: Life,
+}
+
 /// What the dialler says.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Hello {
@@ -45,6 +70,8 @@ pub enum Hello {
     Member {
         /// And here is who says so.
         chain: Chain,
+        /// This is which of its lives.
+        life: Life,
     },
     /// I was invited.
     Join {
@@ -62,6 +89,8 @@ pub enum Answer {
     Member {
         /// And here is who says so.
         chain: Chain,
+        /// This is which of its lives.
+        life: Life,
     },
     /// Now you are.
     Welcome {
@@ -118,6 +147,8 @@ pub type Keep = Box<dyn Fn(&Vouchers) -> io::Result<()> + Send + Sync>;
 pub struct Gate {
     mesh: MeshId,
     key: SigningKey,
+    /// This process.
+    life: Life,
     chain: RwLock<Chain>,
     vouchers: Mutex<Vouchers>,
     /// Writes the vouchers down; called before a joiner gets its certificate.
@@ -140,6 +171,7 @@ impl Gate {
             to_cut: Mutex::new(Some(to_cut)),
             mesh,
             key,
+            life: Life::draw(),
             chain: RwLock::new(chain),
             vouchers: Mutex::new(vouchers),
             keep,
@@ -175,7 +207,7 @@ impl Gate {
     }
 
     /// What `chain` makes of `peer`, unless it or whoever certified it is a member no more.
-    fn admit(&self, chain: &Chain, peer: &NodeId) -> Result<Membership, String> {
+    fn admit(&self, chain: &Chain, life: Life, peer: &NodeId) -> Result<Admitted, String> {
         let membership = chain.verify_shown_by(peer, &self.mesh, unix_now()).map_err(|error| error.to_string())?;
         let revoked = self.revoked.borrow();
         match std::iter::once(*peer).chain(chain.issuers()).find(|node| revoked.contains(node)) {
@@ -185,7 +217,7 @@ impl Gate {
                 peer.short(),
                 node.short()
             )),
-            None => Ok(membership),
+            None => Ok(Admitted { membership, life }),
         }
     }
 
@@ -224,11 +256,11 @@ impl Gate {
         &self,
         peer: NodeId,
         mut stream: S,
-    ) -> Result<Membership, AdmissionError> {
+    ) -> Result<Admitted, AdmissionError> {
         within(async {
-            write_frame(&mut stream, &Hello::Member { chain: self.chain() }).await?;
+            write_frame(&mut stream, &Hello::Member { chain: self.chain(), life: self.life }).await?;
             match read_frame(&mut stream).await? {
-                Answer::Member { chain } => self.admit(&chain, &peer).map_err(AdmissionError::Stranger),
+                Answer::Member { chain, life } => self.admit(&chain, life, &peer).map_err(AdmissionError::Stranger),
                 Answer::Refused(reason) => Err(AdmissionError::Refused(reason)),
                 Answer::Welcome { .. } => Err(AdmissionError::Stranger("an answer to what was not asked".to_owned())),
             }
@@ -241,11 +273,11 @@ impl Gate {
         &self,
         peer: NodeId,
         mut stream: S,
-    ) -> Result<Membership, AdmissionError> {
+    ) -> Result<Admitted, AdmissionError> {
         within(async {
             let (answer, result) = match read_frame(&mut stream).await? {
-                Hello::Member { chain } => match self.admit(&chain, &peer) {
-                    Ok(membership) => (Answer::Member { chain: self.chain() }, Ok(membership)),
+                Hello::Member { chain, life } => match self.admit(&chain, life, &peer) {
+                    Ok(admitted) => (Answer::Member { chain: self.chain(), life: self.life }, Ok(admitted)),
                     Err(reason) => {
                         (Answer::Refused(Refused::Certificate(reason.clone())), Err(AdmissionError::Stranger(reason)))
                     }

@@ -252,8 +252,8 @@ pub(super) async fn serve(
                 let admitted = async {
                     let mut line = acceptor.accept(buffered(stream)?).await?;
                     let peer = peer_of(line.get_ref().1.peer_certificates().unwrap_or_default())?;
-                    let membership = gate.listen(peer, &mut line).await?;
-                    Ok::<_, anyhow::Error>((line, membership))
+                    let admitted = gate.listen(peer, &mut line).await?;
+                    Ok::<_, anyhow::Error>((line, admitted.membership))
                 };
                 let (line, membership) = tokio::time::timeout(PATIENCE * 2, admitted).await??;
                 drop(entry);

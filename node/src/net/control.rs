@@ -30,8 +30,8 @@ use moyai_protocol::trust::{Membership, Role};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, info};
 
-use super::admission::{Gate, unix_now};
-use super::connections::{Connections, Life};
+use super::admission::{Admitted, Gate, unix_now};
+use super::connections::Connections;
 use super::dials::{Dials, Wish};
 use super::inflow::{Inflow, LARGE_PATIENCE, LARGE_READS, Outflow, SMALL};
 use super::{doorstep, ip_of, key_pair, node_id, peer_id, transport};
@@ -194,11 +194,11 @@ pub async fn start(
     };
     let keys = key_pair(key);
     let peer = keys.public().to_peer_id();
-    let admitted: Arc<Mutex<HashMap<PeerId, Membership>>> = Arc::default();
+    let admitted: Arc<Mutex<HashMap<PeerId, Admitted>>> = Arc::default();
     let note = {
         let admitted = Arc::clone(&admitted);
-        Arc::new(move |peer, membership| {
-            admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(peer, membership);
+        Arc::new(move |peer, member| {
+            admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(peer, member);
         })
     };
     let transport =
@@ -224,9 +224,7 @@ pub async fn start(
                 // Of all connections of a peer together fewer than there are places for large messages.
                 .with_max_concurrent_streams(24),
         ),
-        identify: identify::Behaviour::new(
-            identify::Config::new("/moyai/1".to_owned(), keys.public()).with_agent_version(Life::draw().agent()),
-        ),
+        identify: identify::Behaviour::new(identify::Config::new("/moyai/1".to_owned(), keys.public())),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(30))),
         kad,
         mdns: Toggle::from(mdns),
@@ -286,7 +284,8 @@ struct Control {
     gate: Arc<Gate>,
     swarm: Swarm<Behaviour>,
     incoming: mpsc::Sender<Incoming>,
-    admitted: Arc<Mutex<HashMap<PeerId, Membership>>>,
+    /// The latest of each member, until its certificate ends.
+    admitted: Arc<Mutex<HashMap<PeerId, Admitted>>>,
     addresses: AddressBook,
     listening: Vec<Multiaddr>,
     dials: Dials<PeerId, kad::QueryId>,
@@ -420,17 +419,7 @@ impl Control {
                 | request_response::Event::OutboundFailure { request_id, .. },
             )) => self.outflow.over(&request_id),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => self.discovered(found),
-            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
-                connection_id,
-                peer_id,
-                info,
-            })) => {
-                if let Some(life) = Life::of(&info.agent_version) {
-                    for earlier in self.connections.identified(&peer_id, connection_id, life) {
-                        debug!(peer = %peer_id, "closing a connection to an earlier life of it");
-                        self.swarm.close_connection(earlier);
-                    }
-                }
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
                 // A peer's loopback is somebody else's unless both are one machine.
                 let loopback = |address: &Multiaddr| ip_of(address).is_some_and(|ip| ip.is_loopback());
                 let here = loopback(&info.observed_addr);
@@ -446,11 +435,8 @@ impl Control {
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 self.established(peer_id, connection_id, &endpoint).await;
             }
-            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } => {
                 self.connections.closed(&peer_id, connection_id);
-                if num_established == 0 {
-                    self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&peer_id);
-                }
             }
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
                 self.dial_failed(peer, &error.to_string())
@@ -471,7 +457,14 @@ impl Control {
     }
 
     async fn established(&mut self, peer: PeerId, id: ConnectionId, endpoint: &libp2p::core::ConnectedPoint) {
-        for stale in self.connections.established(peer, id, endpoint.is_dialer(), Instant::now()) {
+        let admitted = self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&peer).cloned();
+        let Some(Admitted { membership, life }) = admitted else {
+            debug!(%peer, "its certificate has ended while it was let in");
+            self.swarm.close_connection(id);
+            return;
+        };
+        for stale in self.connections.established(peer, id, life, endpoint.is_dialer(), Instant::now()) {
+            debug!(%peer, "closing a connection to an earlier life of it, or that it has lost");
             self.swarm.close_connection(stale);
         }
         if super::node_id(&peer).is_some_and(|node| self.gate.is_revoked(&node)) {
@@ -480,8 +473,6 @@ impl Control {
         }
         self.dials.forget(&peer);
         self.strangers.remove(&peer);
-        let membership = self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&peer).cloned();
-        let Some(membership) = membership else { return };
         let address = endpoint.is_dialer().then(|| without_peer(endpoint.get_remote_address().clone()).to_string());
         self.tell(Incoming::Admitted { membership, address }).await;
     }
@@ -532,14 +523,15 @@ impl Control {
     /// A certificate may end while its owner is connected.
     fn drop_expired(&mut self) {
         let now = unix_now();
-        let admitted = self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut admitted = self.admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let expired: Vec<PeerId> =
-            admitted.iter().filter(|(_, member)| member.not_after < now).map(|(peer, _)| *peer).collect();
+            admitted.extract_if(|_, member| member.membership.not_after < now).map(|(peer, _)| peer).collect();
         drop(admitted);
         for peer in expired {
-            info!(%peer, "its certificate has ended");
             // Not connected any more is what is wanted.
-            let _gone = self.swarm.disconnect_peer_id(peer);
+            if self.swarm.disconnect_peer_id(peer).is_ok() {
+                info!(%peer, "its certificate has ended");
+            }
         }
     }
 
@@ -634,27 +626,23 @@ mod tests {
         let [one, two] = [1, 2].map(|seed| SigningKey::from_bytes(&[seed; 32]));
         let main = Runtime::new().unwrap();
         let mut steady = main.block_on(peer(&one));
-        let speaks = |life: &Runtime, steady: &mut Peer, text: &str| {
+        let comes = |life: &Runtime, steady: &mut Peer| {
             life.block_on(async {
                 let peer = peer(&two).await;
                 peer.addresses.insert(&node_of(&one), &steady.at);
-                for _ in 0..3 {
-                    peer.says(&one, text).await;
-                    assert_eq!(steady.hears().await, text);
-                    // It has said who it is by then.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
+                peer.says(&one, "here").await;
+                while !matches!(steady.incoming.recv().await.expect("it runs"), Incoming::Admitted { .. }) {}
                 peer
             })
         };
         let first = Runtime::new().unwrap();
-        let early = speaks(&first, &mut steady, "first");
+        let early = comes(&first, &mut steady);
         // As killed: it says no goodbye.
         first.shutdown_background();
         drop(early);
 
         let second = Runtime::new().unwrap();
-        let mut late = speaks(&second, &mut steady, "second");
+        let mut late = comes(&second, &mut steady);
         // Shorter than any connection takes to be given up (10 s).
         let whole = main.block_on(async {
             let begun = Instant::now();

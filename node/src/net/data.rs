@@ -224,8 +224,8 @@ impl DataPlane {
             let connection = incoming.await?;
             let peer = peer_of_connection(&connection)?;
             let (send, receive) = connection.accept_bi().await?;
-            let membership = self.gate.listen(peer, tokio::io::join(receive, send)).await?;
-            Ok::<_, anyhow::Error>((connection, membership))
+            let admitted = self.gate.listen(peer, tokio::io::join(receive, send)).await?;
+            Ok::<_, anyhow::Error>((connection, admitted.membership))
         };
         let (connection, membership) = tokio::time::timeout(PATIENCE * 2, admitted).await??;
         drop(entry);

@@ -15,14 +15,13 @@ use libp2p::core::transport::{Boxed, OrTransport};
 use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::{PeerId, Transport, quic, tcp, tls, yamux};
-use moyai_protocol::trust::Membership;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
-use super::admission::{AdmissionError, Gate, PATIENCE};
+use super::admission::{AdmissionError, Admitted, Gate, PATIENCE};
 use super::node_id;
 
 /// Called with every admitted peer, before the swarm sees the connection.
-pub type OnAdmitted = Arc<dyn Fn(PeerId, Membership) + Send + Sync>;
+pub type OnAdmitted = Arc<dyn Fn(PeerId, Admitted) + Send + Sync>;
 
 /// TCP (TLS, yamux) and QUIC, authenticated and multiplexed, without admission.
 pub fn plain(keys: &Keypair) -> io::Result<Boxed<(PeerId, StreamMuxerBox)>> {
@@ -42,8 +41,8 @@ pub fn admitting(keys: &Keypair, gate: Arc<Gate>, admitted: OnAdmitted) -> io::R
     let transport = plain(keys)?.and_then(move |(peer, muxer), endpoint| {
         let (gate, admitted, dialler) = (Arc::clone(&gate), Arc::clone(&admitted), endpoint.is_dialer());
         async move {
-            let (membership, muxer) = admit(&gate, peer, muxer, dialler).await?;
-            admitted(peer, membership);
+            let (member, muxer) = admit(&gate, peer, muxer, dialler).await?;
+            admitted(peer, member);
             Ok::<_, AdmissionError>((peer, muxer))
         }
     });
@@ -55,12 +54,12 @@ async fn admit(
     peer: PeerId,
     mut muxer: StreamMuxerBox,
     dialler: bool,
-) -> Result<(Membership, StreamMuxerBox), AdmissionError> {
+) -> Result<(Admitted, StreamMuxerBox), AdmissionError> {
     let node = node_id(&peer).ok_or_else(|| AdmissionError::Stranger("a key that is not ed25519".to_owned()))?;
     let stream = first_substream(&mut muxer, dialler).await?.compat();
     let exchange = async { if dialler { gate.dial(node, stream).await } else { gate.listen(node, stream).await } };
-    let membership = drive(&mut muxer, exchange).await??;
-    Ok((membership, muxer))
+    let admitted = drive(&mut muxer, exchange).await??;
+    Ok((admitted, muxer))
 }
 
 /// Opens, or accepts, the substream that comes first.
