@@ -499,9 +499,10 @@ pub(crate) fn hard_limit(resource: u32) -> io::Result<u64> {
 /// Whether this process may raise hard limits.
 pub(crate) fn may_raise_limits() -> bool {
     const CAP_SYS_RESOURCE: u32 = 24;
-    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t"));
-    effective.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & 1 << CAP_SYS_RESOURCE != 0)
+    let mut sets = [CapabilitySets::default(), CapabilitySets::default()];
+    // SAFETY: version 3 reads one header and writes two blocks of sets, all of which live for the whole call.
+    let got = check(unsafe { libc::syscall(libc::SYS_capget, &OWN_CAPABILITIES, sets.as_mut_ptr()) });
+    got.is_ok() && sets[0].effective & 1 << CAP_SYS_RESOURCE != 0
 }
 
 /// The execution domain of this process (personality(2)).
@@ -590,28 +591,35 @@ pub(crate) fn keep_capabilities() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) }.into()).map(drop)
 }
 
+/// `struct __user_cap_header_struct`.
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// Of this thread, version 3.
+const OWN_CAPABILITIES: CapabilityHeader = CapabilityHeader { version: 0x2008_0522, pid: 0 };
+
+/// `struct __user_cap_data_struct`: 32 capabilities of each set.
+#[repr(C)]
+#[derive(Default)]
+struct CapabilitySets {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
 /// Sets the three capability sets of this thread (capset(2), version 3).
 pub(crate) fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    #[repr(C)]
-    struct Data {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    let header = Header { version: 0x2008_0522, pid: 0 };
-    let half = |shift: u32| Data {
+    let half = |shift: u32| CapabilitySets {
         effective: (effective >> shift) as u32,
         permitted: (permitted >> shift) as u32,
         inheritable: (inheritable >> shift) as u32,
     };
     let data = [half(0), half(32)];
-    // SAFETY: version 3 reads one header and two data blocks, all of which live for the whole call.
-    check(unsafe { libc::syscall(libc::SYS_capset, &header, data.as_ptr()) }).map(drop)
+    // SAFETY: version 3 reads one header and two blocks of sets, all of which live for the whole call.
+    check(unsafe { libc::syscall(libc::SYS_capset, &OWN_CAPABILITIES, data.as_ptr()) }).map(drop)
 }
 
 /// From here on, exec gives no more rights than this process has.
@@ -641,6 +649,19 @@ pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> io::Result<
 /// As exec takes them: an array that ends with null.
 fn pointers(list: &[CString]) -> Vec<*const libc::c_char> {
     list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
+/// An empty file in memory that can be executed, where programs may be in memory (memfd_create(2), "MFD_EXEC", Linux 6.3).
+pub(crate) fn program_in_memory(name: &CStr) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a string that lives for the whole call.
+    let make = |flags| check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | flags) }.into());
+    let made = match make(libc::MFD_EXEC) {
+        // Older ones make none that cannot.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => make(0),
+        made => made,
+    };
+    // SAFETY: the kernel has just made it for this process.
+    made.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 /// Becomes the program behind a descriptor; returns only why it could not.

@@ -1861,6 +1861,45 @@ fn the_program_itself_cannot_be_written_from_inside() {
     }
 }
 
+#[test]
+fn what_cannot_be_executed_is_named_whichever_way_it_would_begin() {
+    // By a few instructions in memory; and where a filter looks at what those call, by the program itself from a read-only mount.
+    let rule = json!({"names": ["fcntl"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": 4095, "op": "SCMP_CMP_EQ"}]});
+    let filter = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]});
+    for filtered in [false, true] {
+        let program = |name: &str, text: &str, mode: u32| {
+            let bundle = Bundle::new("").set("/process/args", json!([name, "--version"]));
+            let bundle = if filtered { bundle.set("/linux/seccomp", filter.clone()) } else { bundle };
+            if !text.is_empty() {
+                let path = bundle.inside(name.trim_start_matches('/'));
+                fs::write(&path, text).expect("write");
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+            }
+            bundle
+        };
+        let fails = |bundle: Bundle, code: i32, text: &str| {
+            let output = bundle.run();
+            assert!(output.code == code && output.stderr.contains(text), "{code} and `{text}`: {output}");
+            bundle.is_gone();
+        };
+        fails(program("/script", "#!/no/such -x\n", 0o755), 127, "its interpreter is not: /no/such -x");
+        fails(program("/garbage", "garbage", 0o755), 126, "`/garbage` is no program that this machine can run");
+        fails(program("/missing", "", 0), 127, "there is no `/missing` in the image");
+        let other = json!({"uid": 1000, "gid": 1000});
+        let own =
+            program("/own", "#!/bin/sh\n", 0o700).set("/process/user", other).set("/process/capabilities", json!({}));
+        fails(own, 126, "`/own` may not be executed: permission denied");
+        // That is what leads to the program, once more: it has nowhere to say anything.
+        let itself = program("/proc/self/exe", "", 0).run();
+        let has_trampoline = cfg!(target_arch = "x86_64") && !filtered;
+        assert_eq!(
+            (itself.code, itself.stdout.is_empty()),
+            if has_trampoline { (126, true) } else { (0, false) },
+            "{itself}"
+        );
+    }
+}
+
 fn program_is_out_of_reach(with_small: bool) {
     let bundle = Bundle::new("");
     let program = bundle.path("moyai");

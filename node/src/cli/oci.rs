@@ -226,11 +226,14 @@ impl From<CreationWish> for Creation {
 pub fn main() -> ExitCode {
     // Before anything is read or opened.
     let named = std::env::args().nth(1).as_deref() == Some(NAME);
-    if std::env::args().any(|word| ["create", "run", "exec"].contains(&word.as_str())) {
-        if named {
-            // Where it is not, this one does as well.
-            let _missing = moyai_runtime::small::become_it(std::env::args_os().skip(2));
-        }
+    let is_about = |verbs: &[&str]| std::env::args().any(|word| verbs.contains(&word.as_str()));
+    // `run` does so itself, where it has no cheaper way.
+    let sealed = is_about(&["create", "exec"]);
+    if named && (sealed || is_about(&["run"])) {
+        // Where it is not, this one does as well.
+        let _missing = moyai_runtime::small::become_it(std::env::args_os().skip(2), sealed);
+    }
+    if sealed {
         // Where it cannot be, an ordinary user's containers have nobody who is root.
         let _refused = moyai_runtime::oci::seal();
     }

@@ -205,6 +205,7 @@ fn start_in(config: &Config, launch: &Launch, group: &Group) -> Result<Started, 
         preserve: 0,
         questions: asked,
         plain_sources: true,
+        trampoline: None,
         born: Some(&watch),
     })?;
     let ended = |error: Failure| {

@@ -33,7 +33,9 @@ use serde::{Deserialize, Serialize};
 use super::config::load_process;
 use super::exec::{Added, add};
 use super::relay::{follow_size, receive_fd, relay};
+use super::seal::{is_sealed, seal};
 use super::spawn::{Job, Message, Spawned, Stdio, receive, spawn, state as state_of};
+use super::trampoline::Trampoline;
 use super::{Config, Failure, failure, hooks, kill_and_reap, reap};
 use crate::cgroup::Group;
 use crate::sys;
@@ -130,12 +132,13 @@ impl Containers {
 
     /// Makes a container that waits to be started. What could not be done and does not matter is returned.
     pub fn create(&self, id: &str, creation: &Creation) -> Result<Vec<String>, Failure> {
-        self.make(id, creation, true, false).map(|made| made.spawned.warnings)
+        let config = load(creation)?;
+        self.make(id, config, creation, Way { waits: true, attends: false, trampoline: None })
+            .map(|made| made.spawned.warnings)
     }
 
-    fn make(&self, id: &str, creation: &Creation, waits: bool, attends: bool) -> Result<Made, Failure> {
-        let mut config = Config::load(&creation.bundle).map_err(|error| failure(error.to_string()))?;
-        if let Some(process) = config.spec.process_mut().as_mut().filter(|_| attends) {
+    fn make(&self, id: &str, mut config: Config, creation: &Creation, way: Way) -> Result<Made, Failure> {
+        if let Some(process) = config.spec.process_mut().as_mut().filter(|_| way.attends) {
             own_size(process);
         }
         let dir = self.dir(id)?;
@@ -147,7 +150,7 @@ impl Containers {
             }
             made => made.map_err(|error| failure(format!("cannot make {}: {error}", dir.display())))?,
         }
-        let made = make_in(&dir, id, config, creation, (waits, attends));
+        let made = make_in(&dir, id, config, creation, &way);
         if made.is_err() {
             // Nothing of it is to be found again.
             drop(fs::remove_dir_all(&dir));
@@ -196,9 +199,12 @@ impl Containers {
 
     /// Makes one, starts it, and when `wait` says so waits for its end and deletes it; its exit code.
     pub fn run(&self, id: &str, creation: &Creation, detach: bool, keep: bool) -> Result<(i32, Vec<String>), Failure> {
+        let config = load(creation)?;
+        let trampoline = stay_out_of_reach(&config);
         // Before anything is started, so that no signal is lost: they are read from a descriptor.
         let signals = if detach { None } else { Some(Signals::take().map_err(|error| failure(error.to_string()))?) };
-        let Made { container, spawned, terminal, config } = self.make(id, creation, false, !detach)?;
+        let Made { container, spawned, terminal, config } =
+            self.make(id, config, creation, Way { waits: false, attends: !detach, trampoline })?;
         container.let_others()?;
         run_hooks_after(&config, id, "poststart", "running", spawned.pid);
         let Some(signals) = signals else { return Ok((0, spawned.warnings)) };
@@ -253,6 +259,33 @@ fn read_record(path: &Path) -> Result<Record, Failure> {
     serde_json::from_slice(&bytes).map_err(|error| failure(format!("{} is damaged: {error}", path.display())))
 }
 
+fn load(creation: &Creation) -> Result<Config, Failure> {
+    Config::load(&creation.bundle).map_err(|error| failure(error.to_string()))
+}
+
+/// Keeps this program where no container that is started at once can write to it, by a trampoline or by becoming itself again.
+fn stay_out_of_reach(config: &Config) -> Option<Trampoline> {
+    if is_sealed() {
+        return None;
+    }
+    let suffices = Trampoline::suffices(&config.spec);
+    let trampoline = if suffices { Trampoline::new() } else { None };
+    if trampoline.is_none() {
+        // Where it cannot be, an ordinary user's containers have nobody who is root.
+        let _refused = seal();
+    }
+    trampoline
+}
+
+/// How one is made.
+struct Way {
+    /// Until somebody starts it.
+    waits: bool,
+    /// This process looks after its terminal.
+    attends: bool,
+    trampoline: Option<Trampoline>,
+}
+
 /// What was made.
 struct Made {
     container: Container,
@@ -296,13 +329,7 @@ impl Console {
     }
 }
 
-fn make_in(
-    dir: &Path,
-    id: &str,
-    config: Config,
-    creation: &Creation,
-    (waits, attends): (bool, bool),
-) -> Result<Made, Failure> {
+fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way) -> Result<Made, Failure> {
     let failed = |what: &str, error: io::Error| failure(format!("cannot {what} in {}: {error}", dir.display()));
     let copied = fs::copy(config.bundle.join("config.json"), dir.join("config.json"));
     copied.map_err(|error| failed("keep the bundle's config.json", error))?;
@@ -318,8 +345,8 @@ fn make_in(
     })?;
     let started = (|| {
         let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false));
-        let console = Console::of(terminal, creation.console_socket.as_ref(), attends)?;
-        let gate = match waits {
+        let console = Console::of(terminal, creation.console_socket.as_ref(), way.attends)?;
+        let gate = match way.waits {
             true => Some(sys::bind(&dir.join("gate")).map_err(|error| failed("listen", error))?),
             false => None,
         };
@@ -336,6 +363,7 @@ fn make_in(
             preserve: creation.preserve_fds,
             questions: None,
             plain_sources: false,
+            trampoline: way.trampoline.as_ref(),
             born: None,
         })?;
         match console.map(Console::master).transpose() {

@@ -109,7 +109,7 @@ fn different(pid: i32) -> u64 {
 
 fn become_it(added: &Added<'_>, channel: &mut UnixStream) -> Failure {
     match prepare(added, channel) {
-        Ok(program) => program.become_it(added.process, added.config.filter.as_ref(), None, false, &|| Ok(())),
+        Ok(program) => program.become_it(added.process, added.config.filter.as_ref(), None, false, &Program::execute),
         Err(error) => error,
     }
 }

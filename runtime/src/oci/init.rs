@@ -16,7 +16,8 @@ use oci_spec::runtime::{Process, Spec};
 use super::namespaces::{self, Namespaces};
 use super::process::{self, Listener, Program};
 use super::rootfs::{Plan, Sources};
-use super::spawn::{Job, Message, Stdio, has_early_hooks, number, state, tell, wait};
+use super::spawn::{Job, Message, Stdio, framed, has_early_hooks, number, state, tell, wait};
+use super::trampoline::Trampoline;
 use super::{Failure, console, failure, hooks, reaper};
 use crate::sys;
 
@@ -91,7 +92,7 @@ impl Init<'_> {
                     drop(channel);
                     self.at_gate(gate, program)
                 }
-                self.finish(program)
+                self.finish(program, Some(&channel))
             }
             Err(error) => error,
         };
@@ -146,6 +147,12 @@ impl Init<'_> {
         process::foresee(process).into_iter().for_each(|text| tell(channel, &Message::Warning(text)));
         let program = Program::find(process)?;
         program.check(process.cwd())?;
+        if let Some(trampoline) = self.job.trampoline {
+            // While it may write as much as it likes.
+            let unstarted = framed(&Message::Unstarted(program.unstarted(process.cwd())));
+            let written = trampoline.lead_to(program.path(), channel.as_raw_fd(), &unstarted);
+            written.map_err(|error| failure(format!("cannot write a program into memory: {error}")))?;
+        }
         if self.job.gate.is_none() {
             self.limits()?;
         }
@@ -236,7 +243,8 @@ impl Init<'_> {
             let null = File::open("/dev/null").map_err(|error| failure(format!("cannot open /dev/null: {error}")))?;
             sys::pass(null.as_raw_fd(), 0).map_err(|error| failure(format!("cannot pass on its input: {error}")))?;
         }
-        let own = [Some(channel.as_raw_fd()), self.job.gate.map(|gate| gate.as_raw_fd())];
+        let trampoline = self.job.trampoline.map(Trampoline::number);
+        let own = [Some(channel.as_raw_fd()), self.job.gate.map(|gate| gate.as_raw_fd()), trampoline];
         let listener = self.listener.as_ref().map(|listener| listener.socket.as_raw_fd());
         close_all_but(self.job.preserve, own.into_iter().chain([listener]).flatten())
     }
@@ -246,8 +254,8 @@ impl Init<'_> {
         state(self.job.config, self.job.id, status, std::process::id() as i32).to_string().into_bytes()
     }
 
-    /// From the moment at which it is let go.
-    fn finish(&self, program: Option<Program>) -> Failure {
+    /// From the moment at which it is let go, with the channel if that is open still.
+    fn finish(&self, program: Option<Program>, channel: Option<&UnixStream>) -> Failure {
         let spec = self.spec();
         let Some((process, program)) = spec.process().as_ref().zip(program) else {
             return failure("process: missing, so there is nothing to start".to_owned());
@@ -255,20 +263,22 @@ impl Init<'_> {
         let list = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref());
         // They are the image's programs, and have no more rights than its own.
         let state = self.state("created");
-        let annotation = spec.annotations().as_ref().and_then(|all| all.get(reaper::ANNOTATION));
-        let wants_init = annotation.is_some_and(|value| value == "true");
+        let wants_init = reaper::is_wanted(spec);
         if wants_init && is_labelled(process) {
             let reason = "process 1 would be without the label that its program gets";
             return failure(format!("annotations[{}]: {reason}", reaper::ANNOTATION));
         }
-        let last = || {
+        let last = |program: &Program| {
             hooks::run("startContainer", list, &state)?;
             if wants_init {
                 let terminal = process.terminal().unwrap_or(false);
                 let error = |error| failure(format!("annotations[{}]: cannot fork: {error}", reaper::ANNOTATION));
                 reaper::stay_behind(terminal).map_err(error)?;
             }
-            Ok(())
+            match self.job.trampoline.zip(channel) {
+                Some((trampoline, channel)) => program.execute_by(trampoline, channel),
+                None => program.execute(),
+            }
         };
         let filter = self.job.config.filter.as_ref();
         program.become_it(process, filter, self.listener.as_ref(), self.job.tied, &last)
@@ -277,7 +287,7 @@ impl Init<'_> {
     /// Waits until somebody connects; tells that one why it did not become the program, if it does not.
     fn at_gate(&self, gate: &UnixListener, program: Option<Program>) -> ! {
         if let Ok(mut visitor) = answer_at_gate(gate) {
-            let error = self.limits().map_or_else(|error| error, |()| self.finish(program));
+            let error = self.limits().map_or_else(|error| error, |()| self.finish(program, None));
             tell(&mut visitor, &Message::Error(error));
         }
         std::process::exit(1)
@@ -285,7 +295,7 @@ impl Init<'_> {
 }
 
 /// Whether AppArmor or SELinux is to confine it, which they do from its next exec on.
-fn is_labelled(process: &Process) -> bool {
+pub(super) fn is_labelled(process: &Process) -> bool {
     [process.apparmor_profile(), process.selinux_label()].into_iter().flatten().any(|label| !label.is_empty())
 }
 

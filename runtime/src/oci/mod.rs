@@ -49,6 +49,7 @@ mod rootfs;
 mod seal;
 mod shift;
 mod spawn;
+mod trampoline;
 
 use std::os::fd::{AsFd, OwnedFd};
 

@@ -5,10 +5,11 @@
 //! no_new_privs does not allow it to an ordinary one, else last, since it forbids most of what comes before.
 
 use std::collections::HashSet;
-use std::ffi::CString;
-use std::fs;
-use std::io;
-use std::os::fd::AsFd;
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -18,13 +19,17 @@ use oci_spec::runtime::{
     Capability, IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimitType,
     Process, Scheduler, Spec,
 };
+use serde::{Deserialize, Serialize};
 
+use super::trampoline::Trampoline;
 use super::{Failure, console, failure, workload};
 use crate::seccomp::Filter;
 use crate::sys;
 
 /// The highest capability of Linux 6.18 (CAP_CHECKPOINT_RESTORE), and room for what comes.
 const LAST_CAPABILITY: u32 = 63;
+/// As much of a script as the kernel looks at (BINPRM_BUF_SIZE).
+const HEAD: usize = 256;
 
 /// What becomes the program.
 pub(super) struct Program {
@@ -216,16 +221,40 @@ impl Program {
         }
     }
 
+    /// Where it was found, in the root that it was looked for in.
+    pub(super) fn path(&self) -> &CStr {
+        &self.path
+    }
+
+    /// Becomes it; returns only why it could not.
+    pub(super) fn execute(&self) -> Result<Infallible, Failure> {
+        let error = sys::exec(&self.path, &self.args, &self.env);
+        Err(self.unstarted(Path::new("")).failure(&error))
+    }
+
+    /// The same by a trampoline that leads to it.
+    pub(super) fn execute_by(&self, trampoline: &Trampoline, channel: &UnixStream) -> Result<Infallible, Failure> {
+        let error = trampoline.exec(channel.as_raw_fd(), &self.args, &self.env);
+        Err(failure(format!("cannot execute a program in memory: {error}")))
+    }
+
+    /// What can be said of it should it not be executable.
+    pub(super) fn unstarted(&self, cwd: &Path) -> Unstarted {
+        let program = self.path.to_string_lossy().into_owned();
+        let interpreter = interpreter(&cwd.join(&program));
+        Unstarted { program, interpreter }
+    }
+
     /// Gives up what the process is not to have, and becomes it; returns only why it could not.
-    /// `tied` is for one that is to die with its parent; `last` is done when it has no more rights than the program, and what it
-    /// returns in becomes the program.
+    /// `tied` is for one that is to die with its parent; `last` is done when it has no more rights than the program, and becomes
+    /// the program.
     pub(super) fn become_it(
         self,
         process: &Process,
         filter: Option<&Filter>,
         listener: Option<&Listener>,
         tied: bool,
-        last: &dyn Fn() -> Result<(), Failure>,
+        last: &dyn Fn(&Program) -> Result<Infallible, Failure>,
     ) -> Failure {
         match self.try_become(process, filter, listener, tied, last) {
             Ok(never) => match never {},
@@ -239,8 +268,8 @@ impl Program {
         filter: Option<&Filter>,
         listener: Option<&Listener>,
         tied: bool,
-        last: &dyn Fn() -> Result<(), Failure>,
-    ) -> Result<std::convert::Infallible, Failure> {
+        last: &dyn Fn(&Program) -> Result<Infallible, Failure>,
+    ) -> Result<Infallible, Failure> {
         let umask = process.user().umask().unwrap_or(0o022);
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
         let entered = enter_workdir(process.cwd())?;
@@ -270,9 +299,7 @@ impl Program {
             sys::no_new_privileges().map_err(|error| failure(format!("cannot set no_new_privs: {error}")))?;
             install(filter, listener)?;
         }
-        last()?;
-        let error = sys::exec(&self.path, &self.args, &self.env);
-        Err(not_started(&self.path.to_string_lossy(), &error))
+        last(&self)
     }
 }
 
@@ -327,21 +354,37 @@ fn search(name: &str, process: &Process) -> Result<PathBuf, Failure> {
     Err(workload(127, format!("there is no `{name}` in the image's PATH ({path})")))
 }
 
-/// Runtimes say "no such file" of a script whose interpreter is missing (runc #1773); here it is named.
-fn not_started(program: &str, error: &io::Error) -> Failure {
-    match error.raw_os_error() {
-        Some(libc::ENOENT) if Path::new(program).exists() => {
-            let head = fs::read(program).unwrap_or_default();
-            let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
-            let interpreter = line.strip_prefix(b"#!").map(|line| String::from_utf8_lossy(line).trim().to_owned());
-            let what = interpreter.unwrap_or_else(|| "dynamic loader that it names".to_owned());
-            workload(127, format!("`{program}` is in the image, but its interpreter is not: {what}"))
+/// A program that could not be executed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Unstarted {
+    program: String,
+    /// What it needs to be run, if it is there itself.
+    interpreter: Option<String>,
+}
+
+impl Unstarted {
+    /// Runtimes say "no such file" of a script whose interpreter is missing (runc #1773); here it is named.
+    pub(super) fn failure(&self, error: &io::Error) -> Failure {
+        let program = &self.program;
+        match (error.raw_os_error(), &self.interpreter) {
+            (Some(libc::ENOENT), Some(interpreter)) => {
+                workload(127, format!("`{program}` is in the image, but its interpreter is not: {interpreter}"))
+            }
+            (Some(libc::ENOENT), None) => workload(127, format!("there is no `{program}` in the image")),
+            (Some(libc::EACCES), _) => workload(126, format!("`{program}` may not be executed: permission denied")),
+            (Some(libc::ENOEXEC), _) => workload(126, format!("`{program}` is no program that this machine can run")),
+            _ => workload(126, format!("`{program}` cannot be executed: {error}")),
         }
-        Some(libc::ENOENT) => workload(127, format!("there is no `{program}` in the image")),
-        Some(libc::EACCES) => workload(126, format!("`{program}` may not be executed: permission denied")),
-        Some(libc::ENOEXEC) => workload(126, format!("`{program}` is no program that this machine can run")),
-        _ => workload(126, format!("`{program}` cannot be executed: {error}")),
     }
+}
+
+/// What the kernel needs to run a program; `None` when that is not there itself.
+fn interpreter(path: &Path) -> Option<String> {
+    let mut head = [0; HEAD];
+    let len = File::open(path).ok()?.read(&mut head).unwrap_or(0);
+    let line = head[..len].split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let script = line.strip_prefix(b"#!").map(|line| String::from_utf8_lossy(line).trim().to_owned());
+    Some(script.unwrap_or_else(|| "dynamic loader that it names".to_owned()))
 }
 
 fn become_user(process: &Process) -> Result<(), Failure> {

@@ -11,11 +11,17 @@ use std::io;
 
 use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Pid, fork, getpid, setpgid, tcsetpgrp};
+use oci_spec::runtime::Spec;
 
 use crate::sys;
 
 /// `true` in a bundle asks for it.
 pub(crate) const ANNOTATION: &str = "moyai.init";
+
+/// Whether a bundle asks for it.
+pub(super) fn is_wanted(spec: &Spec) -> bool {
+    spec.annotations().as_ref().and_then(|all| all.get(ANNOTATION)).is_some_and(|value| value == "true")
+}
 
 /// Returns in the child, which is to become the program; the parent stays behind. To be called when all has been given up that the
 /// program is not to have, with no signal blocked. On a `terminal` the program is what that listens to.

@@ -19,12 +19,25 @@ use crate::sys::{self, MountChange};
 /// Does nothing when that is so already; returns otherwise only when it cannot be: an ordinary user makes no mounts, and its
 /// containers' root is nobody who could write to what it cannot. To be called before there is anything else.
 pub fn seal() -> io::Result<()> {
-    let own = nix::fcntl::open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-    if fstatvfs(&own)?.flags().contains(FsFlags::ST_RDONLY) {
+    let own = own()?;
+    if is_read_only(&own)? {
         return Ok(());
     }
     let mount = mount_read_only(own.as_fd())?;
     Err(sys::exec_fd(mount.as_fd(), &words(std::env::args_os())?, &environment(std::env::vars_os())?))
+}
+
+/// Whether it is so already.
+pub(super) fn is_sealed() -> bool {
+    own().and_then(|own| is_read_only(&own)).unwrap_or(false)
+}
+
+fn own() -> io::Result<OwnedFd> {
+    Ok(nix::fcntl::open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+fn is_read_only(file: &OwnedFd) -> io::Result<bool> {
+    Ok(fstatvfs(file)?.flags().contains(FsFlags::ST_RDONLY))
 }
 
 /// A read-only mount of a file alone, attached nowhere.

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::init::Init;
 use super::namespaces::{self, Namespaces};
-use super::process::Listener;
+use super::process::{Listener, Unstarted};
 use super::rootfs::Sources;
+use super::trampoline::Trampoline;
 use super::{Config, Failure, failure, hooks, kill_and_reap, reap};
 use crate::cgroup::Group;
 use crate::rootless::is_rootless;
@@ -67,6 +68,8 @@ pub(crate) struct Job<'a> {
     pub(crate) questions: Option<UnixStream>,
     /// What is bound in has no link in its path: it was looked at before, and is not to be another by now.
     pub(crate) plain_sources: bool,
+    /// What keeps this program out of its reach, where that is not out of reach itself.
+    pub(crate) trampoline: Option<&'a Trampoline>,
     /// Called with its first process as soon as there is one.
     pub(crate) born: Option<&'a Born<'a>>,
 }
@@ -126,6 +129,8 @@ pub(super) enum Message {
     Warning(String),
     /// It ends.
     Error(Failure),
+    /// The trampoline could not execute the program; an errno follows, of four bytes.
+    Unstarted(Unstarted),
 }
 
 /// The state that hooks and listeners are given (runtime-spec runtime.md, "State").
@@ -233,6 +238,14 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
             Ok(Some(Message::Created)) => break Ok(()),
             Ok(Some(Message::Warning(text))) => warnings.push(text),
             Ok(Some(Message::Error(error))) => break Err(error),
+            Ok(Some(Message::Unstarted(program))) => {
+                let mut errno = [0; 4];
+                // Its four bytes come at once, from one that lives a moment longer than this needs.
+                let error = channel.read_exact(&mut errno).err();
+                break Err(
+                    program.failure(&error.unwrap_or(std::io::Error::from_raw_os_error(i32::from_ne_bytes(errno))))
+                );
+            }
             Ok(None) if known.is_some() && job.gate.is_none() => break Ok(()),
             Ok(None) => break Err(failure("the process that was to make it died before it could say why".to_owned())),
             Err(error) => break Err(failure(format!("cannot hear from the first process: {error}"))),
@@ -287,9 +300,14 @@ fn listen(job: &Job<'_>) -> Result<Option<Listener>, Failure> {
 
 /// Says something to the parent. Whoever reads is the parent; when it is gone there is nobody to tell.
 pub(super) fn tell(channel: &mut UnixStream, message: &Message) {
+    drop(channel.write_all(&framed(message)));
+}
+
+/// As it goes over the channel: its length, and JSON.
+pub(super) fn framed(message: &Message) -> Vec<u8> {
     let text = serde_json::to_vec(message).unwrap_or_default();
     let len = (text.len() as u32).to_ne_bytes();
-    drop(channel.write_all(&[&len[..], &text].concat()));
+    [&len[..], &text].concat()
 }
 
 /// The next message; `None` at the end.

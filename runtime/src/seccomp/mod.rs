@@ -15,7 +15,7 @@ mod tests;
 
 use std::sync::OnceLock;
 
-use oci_spec::runtime::LinuxSeccomp;
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction};
 
 pub use compile::{Filter, FilterError, Instruction};
 pub use profile::{default_profile, strict_profile};
@@ -32,6 +32,17 @@ pub(crate) fn prepare() {
     let compiled =
         || profiles.into_iter().filter_map(|profile| Filter::compile(&profile).ok().map(|filter| (profile, filter)));
     COMPILED.get_or_init(|| compiled().collect());
+}
+
+/// Whether a profile lets a call pass whatever its arguments are.
+pub(crate) fn lets_pass(profile: &LinuxSeccomp, name: &str) -> bool {
+    let allows = |action| action == LinuxSeccompAction::ScmpActAllow;
+    let mut about =
+        profile.syscalls().iter().flatten().filter(|call| call.names().iter().any(|one| one == name)).peekable();
+    match about.peek() {
+        None => allows(profile.default_action()),
+        Some(_) => about.all(|call| allows(call.action()) && call.args().as_ref().is_none_or(Vec::is_empty)),
+    }
 }
 
 /// The filter of a profile.
