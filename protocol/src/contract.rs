@@ -129,6 +129,8 @@ pub enum Effect {
     },
     /// Get chunks from a provider, check each, keep them. Ends in [`Outcome::Fetched`].
     Fetch {
+        /// Of which image.
+        root: ChunkId,
         /// From whom.
         provider: NodeId,
         /// Which, with their lengths.
@@ -220,6 +222,8 @@ pub struct Fetched {
     pub bytes: u64,
     /// How long it took.
     pub elapsed: Duration,
+    /// What the provider has of the image's contents by now, if it says so ([`crate::exchange::Bitfield`]).
+    pub has: Option<Vec<u8>>,
     /// Why the rest did not come.
     pub fault: Option<FetchFault>,
 }

@@ -304,11 +304,11 @@ impl FakeHost {
     pub(crate) fn keep(&mut self, served: Option<(Vec<Piece>, Option<FetchFault>)>, elapsed: Duration) -> Fetched {
         let Some((here, fault)) = served else {
             let fault = Some(FetchFault::Unreachable("no route".to_owned()));
-            return Fetched { got: Vec::new(), bytes: 0, elapsed, fault };
+            return Fetched { got: Vec::new(), bytes: 0, elapsed, has: None, fault };
         };
         self.chunks.extend(here.iter().map(|piece| piece.chunk));
         let bytes = here.iter().map(|piece| u64::from(piece.len)).sum();
-        Fetched { got: here.into_iter().map(|piece| piece.chunk).collect(), bytes, elapsed, fault }
+        Fetched { got: here.into_iter().map(|piece| piece.chunk).collect(), bytes, elapsed, has: None, fault }
     }
 
     /// The modelled outside, for every effect that concerns this host alone. What is not in the answer ends later.

@@ -672,7 +672,7 @@ impl Simulator {
     fn effect(&mut self, at: usize, id: EffectId, effect: Effect) {
         let life = self.hosts[at].life;
         match effect {
-            Effect::Fetch { provider, pieces } => {
+            Effect::Fetch { provider, pieces, .. } => {
                 let bytes: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
                 let took = self.network.delay(&mut self.rng) * 2 + Duration::from_secs_f64(bytes as f64 / LINK);
                 return self.later(took, Due::Fetched { host: at, life, id, provider, pieces, took });

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use moyai_protocol::catalog::Key;
-use moyai_protocol::contract::{Command, CommandId, Completion, Event, Input, Output, Refused, Reply};
-use moyai_protocol::id::{ImageId, NodeId, WorkloadId};
+use moyai_protocol::contract::{Command, CommandId, Completion, Event, Input, Outcome, Output, Refused, Reply};
+use moyai_protocol::id::{ChunkId, ImageId, NodeId, WorkloadId};
 use moyai_protocol::node::{Config, Node};
 use moyai_protocol::time::{Instant, UnixMillis};
 use moyai_protocol::worker::PlacementState;
@@ -240,7 +240,13 @@ impl Driver {
                     }
                     Some(Request::Completion(completion)) => {
                         let now = self.now();
+                        let moves_images = matches!(completion.outcome, Outcome::Fetched(_) | Outcome::Surveyed(_));
                         self.node.handle(now, Input::Completion(completion));
+                        if moves_images {
+                            let exchange = self.node.exchange();
+                            let here = |root: &ChunkId| Some((*root, exchange.bitfield(root)?.to_bytes()));
+                            self.effects.plane.partly().set(exchange.downloads().filter_map(|(root, _)| here(root)));
+                        }
                     }
                     Some(Request::Finish(done)) => {
                         let _gone = done.send(());

@@ -183,7 +183,7 @@ impl Effects {
             Effect::Survey { root } => {
                 self.spawn(id, move |effects| async move { Outcome::Surveyed(effects.survey(root).await) })
             }
-            Effect::Fetch { provider, pieces } => {
+            Effect::Fetch { root, provider, pieces } => {
                 let addresses: Vec<SocketAddr> = node
                     .catalog()
                     .node(&provider)
@@ -192,7 +192,7 @@ impl Effects {
                 let enough = Arc::new(Notify::new());
                 self.fetches().insert(id, Arc::clone(&enough));
                 self.spawn(id, move |effects| async move {
-                    let fetched = effects.plane.fetch(provider, &addresses, pieces, &enough).await;
+                    let fetched = effects.plane.fetch(provider, &addresses, root, pieces, &enough).await;
                     effects.fetches().remove(&id);
                     effects.reads.arrived();
                     Outcome::Fetched(fetched)

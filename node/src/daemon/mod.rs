@@ -247,7 +247,12 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
             &key,
             Arc::clone(&gate),
             data::Offer {
-                shelf: Shelf { store: Arc::clone(&store), tamper: options.tamper, limit: Arc::clone(&limit) },
+                shelf: Shelf {
+                    store: Arc::clone(&store),
+                    tamper: options.tamper,
+                    limit: Arc::clone(&limit),
+                    partly: Arc::default(),
+                },
                 logs: Arc::clone(&logs) as _,
                 execs: Arc::clone(&execs) as _,
             },

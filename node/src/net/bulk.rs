@@ -7,10 +7,10 @@
 //! The certificates are the same, and the admission exchange comes first. Then one batch after the other:
 //!
 //! ```text
-//! Ask::Chunks(ids)  →
+//! Ask::Chunks(root, ids)  →
 //!                   ←  the chunks ([`super::chunks`])
 //! Ask::Enough       →  at any time: the rest of them is wanted no more
-//!                   ←  END, 4 bytes, after the last one sent
+//!                   ←  END, 4 bytes, after the last one sent, and what else the provider has of the image
 //! ```
 //!
 //! `Enough` may cross the end of what it is about; between two batches it means nothing.
@@ -34,7 +34,7 @@ use moyai_protocol::contract::{FetchFault, Piece};
 use moyai_protocol::id::{ChunkId, NodeId};
 use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -65,11 +65,19 @@ const MAX_PROVIDERS: usize = 1024;
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Ask {
-    Chunks(Vec<ChunkId>),
+    /// Of the image of that root.
+    Chunks(ChunkId, Vec<ChunkId>),
     Enough,
 }
 
 type Line = client::TlsStream<BufReader<Awaiting>>;
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) root: ChunkId,
+    pub(super) pieces: &'a [Piece],
+}
 
 /// The lines to one provider.
 struct Lines {
@@ -104,7 +112,7 @@ impl Bulk {
         &self,
         provider: NodeId,
         addresses: &[SocketAddr],
-        pieces: &[Piece],
+        wanted: Wanted<'_>,
         enough: &Notify,
         came: &mut Came,
     ) -> Result<(), Failure> {
@@ -114,7 +122,7 @@ impl Bulk {
             return Err(Failure::NoWay);
         }
         while let Some(mut line) = lines.idle() {
-            match ask(&mut line, pieces, enough, came).await {
+            match ask(&mut line, wanted, enough, came).await {
                 Ok(()) => {
                     lines.keep(line);
                     return Ok(());
@@ -124,7 +132,7 @@ impl Bulk {
             }
         }
         let mut line = self.dial(provider, addresses, &lines).await.ok_or(Failure::NoWay)?;
-        ask(&mut line, pieces, enough, came).await.map_err(Failure::Fault)?;
+        ask(&mut line, wanted, enough, came).await.map_err(Failure::Fault)?;
         lines.keep(line);
         Ok(())
     }
@@ -201,9 +209,10 @@ impl Lines {
 }
 
 /// Asks for a batch and reads it to its end, so that the line can be used again.
-async fn ask(line: &mut Line, pieces: &[Piece], enough: &Notify, came: &mut Came) -> Result<(), FetchFault> {
+async fn ask(line: &mut Line, wanted: Wanted<'_>, enough: &Notify, came: &mut Came) -> Result<(), FetchFault> {
+    let Wanted { root, pieces } = wanted;
     let ids = pieces.iter().map(|piece| piece.chunk).collect();
-    let asked = tokio::time::timeout(STALL, write_frame(line, &Ask::Chunks(ids))).await;
+    let asked = tokio::time::timeout(STALL, write_frame(line, &Ask::Chunks(root, ids))).await;
     asked.map_err(|_| broken("it takes no request"))?.map_err(broken)?;
     line.get_mut().0.get_mut().expect(pieces.iter().map(|piece| u64::from(piece.len)).sum());
     let (mut receive, mut send) = tokio::io::split(line);
@@ -219,12 +228,17 @@ async fn ask(line: &mut Line, pieces: &[Piece], enough: &Notify, came: &mut Came
             }
         }
     }
+    if came.ended && !called_off {
+        return Err(broken("it ended a batch before its end"));
+    }
     if !came.ended {
         let end = tokio::time::timeout(STALL, receive.read_u32()).await;
         came.ended = end.map_err(|_| broken("it stalled"))?.map_err(broken)? == END;
-        return if came.ended { Ok(()) } else { Err(broken("it sends more than was asked for")) };
+        if !came.ended {
+            return Err(broken("it sends more than was asked for"));
+        }
     }
-    if called_off { Ok(()) } else { Err(broken("it ended a batch before its end")) }
+    came.read_has(&mut receive).await
 }
 
 /// Gives chunks to whoever comes by TCP.
@@ -300,18 +314,17 @@ async fn serve_line(member: NodeId, line: server::TlsStream<BufReader<Awaiting>>
     };
     let giving = async {
         while let Some(ask) = asks.recv().await {
-            let Ask::Chunks(ids) = ask else { continue };
+            let Ask::Chunks(root, ids) = ask else { continue };
             let enough = || match asks.try_recv() {
                 Ok(Ask::Enough) => Ok(true),
-                Ok(Ask::Chunks(_)) => Err(io::Error::new(io::ErrorKind::InvalidData, "two batches at once")),
+                Ok(Ask::Chunks(..)) => Err(io::Error::new(io::ErrorKind::InvalidData, "two batches at once")),
                 Err(mpsc::error::TryRecvError::Empty) => Ok(false),
                 Err(mpsc::error::TryRecvError::Disconnected) => Err(io::ErrorKind::ConnectionAborted.into()),
             };
             is_giving.store(true, Ordering::Relaxed);
             shelf.give(member, ids, &mut send, enough).await?;
             is_giving.store(false, Ordering::Relaxed);
-            send.write_u32(END).await?;
-            send.flush().await?;
+            shelf.end(&root, &mut send).await?;
         }
         Ok::<_, io::Error>(())
     };

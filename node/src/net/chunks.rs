@@ -3,7 +3,8 @@
 //! ```text
 //! asked:     the ids of at most [`BATCH_PIECES`] chunks
 //! answered:  for each: length (4 bytes, all ones for "not here"), bytes
-//!            and where a stream goes on after it: [`END`] in place of a length
+//!            and where a stream goes on after it: [`END`] in place of a length; then what else the provider has of the image
+//!            ([`Partly`]): length (4 bytes), a bitfield
 //! ```
 //!
 //! A provider reads a slab of [`SLAB`] bytes at a time; whoever asked may leave between two slabs. Under an upload limit
@@ -48,6 +49,25 @@ const MAX_BATCH: Duration = Duration::from_secs(120);
 /// What is sent and not taken for this long is given up, and its request with it.
 const WRITE_STALL: Duration = Duration::from_secs(30);
 
+/// What is here of images that are still coming, told with each batch: so whoever fetches from here need not ask.
+#[derive(Debug, Default)]
+pub struct Partly(Mutex<HashMap<ChunkId, Arc<[u8]>>>);
+
+impl Partly {
+    /// The longest bitfield that is told so; of larger images each would be too much beside a batch.
+    pub const MAX: usize = 2048;
+
+    /// Of these, and of no others. Bounded by the downloads at one time.
+    pub fn set(&self, images: impl Iterator<Item = (ChunkId, Vec<u8>)>) {
+        let told = images.filter(|(_, bits)| bits.len() <= Self::MAX).map(|(root, bits)| (root, bits.into())).collect();
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = told;
+    }
+
+    fn of(&self, root: &ChunkId) -> Option<Arc<[u8]>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(root).cloned()
+    }
+}
+
 /// Where chunks are given from.
 #[derive(Clone)]
 pub struct Shelf {
@@ -57,6 +77,8 @@ pub struct Shelf {
     pub tamper: Option<ChunkTamper>,
     /// How fast they may go out, to all together.
     pub limit: Arc<Limit>,
+    /// What is here of what is still coming.
+    pub partly: Arc<Partly>,
 }
 
 /// Bytes a second, to members in turn: however many streams one has, it waits for its next piece like any other.
@@ -126,6 +148,14 @@ impl Shelf {
         }
         Ok(())
     }
+
+    /// Ends a batch on a stream that goes on.
+    pub(super) async fn end<W: AsyncWrite + Unpin>(&self, root: &ChunkId, send: &mut W) -> io::Result<()> {
+        let bits = self.partly.of(root).unwrap_or_default();
+        let words = [END, bits.len() as u32].map(u32::to_be_bytes).concat();
+        send.write_all(&[&words[..], &bits].concat()).await?;
+        send.flush().await
+    }
 }
 
 /// The next chunks, as they are sent.
@@ -160,6 +190,8 @@ pub(super) struct Came {
     pub(super) missing: Option<ChunkId>,
     /// The provider has said that nothing more comes.
     pub(super) ended: bool,
+    /// What it has of the image, a bitfield.
+    pub(super) has: Option<Vec<u8>>,
 }
 
 impl Came {
@@ -185,6 +217,22 @@ impl Came {
                 Word::Chunk(bytes) => self.chunks.push((piece.chunk, bytes)),
             }
         }
+        Ok(())
+    }
+
+    /// Reads what comes after the end of a batch.
+    pub(super) async fn read_has<R: AsyncRead + Unpin>(&mut self, receive: &mut R) -> Result<(), FetchFault> {
+        let has = async {
+            let len = receive.read_u32().await? as usize;
+            if len > Partly::MAX {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a bitfield of {len} bytes")));
+            }
+            let mut bits = vec![0; len];
+            receive.read_exact(&mut bits).await?;
+            Ok(bits)
+        };
+        let has = tokio::time::timeout(STALL, has).await.map_err(|_| broken("it stalled"))?.map_err(broken)?;
+        self.has = Some(has).filter(|bits| !bits.is_empty());
         Ok(())
     }
 

@@ -37,8 +37,8 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::admission::{AdmissionError, Gate, PATIENCE, read_frame, unix_now, write_frame};
-use super::bulk::{self, Bulk};
-use super::chunks::{Came, STALL, Shelf, broken};
+use super::bulk::{self, Bulk, Wanted};
+use super::chunks::{Came, Partly, STALL, Shelf, broken};
 use super::doorstep::{Doorstep, Place, Places};
 use super::{key_pair, node_id, peer_id, tls};
 
@@ -140,6 +140,7 @@ pub struct DataPlane {
     keys: libp2p::identity::Keypair,
     gate: Arc<Gate>,
     store: Arc<Store>,
+    partly: Arc<Partly>,
     bulk: Bulk,
     entrance: Arc<Entrance>,
     /// Connections that others opened.
@@ -184,6 +185,7 @@ impl DataPlane {
             keys,
             gate,
             store: Arc::clone(&offer.shelf.store),
+            partly: Arc::clone(&offer.shelf.partly),
             entrance,
             guests: Places::default(),
             connections: Mutex::default(),
@@ -191,6 +193,11 @@ impl DataPlane {
         let plane = Arc::new(plane);
         tokio::spawn(Arc::clone(&plane).serve(offer));
         Ok(plane)
+    }
+
+    /// What is here of images that are still coming, for those who fetch from here.
+    pub fn partly(&self) -> &Partly {
+        &self.partly
     }
 
     /// Where it listens.
@@ -265,13 +272,15 @@ impl DataPlane {
         &self,
         provider: NodeId,
         addresses: &[SocketAddr],
+        root: ChunkId,
         pieces: Vec<Piece>,
         enough: &Notify,
     ) -> Fetched {
         let started = Instant::now();
-        let mut fetched = Fetched { got: Vec::new(), bytes: 0, elapsed: Duration::ZERO, fault: None };
+        let mut fetched = Fetched { got: Vec::new(), bytes: 0, elapsed: Duration::ZERO, has: None, fault: None };
         let mut came = Came::default();
-        let fault = match self.bulk.fetch(provider, addresses, &pieces, enough, &mut came).await {
+        let wanted = Wanted { root, pieces: &pieces };
+        let fault = match self.bulk.fetch(provider, addresses, wanted, enough, &mut came).await {
             Ok(()) => None,
             Err(bulk::Failure::Fault(fault)) => Some(fault),
             Err(bulk::Failure::NoWay) => {
@@ -280,6 +289,7 @@ impl DataPlane {
             }
         };
         let missing = came.missing.map(FetchFault::Missing);
+        fetched.has = came.has.take();
         // Of what a wrong chunk came with, nothing is believed to be worth the disk.
         fetched.fault = match fault {
             Some(fault @ FetchFault::WrongChunk(_)) => Some(fault),

@@ -270,7 +270,8 @@ impl Host {
                 let got: Vec<ChunkId> = pieces[..came].iter().map(|piece| piece.chunk).collect();
                 let bytes = pieces[..came].iter().map(|piece| u64::from(piece.len)).sum();
                 self.chunks.extend(&got);
-                Outcome::Fetched(Fetched { got, bytes, elapsed: Duration::from_millis(10), fault })
+                let has = if luck == 3 { Some(vec![u.arbitrary()?; 4]) } else { None };
+                Outcome::Fetched(Fetched { got, bytes, elapsed: Duration::from_millis(10), has, fault })
             }
         })
     }

@@ -5,8 +5,9 @@
 //! batches, from whoever has them) → *Surveying* again: first the image's root, then the lists it names, then the
 //! contents those name → complete, or failed for want of a provider or of room.
 //!
-//! **Who writes.** Only this node changes what it has. Providers say what they have by bitfield; a bitfield is a hint,
-//! and the hash of each chunk decides.
+//! **Who writes.** Only this node changes what it has. Providers say what they have by bitfield, behind each batch that they give
+//! and when they are asked, which they are where nothing was heard of them for a while; a bitfield is a hint, and the hash of each
+//! chunk decides.
 //!
 //! **If a provider dies or lies.** A batch that fails goes back among the missing pieces; a provider that cannot be
 //! reached rests for [`REST`]; one that sends a wrong chunk is not asked again in this download. When all that had the
@@ -389,12 +390,10 @@ impl Exchange {
         rng: &mut Rng,
     ) {
         let Some(download) = self.downloads.get_mut(root) else { return };
-        let pieces = download.pieces.len();
         if let Some(provider) = download.providers.get_mut(&from) {
             provider.complete |= complete;
-            provider.heard = Some(now).filter(|_| download.contents);
-            if download.contents && !provider.banned {
-                download.has_now(&from, Bitfield::from_bytes(bits, pieces));
+            if download.contents {
+                download.told(&from, bits, now);
             }
             if complete {
                 download.count_receivers(root, &self.me);
@@ -467,6 +466,9 @@ impl Exchange {
                 // Its double came to nothing: it may have another.
                 elsewhere.for_each(|batch| batch.doubled = false);
             }
+        }
+        if let Some(bits) = result.has.filter(|_| download.contents) {
+            download.told(&node, &bits, now);
         }
         let nothing = result.got.is_empty();
         if let Some(provider) = download.providers.get_mut(&node) {
@@ -551,7 +553,7 @@ impl Exchange {
                 continue;
             }
             if download.contents {
-                // Whoever asked this one a moment ago has said what it has with that.
+                // Whoever has asked this one a moment ago, or given a batch, has said what it has with that.
                 let is_due = |provider: &Provider| provider.heard.is_none_or(|heard| now.since(heard) >= LOOK * 3 / 4);
                 let asked = download.providers.iter().filter(|(_, provider)| !provider.complete && is_due(provider));
                 let bits = Some(download.have.to_bytes());
@@ -764,6 +766,15 @@ impl Download {
     }
 
     /// A provider has these pieces, as far as is known.
+    /// A provider has said what it has of the contents.
+    fn told(&mut self, node: &NodeId, bits: &[u8], now: Instant) {
+        let Some(provider) = self.providers.get_mut(node) else { return };
+        provider.heard = Some(now);
+        if !provider.banned {
+            self.has_now(node, Bitfield::from_bytes(bits, self.pieces.len()));
+        }
+    }
+
     fn has_now(&mut self, node: &NodeId, has: Bitfield) {
         let Some(provider) = self.providers.get_mut(node) else { return };
         for at in pieces_in(0..self.partly.len(), |at| has.word(at) ^ provider.has.word(at)) {

@@ -185,7 +185,10 @@ impl Mesh {
                 self.on(at, |exchange, now, rng| exchange.surveyed(root, Ok(survey), now, rng));
             }
             Due::Fetched { root, batch, provider, pieces, asked } => {
-                let result = self.fetched(at, provider, &pieces, asked);
+                let mut result = self.fetched(at, provider, &pieces, asked);
+                if !matches!(result.fault, Some(FetchFault::Unreachable(_))) {
+                    result.has = self.says(provider, root).filter(|bits| bits.len() <= 2048);
+                }
                 self.on(at, |exchange, now, rng| exchange.fetched(root, batch, result, now, rng));
             }
             Due::Message(from, Message::BitfieldRequest { root, bits }) => {
@@ -196,10 +199,7 @@ impl Mesh {
                 let Survey { present, contents, .. } = self.survey(at, root);
                 let mut bits = Bitfield::default();
                 present.iter().enumerate().filter(|(_, here)| **here && contents).for_each(|(at, _)| bits.set(at));
-                let mut bits = self.hosts[at].exchange.bitfield(&root).unwrap_or(&bits).to_bytes();
-                if matches!(self.hosts[at].manner, Manner::Boasts | Manner::Traps) {
-                    bits = vec![0xff; MAX_PIECES / 8 + 1];
-                }
+                let bits = self.says(at, root).unwrap_or(bits.to_bytes());
                 let (to, wait) = (usize::from(from.0[0]), ms(self.rng.u64(1..20)));
                 self.later(to, wait, Due::Message(node(at), Message::Bitfield { root, bits, complete }));
             }
@@ -207,6 +207,14 @@ impl Mesh {
                 self.on(at, |exchange, now, rng| exchange.bitfield_from(from, &root, &bits, complete, now, rng));
             }
             Due::Message(_, other) => panic!("{other:?}"),
+        }
+    }
+
+    /// What it says that it has of an image that is still coming.
+    fn says(&self, at: usize, root: ChunkId) -> Option<Vec<u8>> {
+        match self.hosts[at].manner {
+            Manner::Boasts | Manner::Traps => Some(vec![0xff; MAX_PIECES / 8 + 1]),
+            _ => self.hosts[at].exchange.bitfield(&root).map(Bitfield::to_bytes),
         }
     }
 
@@ -219,7 +227,7 @@ impl Mesh {
     }
 
     fn fetched(&mut self, at: usize, provider: usize, pieces: &[Piece], asked: Instant) -> Fetched {
-        let mut result = Fetched { got: Vec::new(), bytes: 0, elapsed: self.now.since(asked), fault: None };
+        let mut result = Fetched { got: Vec::new(), bytes: 0, elapsed: self.now.since(asked), has: None, fault: None };
         for piece in pieces {
             result.fault = match (self.hosts[provider].manner, self.hosts[at].manner) {
                 (_, Manner::DiskFull) => Some(FetchFault::Storage("no space left".to_owned())),
@@ -349,4 +357,31 @@ fn who_has_everything_is_asked_for_it_where_others_are_slow() {
         // It takes 27 s at the least.
         assert!(mesh.run_until(ms(35_000), |mesh| mesh.has(1, image(LARGE))), "seed {seed}");
     }
+}
+
+#[test]
+fn what_a_provider_tells_behind_a_batch_is_fetched_without_asking() {
+    let (root, provider, now, mut rng) = (image(0), node(1), Instant::ZERO, Rng::with_seed(1));
+    let pieces = contents(root);
+    let mut exchange = Exchange::new(node(0));
+    exchange.want(root, Need::Use, now);
+    let survey = Survey { complete: false, contents: true, present: vec![false; PIECES], pieces: pieces.clone() };
+    exchange.surveyed(root, Ok(survey), now, &mut rng);
+    exchange.set_providers(&root, &[(provider, false)], now, &mut rng);
+    exchange.bitfield_from(provider, &root, &[0b1], false, now, &mut rng);
+    let asked = |exchange: &mut Exchange| {
+        let fetches = exchange.take_actions().into_iter().filter_map(|action| match action {
+            Action::Fetch { batch, pieces, .. } => Some((batch, pieces)),
+            _ => None,
+        });
+        fetches.collect::<Vec<_>>()
+    };
+    let first = asked(&mut exchange);
+    let [(batch, wanted)] = &first[..] else { panic!("one batch: {first:?}") };
+    assert_eq!(wanted[..], pieces[..1]);
+    let got = vec![pieces[0].chunk];
+    let told = Fetched { got, bytes: 65_536, elapsed: ms(10), has: Some(vec![0b11]), fault: None };
+    exchange.fetched(root, *batch, told, now, &mut rng);
+    let second = asked(&mut exchange);
+    assert!(matches!(&second[..], [(_, wanted)] if wanted[..] == pieces[1..2]), "{second:?}");
 }

@@ -884,7 +884,7 @@ impl Node {
                 self.refresh_providers(now);
             }
             exchange::Action::Fetch { root, batch, provider, pieces } => {
-                self.effect(Effect::Fetch { provider, pieces }, Owner::Batch(root, batch));
+                self.effect(Effect::Fetch { root, provider, pieces }, Owner::Batch(root, batch));
             }
             exchange::Action::Cancel { root, batch } => {
                 let fetches =

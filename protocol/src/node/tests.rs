@@ -317,10 +317,10 @@ impl Mesh {
                 let survey = Survey { complete, contents: true, pieces: pieces(), present };
                 Some((ms(1), Outcome::Surveyed(Ok(survey))))
             }
-            Effect::Fetch { provider, pieces } => {
+            Effect::Fetch { provider, pieces, .. } => {
                 let from = self.at(&provider);
                 let unreachable = self.hosts[from].node.is_none() || self.cut.contains(&(at, from));
-                let mut fetched = Fetched { got: Vec::new(), bytes: 0, elapsed: ms(10), fault: None };
+                let mut fetched = Fetched { got: Vec::new(), bytes: 0, elapsed: ms(10), has: None, fault: None };
                 if unreachable {
                     fetched.fault = Some(FetchFault::Unreachable("no route".to_owned()));
                     return Some((secs(1), Outcome::Fetched(fetched)));
