@@ -2,6 +2,7 @@
 //! an image must not be able to do to the host.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 use std::process::Command;
@@ -1889,6 +1890,8 @@ fn what_cannot_be_executed_is_named_whichever_way_it_would_begin() {
         let own =
             program("/own", "#!/bin/sh\n", 0o700).set("/process/user", other).set("/process/capabilities", json!({}));
         fails(own, 126, "`/own` may not be executed: permission denied");
+        let long = program("/bin/true", "", 0).set("/process/args", json!(["/bin/true", "x".repeat(200_000)]));
+        fails(long, 126, "`/bin/true` cannot be executed: Argument list too long");
         // That is what leads to the program, once more: it has nowhere to say anything.
         let itself = program("/proc/self/exe", "", 0).run();
         let has_trampoline = cfg!(target_arch = "x86_64") && !filtered;
@@ -1897,6 +1900,47 @@ fn what_cannot_be_executed_is_named_whichever_way_it_would_begin() {
             if has_trampoline { (126, true) } else { (0, false) },
             "{itself}"
         );
+    }
+}
+
+/// Where `run` cannot do with less it begins again from a read-only mount, before anything runs inside.
+#[test]
+fn what_runs_itself_inside_is_out_of_reach_too() {
+    for with_small in [false, true] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let copy = folder.path().join("moyai");
+        copy_binary(&copy, with_small);
+        let own = |script: &str| Bundle::new(script).with_program(copy.clone());
+        // A hook inside, with the right to look into what is not dumpable, keeps it until nobody runs it any more.
+        let keep = "exec 3< /proc/1/exe; (while :; do (: > /proc/self/fd/3) 2> /tried; grep -q busy /tried || break; sleep 0.01; done; \
+            mv /tried /why) > /dev/null 2>&1 &";
+        let bundle = ["bounding", "effective", "permitted"].iter().fold(own("sleep 1000"), |bundle, set| {
+            bundle.add(&format!("/process/capabilities/{set}"), json!("CAP_SYS_PTRACE"))
+        });
+        let bundle = bundle.set("/hooks", json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", keep]}]}));
+        bundle.write();
+        bundle.oci(&["run", "--detach", "--bundle", &bundle.text(""), bundle.id()]).ok();
+        let why = || fs::read_to_string(bundle.inside("why")).ok();
+        let why = wait_for("a write to it", PATIENCE, why);
+        assert!(why.contains("Read-only file system"), "{why}");
+        bundle.oci(&["delete", "--force", bundle.id()]).ok();
+        // It runs itself, as process 1, which stays for as long as it reads; and a filter looks at what the short way calls.
+        let rule = json!({"names": ["fcntl"], "action": "SCMP_ACT_ERRNO",
+            "args": [{"index": 1, "value": 4095, "op": "SCMP_CMP_EQ"}]});
+        let bundle = own("")
+            .set("/process/args", json!(["/proc/self/exe", "oci", "update", "--resources", "/hold", "none"]))
+            .set("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}));
+        bundle.write();
+        tool("mkfifo", &[&bundle.text("rootfs/hold")]);
+        bundle.oci(&["run", "--detach", "--bundle", &bundle.text(""), bundle.id()]).ok();
+        let mount_of = |path: &str| {
+            let file = fs::File::open(path).expect("a program");
+            let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).expect("its descriptor");
+            about.lines().find_map(|line| line.strip_prefix("mnt_id:").map(str::to_owned)).expect("its mount")
+        };
+        let inside = format!("/proc/{}/exe", bundle.pid());
+        assert_ne!(mount_of(&inside), mount_of(&copy.to_string_lossy()), "it is on a mount of its own");
+        bundle.oci(&["delete", "--force", bundle.id()]).ok();
     }
 }
 

@@ -244,7 +244,7 @@ impl Driver {
                         self.node.handle(now, Input::Completion(completion));
                         if moves_images {
                             let exchange = self.node.exchange();
-                            let here = |root: &ChunkId| Some((*root, exchange.bitfield(root)?.to_bytes()));
+                            let here = |root: &ChunkId| Some((*root, exchange.bitfield(root)?));
                             self.effects.plane.partly().set(exchange.downloads().filter_map(|(root, _)| here(root)));
                         }
                     }
@@ -265,6 +265,8 @@ impl Driver {
                 }
                 _ = look.tick() => self.look(),
             }
+            // Whatever else has ended one.
+            self.effects.plane.partly().retain(|root| self.node.exchange().bitfield(root).is_some());
             self.drain(&requests);
         }
     }

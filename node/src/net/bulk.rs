@@ -123,17 +123,19 @@ impl Bulk {
         }
         while let Some(mut line) = lines.idle() {
             match ask(&mut line, wanted, enough, came).await {
-                Ok(()) => {
-                    lines.keep(line);
+                Ok(is_of_use) => {
+                    lines.keep(Some(line).filter(|_| is_of_use));
                     return Ok(());
                 }
-                Err(FetchFault::Unreachable(_)) if came.chunks.is_empty() && came.missing.is_none() => {}
+                Err(FetchFault::Unreachable(_)) if came.chunks.is_empty() && came.missing.is_none() => {
+                    *came = Came::default();
+                }
                 Err(fault) => return Err(Failure::Fault(fault)),
             }
         }
         let mut line = self.dial(provider, addresses, &lines).await.ok_or(Failure::NoWay)?;
-        ask(&mut line, wanted, enough, came).await.map_err(Failure::Fault)?;
-        lines.keep(line);
+        let is_of_use = ask(&mut line, wanted, enough, came).await.map_err(Failure::Fault)?;
+        lines.keep(Some(line).filter(|_| is_of_use));
         Ok(())
     }
 
@@ -194,8 +196,9 @@ impl Lines {
     }
 
     /// As many as have a place.
-    fn keep(&self, line: Line) {
-        self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((line, Instant::now()));
+    fn keep(&self, line: Option<Line>) {
+        let line = line.map(|line| (line, Instant::now()));
+        self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(line);
     }
 
     fn rests(&self) -> bool {
@@ -208,8 +211,8 @@ impl Lines {
     }
 }
 
-/// Asks for a batch and reads it to its end, so that the line can be used again.
-async fn ask(line: &mut Line, wanted: Wanted<'_>, enough: &Notify, came: &mut Came) -> Result<(), FetchFault> {
+/// Asks for a batch and reads it to its end; whether the line can be used again.
+async fn ask(line: &mut Line, wanted: Wanted<'_>, enough: &Notify, came: &mut Came) -> Result<bool, FetchFault> {
     let Wanted { root, pieces } = wanted;
     let ids = pieces.iter().map(|piece| piece.chunk).collect();
     let asked = tokio::time::timeout(STALL, write_frame(line, &Ask::Chunks(root, ids))).await;
@@ -238,7 +241,7 @@ async fn ask(line: &mut Line, wanted: Wanted<'_>, enough: &Notify, came: &mut Ca
             return Err(broken("it sends more than was asked for"));
         }
     }
-    came.read_has(&mut receive).await
+    Ok(came.read_has(&mut receive).await)
 }
 
 /// Gives chunks to whoever comes by TCP.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BufMut;
 use moyai_protocol::contract::{FetchFault, Piece};
-use moyai_protocol::exchange::BATCH_PIECES;
+use moyai_protocol::exchange::{BATCH_PIECES, Bitfield};
 use moyai_protocol::id::{ChunkId, NodeId};
 use moyai_runtime::store::{LastRead, Store, StoreError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -58,13 +58,35 @@ impl Partly {
     pub const MAX: usize = 2048;
 
     /// Of these, and of no others. Bounded by the downloads at one time.
-    pub fn set(&self, images: impl Iterator<Item = (ChunkId, Vec<u8>)>) {
-        let told = images.filter(|(_, bits)| bits.len() <= Self::MAX).map(|(root, bits)| (root, bits.into())).collect();
-        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = told;
+    pub fn set<'a>(&self, images: impl Iterator<Item = (ChunkId, &'a Bitfield)>) {
+        let short = images.filter(|(_, bits)| bits.max_bytes() <= Self::MAX);
+        *self.lock() = short.map(|(root, bits)| (root, bits.to_bytes().into())).collect();
     }
 
-    fn of(&self, root: &ChunkId) -> Option<Arc<[u8]>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(root).cloned()
+    /// Forgets all but these.
+    pub fn retain(&self, is_coming: impl Fn(&ChunkId) -> bool) {
+        self.lock().retain(|root, _| is_coming(root));
+    }
+
+    /// Tells what is here of an image, in its length and as many bytes.
+    async fn tell<W: AsyncWrite + Unpin>(&self, root: &ChunkId, send: &mut W) -> io::Result<()> {
+        let bits = self.lock().get(root).cloned().unwrap_or_default();
+        send.write_all(&[&(bits.len() as u32).to_be_bytes()[..], &bits].concat()).await
+    }
+
+    /// What a provider has told; nothing where it has nothing to tell.
+    async fn read<R: AsyncRead + Unpin>(receive: &mut R) -> io::Result<Option<Vec<u8>>> {
+        let len = receive.read_u32().await? as usize;
+        if len > Self::MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a bitfield of {len} bytes")));
+        }
+        let mut bits = vec![0; len];
+        receive.read_exact(&mut bits).await?;
+        Ok(Some(bits).filter(|bits| !bits.is_empty()))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ChunkId, Arc<[u8]>>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -151,10 +173,12 @@ impl Shelf {
 
     /// Ends a batch on a stream that goes on.
     pub(super) async fn end<W: AsyncWrite + Unpin>(&self, root: &ChunkId, send: &mut W) -> io::Result<()> {
-        let bits = self.partly.of(root).unwrap_or_default();
-        let words = [END, bits.len() as u32].map(u32::to_be_bytes).concat();
-        send.write_all(&[&words[..], &bits].concat()).await?;
-        send.flush().await
+        let ending = async {
+            send.write_u32(END).await?;
+            self.partly.tell(root, send).await?;
+            send.flush().await
+        };
+        tokio::time::timeout(WRITE_STALL, ending).await?
     }
 }
 
@@ -220,20 +244,12 @@ impl Came {
         Ok(())
     }
 
-    /// Reads what comes after the end of a batch.
-    pub(super) async fn read_has<R: AsyncRead + Unpin>(&mut self, receive: &mut R) -> Result<(), FetchFault> {
-        let has = async {
-            let len = receive.read_u32().await? as usize;
-            if len > Partly::MAX {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a bitfield of {len} bytes")));
-            }
-            let mut bits = vec![0; len];
-            receive.read_exact(&mut bits).await?;
-            Ok(bits)
-        };
-        let has = tokio::time::timeout(STALL, has).await.map_err(|_| broken("it stalled"))?.map_err(broken)?;
-        self.has = Some(has).filter(|bits| !bits.is_empty());
-        Ok(())
+    /// Reads what comes after the end of a batch; whether the stream is of use after it.
+    pub(super) async fn read_has<R: AsyncRead + Unpin>(&mut self, receive: &mut R) -> bool {
+        let told = tokio::time::timeout(STALL, Partly::read(receive)).await;
+        let is_whole = matches!(told, Ok(Ok(_)));
+        self.has = told.ok().and_then(Result::ok).flatten();
+        is_whole
     }
 
     /// Checks and keeps what came: which, and how many bytes.
@@ -294,6 +310,27 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_here_of_an_image_is_told_behind_a_batch() {
+        let (coming, other) = (ChunkId([1; 32]), ChunkId([2; 32]));
+        let (partly, mut came) = (Partly::default(), Came::default());
+        let (mut provider, mut asker) = tokio::io::duplex(1 << 16);
+        let bits = Bitfield::from_bytes(&[5, 0, 7], 24);
+        let long = Bitfield::from_bytes(&[1; Partly::MAX + 8], 8 * (Partly::MAX + 8));
+        partly.set([(coming, &bits), (other, &long)].into_iter());
+        for (root, told) in [(coming, Some(vec![5, 0, 7])), (other, None), (coming, Some(vec![5, 0, 7]))] {
+            partly.tell(&root, &mut provider).await.unwrap();
+            assert!(came.read_has(&mut asker).await);
+            assert_eq!(came.has, told);
+        }
+        partly.retain(|root| *root == other);
+        partly.tell(&coming, &mut provider).await.unwrap();
+        assert!(came.read_has(&mut asker).await && came.has.is_none());
+        // More than anybody tells.
+        provider.write_u32(Partly::MAX as u32 + 1).await.unwrap();
+        assert!(!came.read_has(&mut asker).await && came.has.is_none());
+    }
 
     #[tokio::test]
     async fn a_member_with_many_streams_is_given_no_more_than_one_with_one() {

@@ -55,6 +55,17 @@ impl Bitfield {
         self.words[at / 64] |= 1 << (at % 64);
     }
 
+    /// Adds all of another's.
+    pub(super) fn add(&mut self, other: &Bitfield) {
+        self.words.resize(self.words.len().max(other.words.len()), 0);
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
+    }
+
+    /// An upper bound of the bytes that it has as it travels.
+    pub fn max_bytes(&self) -> usize {
+        self.words.len() * 8
+    }
+
     /// Removes piece `at`.
     pub fn clear(&mut self, at: usize) {
         if let Some(word) = self.words.get_mut(at / 64) {

@@ -65,6 +65,8 @@ pub const MAX_BATCHES: usize = 16;
 const MAX_IN_FLIGHT: u64 = 8 << 20;
 /// Of those, with one provider: while one is written the next is on its way.
 pub const PER_PROVIDER: usize = 2;
+/// The same where there is no other: two are on their way while one is checked and written.
+const WITH_THE_ONLY_ONE: usize = 3;
 /// The most bytes in a batch.
 pub const BATCH_BYTES: u64 = 1 << 20;
 /// The same where others receive the image too: the sooner it is here, the sooner they have it from here.
@@ -393,7 +395,7 @@ impl Exchange {
         if let Some(provider) = download.providers.get_mut(&from) {
             provider.complete |= complete;
             if download.contents {
-                download.told(&from, bits, now);
+                download.told(&from, Bitfield::from_bytes(bits, download.pieces.len()), now);
             }
             if complete {
                 download.count_receivers(root, &self.me);
@@ -468,7 +470,12 @@ impl Exchange {
             }
         }
         if let Some(bits) = result.has.filter(|_| download.contents) {
-            download.told(&node, &bits, now);
+            // It was so when the batch ended: what was heard while that was written may be later.
+            let mut has = Bitfield::from_bytes(&bits, download.pieces.len());
+            if let Some(provider) = download.providers.get(&node) {
+                has.add(&provider.has);
+            }
+            download.told(&node, has, now);
         }
         let nothing = result.got.is_empty();
         if let Some(provider) = download.providers.get_mut(&node) {
@@ -553,7 +560,7 @@ impl Exchange {
                 continue;
             }
             if download.contents {
-                // Whoever has asked this one a moment ago, or given a batch, has said what it has with that.
+                // Whoever has asked this one a moment ago has said what it has with that; a batch may have told it too.
                 let is_due = |provider: &Provider| provider.heard.is_none_or(|heard| now.since(heard) >= LOOK * 3 / 4);
                 let asked = download.providers.iter().filter(|(_, provider)| !provider.complete && is_due(provider));
                 let bits = Some(download.have.to_bytes());
@@ -606,7 +613,9 @@ impl Exchange {
                     continue;
                 }
                 let in_flight: u64 = download.batches.values().map(|batch| batch.bytes).sum();
-                let room = busy < PER_PROVIDER && download.batches.len() < MAX_BATCHES && in_flight < MAX_IN_FLIGHT;
+                let room = busy < download.most_batches(provider)
+                    && download.batches.len() < MAX_BATCHES
+                    && in_flight < MAX_IN_FLIGHT;
                 // Beyond the bound for what somebody waits for, and for what hangs elsewhere and fills it.
                 let spare = download.batches.len() < MAX_BATCHES + PER_PROVIDER;
                 let mut pieces = Vec::new();
@@ -709,6 +718,12 @@ impl Download {
         }
     }
 
+    /// Batches in flight with a provider: more with the only one there is, when it has kept its word.
+    fn most_batches(&self, provider: &Provider) -> usize {
+        let only = self.providers.len() == 1 && provider.gave > Instant::ZERO;
+        if only { WITH_THE_ONLY_ONE } else { PER_PROVIDER }
+    }
+
     /// Why nothing more is to be expected.
     fn hopeless(&self, now: Instant) -> Option<String> {
         if self.surveying || !self.batches.is_empty() || now < self.quiet_until {
@@ -765,16 +780,16 @@ impl Download {
         self.partly = vec![0; self.pieces.len()];
     }
 
-    /// A provider has these pieces, as far as is known.
     /// A provider has said what it has of the contents.
-    fn told(&mut self, node: &NodeId, bits: &[u8], now: Instant) {
+    fn told(&mut self, node: &NodeId, has: Bitfield, now: Instant) {
         let Some(provider) = self.providers.get_mut(node) else { return };
         provider.heard = Some(now);
         if !provider.banned {
-            self.has_now(node, Bitfield::from_bytes(bits, self.pieces.len()));
+            self.has_now(node, has);
         }
     }
 
+    /// A provider has these pieces, as far as is known.
     fn has_now(&mut self, node: &NodeId, has: Bitfield) {
         let Some(provider) = self.providers.get_mut(node) else { return };
         for at in pieces_in(0..self.partly.len(), |at| has.word(at) ^ provider.has.word(at)) {

@@ -235,7 +235,13 @@ impl Program {
     /// The same by a trampoline that leads to it.
     pub(super) fn execute_by(&self, trampoline: &Trampoline, channel: &UnixStream) -> Result<Infallible, Failure> {
         let error = trampoline.exec(channel.as_raw_fd(), &self.args, &self.env);
-        Err(failure(format!("cannot execute a program in memory: {error}")))
+        Err(match error.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => failure(format!(
+                "cannot execute a program in memory, which this machine seems to forbid: {error}; `create` and `start` do without"
+            )),
+            // As it would be without: too many arguments, no memory.
+            _ => self.unstarted(Path::new("")).failure(&error),
+        })
     }
 
     /// What can be said of it should it not be executable.
@@ -381,7 +387,9 @@ impl Unstarted {
 /// What the kernel needs to run a program; `None` when that is not there itself.
 fn interpreter(path: &Path) -> Option<String> {
     let mut head = [0; HEAD];
-    let len = File::open(path).ok()?.read(&mut head).unwrap_or(0);
+    fs::metadata(path).ok()?;
+    // Not everything that may be executed may be read.
+    let len = File::open(path).and_then(|mut file| file.read(&mut head)).unwrap_or(0);
     let line = head[..len].split(|byte| *byte == b'\n').next().unwrap_or_default();
     let script = line.strip_prefix(b"#!").map(|line| String::from_utf8_lossy(line).trim().to_owned());
     Some(script.unwrap_or_else(|| "dynamic loader that it names".to_owned()))

