@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use moyai_protocol::contract::{FetchFault, Piece};
+use moyai_protocol::exchange::WITH_THE_ONLY_ONE;
 use moyai_protocol::id::{ChunkId, NodeId};
 use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
@@ -48,8 +49,8 @@ use super::doorstep::Places;
 use super::{peer_id, tls};
 
 const ALPN: &[u8] = b"moyai-bulk/1";
-/// Lines to one provider: for two batches of each of two images.
-const MAX_LINES: usize = 4;
+/// Lines to one provider: for the batches of two images that nobody else has.
+const MAX_LINES: usize = 2 * WITH_THE_ONLY_ONE;
 /// Lines from one member: those of its earlier lives may not have ended.
 const MAX_PER_NODE: usize = 2 * MAX_LINES;
 /// A line that asks nothing for this long ends; whoever opened it uses it no longer than half of that.
@@ -241,7 +242,7 @@ async fn ask(line: &mut Line, wanted: Wanted<'_>, enough: &Notify, came: &mut Ca
             return Err(broken("it sends more than was asked for"));
         }
     }
-    Ok(came.read_has(&mut receive).await)
+    came.read_has(&mut receive).await
 }
 
 /// Gives chunks to whoever comes by TCP.

@@ -54,7 +54,7 @@ const WRITE_STALL: Duration = Duration::from_secs(30);
 pub struct Partly(Mutex<HashMap<ChunkId, Arc<[u8]>>>);
 
 impl Partly {
-    /// The longest bitfield that is told so; of larger images each would be too much beside a batch.
+    /// The longest bitfield that is told so; a longer one would be too much beside a batch.
     pub const MAX: usize = 2048;
 
     /// Of these, and of no others. Bounded by the downloads at one time.
@@ -68,10 +68,11 @@ impl Partly {
         self.lock().retain(|root, _| is_coming(root));
     }
 
-    /// Tells what is here of an image, in its length and as many bytes.
-    async fn tell<W: AsyncWrite + Unpin>(&self, root: &ChunkId, send: &mut W) -> io::Result<()> {
+    /// Tells what is here of an image, in its length and as many bytes; at once with a word before it.
+    async fn tell<W: AsyncWrite + Unpin>(&self, word: u32, root: &ChunkId, send: &mut W) -> io::Result<()> {
         let bits = self.lock().get(root).cloned().unwrap_or_default();
-        send.write_all(&[&(bits.len() as u32).to_be_bytes()[..], &bits].concat()).await
+        let words = [word, bits.len() as u32].map(u32::to_be_bytes).concat();
+        send.write_all(&[&words[..], &bits].concat()).await
     }
 
     /// What a provider has told; nothing where it has nothing to tell.
@@ -174,8 +175,7 @@ impl Shelf {
     /// Ends a batch on a stream that goes on.
     pub(super) async fn end<W: AsyncWrite + Unpin>(&self, root: &ChunkId, send: &mut W) -> io::Result<()> {
         let ending = async {
-            send.write_u32(END).await?;
-            self.partly.tell(root, send).await?;
+            self.partly.tell(END, root, send).await?;
             send.flush().await
         };
         tokio::time::timeout(WRITE_STALL, ending).await?
@@ -244,12 +244,18 @@ impl Came {
         Ok(())
     }
 
-    /// Reads what comes after the end of a batch; whether the stream is of use after it.
-    pub(super) async fn read_has<R: AsyncRead + Unpin>(&mut self, receive: &mut R) -> bool {
-        let told = tokio::time::timeout(STALL, Partly::read(receive)).await;
-        let is_whole = matches!(told, Ok(Ok(_)));
-        self.has = told.ok().and_then(Result::ok).flatten();
-        is_whole
+    /// Reads what comes after the end of a batch; whether the stream is of use after it, which is no matter of the batch any more.
+    pub(super) async fn read_has<R: AsyncRead + Unpin>(&mut self, receive: &mut R) -> Result<bool, FetchFault> {
+        self.has = None;
+        match tokio::time::timeout(STALL, Partly::read(receive)).await {
+            Err(_) => Err(broken("it stalled")),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(broken(error)),
+            Ok(Err(_)) => Ok(false),
+            Ok(Ok(has)) => {
+                self.has = has;
+                Ok(true)
+            }
+        }
     }
 
     /// Checks and keeps what came: which, and how many bytes.
@@ -320,16 +326,21 @@ mod tests {
         let long = Bitfield::from_bytes(&[1; Partly::MAX + 8], 8 * (Partly::MAX + 8));
         partly.set([(coming, &bits), (other, &long)].into_iter());
         for (root, told) in [(coming, Some(vec![5, 0, 7])), (other, None), (coming, Some(vec![5, 0, 7]))] {
-            partly.tell(&root, &mut provider).await.unwrap();
-            assert!(came.read_has(&mut asker).await);
+            partly.tell(END, &root, &mut provider).await.unwrap();
+            assert_eq!(asker.read_u32().await.unwrap(), END);
+            assert!(matches!(came.read_has(&mut asker).await, Ok(true)));
             assert_eq!(came.has, told);
         }
         partly.retain(|root| *root == other);
-        partly.tell(&coming, &mut provider).await.unwrap();
-        assert!(came.read_has(&mut asker).await && came.has.is_none());
-        // More than anybody tells.
+        partly.tell(END, &coming, &mut provider).await.unwrap();
+        assert_eq!(asker.read_u32().await.unwrap(), END);
+        assert!(matches!(came.read_has(&mut asker).await, Ok(true)) && came.has.is_none());
+        // More than anybody tells; and one that dies before it has told.
         provider.write_u32(Partly::MAX as u32 + 1).await.unwrap();
-        assert!(!came.read_has(&mut asker).await && came.has.is_none());
+        assert!(came.read_has(&mut asker).await.is_err());
+        provider.write_u32(1).await.unwrap();
+        drop(provider);
+        assert!(matches!(came.read_has(&mut asker).await, Ok(false)));
     }
 
     #[tokio::test]

@@ -31,7 +31,7 @@
 //!
 //! **Bounds.** [`MAX_DOWNLOADS`] downloads, [`MAX_BATCHES`] batches in flight for each and [`MAX_IN_FLIGHT`] bytes, and
 //! [`PER_PROVIDER`] more of what is demanded or hangs elsewhere; [`PER_PROVIDER`] batches with one provider
-//! ([`PER_PROVIDER_DEMANDED`] of what is demanded), a batch of at most [`BATCH_BYTES`] and [`BATCH_PIECES`] pieces.
+//! ([`PER_PROVIDER_DEMANDED`] of what is demanded, [`WITH_THE_ONLY_ONE`] where there is no other), a batch of at most [`BATCH_BYTES`] and [`BATCH_PIECES`] pieces.
 
 mod bitfield;
 mod picker;
@@ -65,8 +65,8 @@ pub const MAX_BATCHES: usize = 16;
 const MAX_IN_FLIGHT: u64 = 8 << 20;
 /// Of those, with one provider: while one is written the next is on its way.
 pub const PER_PROVIDER: usize = 2;
-/// The same where there is no other: two are on their way while one is checked and written.
-const WITH_THE_ONLY_ONE: usize = 3;
+/// The same where there is no other: two are on their way while two are checked and written.
+pub const WITH_THE_ONLY_ONE: usize = 4;
 /// The most bytes in a batch.
 pub const BATCH_BYTES: u64 = 1 << 20;
 /// The same where others receive the image too: the sooner it is here, the sooner they have it from here.
@@ -718,10 +718,11 @@ impl Download {
         }
     }
 
-    /// Batches in flight with a provider: more with the only one there is, when it has kept its word.
+    /// Batches in flight with a provider: more with the only one there is, as long as they come and nobody waits for any of them.
     fn most_batches(&self, provider: &Provider) -> usize {
-        let only = self.providers.len() == 1 && provider.gave > Instant::ZERO;
-        if only { WITH_THE_ONLY_ONE } else { PER_PROVIDER }
+        let is_only = self.providers.values().filter(|provider| !provider.banned).count() == 1;
+        let gives = provider.gave > Instant::ZERO && provider.idle == 0;
+        if is_only && gives && self.quiet.is_zero() { WITH_THE_ONLY_ONE } else { PER_PROVIDER }
     }
 
     /// Why nothing more is to be expected.

@@ -20,7 +20,7 @@ fn image(n: u8) -> ChunkId {
     ChunkId([n; 32])
 }
 
-/// An image of 256 MiB.
+/// The first image of 256 MiB.
 const LARGE: u8 = 200;
 
 fn contents(root: ChunkId) -> Vec<Piece> {
@@ -29,7 +29,7 @@ fn contents(root: ChunkId) -> Vec<Piece> {
         id.0[29..].copy_from_slice(&[255, (at >> 8) as u8, at as u8]);
         id
     };
-    let (pieces, len) = if root == image(LARGE) { (1024, 262_144) } else { (PIECES, 65_536) };
+    let (pieces, len) = if root.0[0] >= LARGE { (1024, 262_144) } else { (PIECES, 65_536) };
     (0..pieces).map(|at| Piece { chunk: chunk(at), len }).collect()
 }
 
@@ -379,9 +379,30 @@ fn what_a_provider_tells_behind_a_batch_is_fetched_without_asking() {
     let first = asked(&mut exchange);
     let [(batch, wanted)] = &first[..] else { panic!("one batch: {first:?}") };
     assert_eq!(wanted[..], pieces[..1]);
+    // While that was written it has said more.
+    exchange.bitfield_from(provider, &root, &[0b101], false, now, &mut rng);
     let got = vec![pieces[0].chunk];
     let told = Fetched { got, bytes: 65_536, elapsed: ms(10), has: Some(vec![0b11]), fault: None };
     exchange.fetched(root, *batch, told, now, &mut rng);
-    let second = asked(&mut exchange);
-    assert!(matches!(&second[..], [(_, wanted)] if wanted[..] == pieces[1..2]), "{second:?}");
+    let mut second: Vec<Piece> = asked(&mut exchange).into_iter().flat_map(|(_, pieces)| pieces).collect();
+    second.sort_by_key(|piece| pieces.iter().position(|other| other == piece));
+    assert_eq!(second, pieces[1..3]);
+    let has = &exchange.downloads[&root].providers[&provider].has;
+    assert!((0..3).all(|at| has.has(at)), "a batch takes nothing back");
+}
+
+#[test]
+fn the_only_provider_has_more_batches_until_somebody_waits() {
+    let flight = |mesh: &Mesh| mesh.hosts[0].exchange.downloads[&image(LARGE)].batches.len();
+    for (providers, most) in [(1, WITH_THE_ONLY_ONE), (2, 2 * PER_PROVIDER)] {
+        let mut mesh = Mesh::new(&vec![Manner::Honest; providers + 1], 3);
+        mesh.hosts[1..].iter_mut().for_each(|host| host.kept.extend(everything(image(LARGE))));
+        mesh.want(0, image(LARGE), Need::Use);
+        mesh.run_until(ms(5000), |_| false);
+        assert_eq!(flight(&mesh), most, "{providers} providers");
+        let last = contents(image(LARGE)).last().map(|piece| piece.chunk).into_iter().collect::<Vec<_>>();
+        mesh.on(0, |exchange, now, rng| exchange.demand(&image(LARGE), &last, now, rng));
+        mesh.run_until(ms(5000), |_| false);
+        assert_eq!(flight(&mesh), providers * PER_PROVIDER, "{providers} providers, and somebody waits");
+    }
 }

@@ -236,11 +236,9 @@ impl Program {
     pub(super) fn execute_by(&self, trampoline: &Trampoline, channel: &UnixStream) -> Result<Infallible, Failure> {
         let error = trampoline.exec(channel.as_raw_fd(), &self.args, &self.env);
         Err(match error.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM) => failure(format!(
-                "cannot execute a program in memory, which this machine seems to forbid: {error}; `create` and `start` do without"
-            )),
-            // As it would be without: too many arguments, no memory.
-            _ => self.unstarted(Path::new("")).failure(&error),
+            // As it would be without.
+            Some(libc::E2BIG | libc::ENOMEM | libc::EAGAIN) => self.unstarted(Path::new("")).failure(&error),
+            _ => failure(format!("cannot execute a program in memory: {error}; `create` and `start` do without")),
         })
     }
 
@@ -434,7 +432,7 @@ fn become_user(process: &Process) -> Result<(), Failure> {
 }
 
 /// Ambient capabilities that the kernel lets be raised by whoever `had` these, and those that it does not (capabilities(7)).
-fn raisable(process: &Process, had: u64) -> (Vec<Capability>, Vec<Capability>) {
+pub(super) fn raisable(process: &Process, had: u64) -> (Vec<Capability>, Vec<Capability>) {
     let Some(sets) = process.capabilities() else { return (Vec::new(), Vec::new()) };
     let has = |set: &Option<HashSet<Capability>>, one: &Capability| set.as_ref().is_some_and(|set| set.contains(one));
     let mut asked: Vec<Capability> = sets.ambient().iter().flatten().copied().collect();

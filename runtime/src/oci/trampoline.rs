@@ -15,8 +15,8 @@
 //! lets the trampoline's own calls pass.
 //!
 //! **Rights.** The kernel works them out twice (capabilities(7), "Transformation of capabilities during execve()"). For root that is
-//! as once; any other user keeps ambient ones alone, so one that has others, for a program with file capabilities or of somebody
-//! else's, has no trampoline.
+//! as once, but that the program is looked for with all that it may have; any other user keeps ambient ones alone, so one that has
+//! others, for a program with file capabilities or of somebody else's, has no trampoline.
 //!
 //! **If the program is the trampoline** (`/proc/self/exe`, also by `#!`): the channel is closed by then, at which it ends.
 //!
@@ -27,9 +27,10 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use oci_spec::runtime::{Capabilities, LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::init::is_labelled;
+use super::process::raisable;
 use super::reaper;
 use crate::seccomp;
 use crate::sys;
@@ -61,11 +62,9 @@ impl Trampoline {
         let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
         let is_new = |one: &LinuxNamespace| one.typ() == LinuxNamespaceType::Pid && one.path().is_none();
         let keeps_rights = spec.process().as_ref().is_none_or(|process| {
-            process.user().uid() == 0
-                || process.capabilities().as_ref().is_none_or(|sets| {
-                    let of = |set: &Option<Capabilities>| set.clone().unwrap_or_default();
-                    of(sets.permitted()).union(&of(sets.effective())).all(|one| of(sets.ambient()).contains(one))
-                })
+            let sets = process.capabilities().iter().flat_map(|sets| [sets.permitted(), sets.effective()]);
+            let ambient = raisable(process, !0).0;
+            process.user().uid() == 0 || sets.flatten().flatten().all(|one| ambient.contains(one))
         });
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         listed.is_some_and(|all| all.iter().any(is_new))
@@ -225,13 +224,13 @@ mod tests {
         let user = |capabilities: Value| json!({"user": {"uid": 1000, "gid": 1000}, "args": ["sh"], "cwd": "/", "capabilities": capabilities});
         let filter = |calls: Value| json!({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": calls});
         let called = json!({"names": CALLS, "action": "SCMP_ACT_ALLOW"});
+        let root = json!({"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/", "capabilities": {"permitted": ["CAP_CHOWN"]}});
+        let ambient = |sets: [&str; 4]| user(sets.iter().map(|set| (set.to_string(), json!(["CAP_CHOWN"]))).collect());
         for (path, value) in [
             ("", json!(null)),
+            ("/process", root),
             ("/process", user(json!({"bounding": ["CAP_CHOWN"], "inheritable": ["CAP_CHOWN"]}))),
-            (
-                "/process",
-                user(json!({"permitted": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "ambient": ["CAP_CHOWN"]})),
-            ),
+            ("/process", ambient(["permitted", "effective", "inheritable", "ambient"])),
             ("/linux/seccomp", filter(json!([called]))),
             ("/annotations", json!({reaper::ANNOTATION: "false"})),
         ] {
@@ -246,6 +245,8 @@ mod tests {
             ("/process/apparmorProfile", json!("docker-default")),
             ("/process/selinuxLabel", json!("system_u:system_r:container_t:s0")),
             ("/process", user(json!({"permitted": ["CAP_CHOWN"]}))),
+            // What is not inheritable is not raised.
+            ("/process", ambient(["permitted", "effective", "bounding", "ambient"])),
             ("/process", user(json!({"effective": ["CAP_CHOWN"], "ambient": ["CAP_KILL"]}))),
             ("/linux/seccomp", filter(json!([]))),
             ("/linux/seccomp", filter(json!([{"names": CALLS[1..], "action": "SCMP_ACT_ALLOW"}]))),
