@@ -31,7 +31,8 @@
 //!
 //! **Bounds.** [`MAX_DOWNLOADS`] downloads, [`MAX_BATCHES`] batches in flight for each and [`MAX_IN_FLIGHT`] bytes, and
 //! [`PER_PROVIDER`] more of what is demanded or hangs elsewhere; [`PER_PROVIDER`] batches with one provider
-//! ([`PER_PROVIDER_DEMANDED`] of what is demanded, [`WITH_THE_ONLY_ONE`] where there is no other), a batch of at most [`BATCH_BYTES`] and [`BATCH_PIECES`] pieces.
+//! ([`PER_PROVIDER_DEMANDED`] of what is demanded, [`WITH_THE_ONLY_ONE`] where there is no other), a batch of at most
+//! [`BATCH_BYTES`] and [`BATCH_PIECES`] pieces.
 
 mod bitfield;
 mod picker;
