@@ -180,6 +180,15 @@ impl Gate {
         }
     }
 
+    /// Of a node of the mesh whose root's key is of sevens.
+    #[cfg(test)]
+    pub(super) fn of_test(key: &SigningKey) -> Gate {
+        use moyai_protocol::trust::{mesh_of, node_of};
+        let root = SigningKey::from_bytes(&[7; 32]);
+        let chain = Chain::root(&root, node_of(key), unix_now(), 3600);
+        Gate::new(mesh_of(&node_of(&root)), key.clone(), chain, Vouchers::default(), Box::new(|_| Ok(())))
+    }
+
     /// These are members no more: they are let in no more, and neither is whoever shows certificates that they signed.
     pub fn revoke(&self, nodes: impl IntoIterator<Item = NodeId>) {
         self.revoked.send_modify(|revoked| revoked.extend(nodes));

@@ -140,6 +140,12 @@ impl Bulk {
         Ok(())
     }
 
+    /// Lines to a provider that wait for the next batch.
+    #[cfg(test)]
+    pub(super) fn idle_lines(&self, provider: &NodeId) -> usize {
+        self.lock()[provider].idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len()
+    }
+
     /// The node has come to this one anew: lines to its earlier life are of no use.
     pub(super) fn begin_anew(&self, node: &NodeId) {
         self.lock().remove(node);

@@ -578,7 +578,7 @@ fn without_peer(mut address: Multiaddr) -> Multiaddr {
 #[cfg(test)]
 mod tests {
     use ed25519_dalek::SigningKey;
-    use moyai_protocol::trust::{Chain, Vouchers, mesh_of, node_of};
+    use moyai_protocol::trust::node_of;
     use tokio::runtime::Runtime;
 
     use super::*;
@@ -591,12 +591,9 @@ mod tests {
         at: Vec<String>,
     }
 
-    /// A node of the mesh of the key of sevens, that listens at the loopback.
+    /// A node that listens at the loopback.
     async fn peer(key: &SigningKey) -> Peer {
-        let root = SigningKey::from_bytes(&[7; 32]);
-        let chain = Chain::root(&root, node_of(key), unix_now(), 3600);
-        let mesh = mesh_of(&node_of(&root));
-        let gate = Gate::new(mesh, key.clone(), chain, Vouchers::default(), Box::new(|_| Ok(())));
+        let gate = Gate::of_test(key);
         let (sender, mut incoming) = mpsc::channel(64);
         let (addresses, listen) = (AddressBook::default(), "/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap());
         let messages =

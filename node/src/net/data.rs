@@ -699,3 +699,74 @@ async fn pass_on(
         _ = &mut there => back.await.map(drop),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use moyai_protocol::exchange::Bitfield;
+    use moyai_protocol::trust::node_of;
+
+    use super::super::chunks::Limit;
+    use super::*;
+
+    /// Has no containers.
+    struct Nothing;
+
+    impl ExecSource for Nothing {
+        fn exec(&self, _: ExecRequest) -> io::Result<tokio::net::UnixStream> {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+
+    impl LogSource for Nothing {
+        fn send(
+            &self,
+            _: LogRequest,
+            _: tokio::sync::mpsc::Sender<LogFrame>,
+        ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+            Box::pin(std::future::ready(()))
+        }
+    }
+
+    /// A node that listens at the loopback, with a store in this folder.
+    fn plane(key: &SigningKey, dir: &std::path::Path) -> Arc<DataPlane> {
+        let shelf = Shelf {
+            store: Arc::new(Store::open(dir, None).unwrap()),
+            tamper: None,
+            limit: Arc::new(Limit::new(None)),
+            partly: Arc::default(),
+        };
+        let offer = Offer { shelf, logs: Arc::new(Nothing), execs: Arc::new(Nothing) };
+        DataPlane::start("127.0.0.1:0".parse().unwrap(), key, Arc::new(Gate::of_test(key)), offer).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_line_tells_behind_each_batch_what_else_is_here_and_goes_on_also_after_one_that_was_called_off() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let keys = [1, 2].map(|seed| SigningKey::from_bytes(&[seed; 32]));
+        let [provider, asker] = [0, 1].map(|at| plane(&keys[at], dirs[at].path()));
+        let chunks: Vec<Vec<u8>> = (0..20u8).map(|at| vec![at; 100_000]).collect();
+        let pieces: Vec<Piece> = chunks
+            .iter()
+            .map(|bytes| Piece { chunk: ChunkId(*blake3::hash(bytes).as_bytes()), len: bytes.len() as u32 })
+            .collect();
+        let named = pieces.iter().map(|piece| piece.chunk.0).zip(chunks).collect();
+        provider.store.put_chunks(named).unwrap();
+        let (root, node) = (ChunkId([9; 32]), node_of(&keys[0]));
+        let address = SocketAddr::from(([127, 0, 0, 1], provider.port()));
+        let enough = Notify::new();
+        for (at, bits) in [0b1, 0b11, 0b111].into_iter().enumerate() {
+            provider.partly().set([(root, &Bitfield::from_bytes(&[bits], 8))].into_iter());
+            if at == 1 {
+                enough.notify_one();
+            }
+            let fetched = asker.fetch(node, &[address], root, pieces[at..at + 16].to_vec(), &enough).await;
+            assert_eq!((fetched.fault, fetched.has), (None, Some(vec![bits])), "batch {at}");
+            assert!(fetched.got.len() == 16 || at == 1, "batch {at}: {}", fetched.got.len());
+        }
+        provider.partly().retain(|_| false);
+        let fetched = asker.fetch(node, &[address], root, pieces[..1].to_vec(), &enough).await;
+        assert_eq!((fetched.got.len(), fetched.fault, fetched.has), (1, None, None));
+        assert_eq!(asker.bulk.idle_lines(&node), 1, "one line was enough");
+    }
+}
