@@ -86,15 +86,15 @@ impl Small {
     }
 }
 
-/// Becomes it; returns only why not. To be called before there is anything else. `sealed` is for one that has no other way to be out
-/// of reach of containers; where that is not possible either ([`crate::oci::seal`]), it becomes it as it is.
-pub fn become_it(args: impl Iterator<Item = OsString>, sealed: bool) -> io::Result<Infallible> {
+/// Becomes it, out of reach of containers where that is possible ([`crate::oci::seal`]); returns only why not. To be called before
+/// there is anything else.
+pub fn become_it(args: impl Iterator<Item = OsString>) -> io::Result<Infallible> {
     let absent = || io::Error::from(io::ErrorKind::NotFound);
     let Small { path, file, told } = beside()?.ok_or_else(absent)?;
     let args = words(std::iter::once(path.into_os_string()).chain(args))?;
     let env = telling(&told)?;
     // An ordinary user makes no mounts.
-    let mount = if sealed { mount_read_only(file.as_fd()).ok() } else { None };
+    let mount = mount_read_only(file.as_fd()).ok();
     Err(sys::exec_fd(mount.as_ref().map_or(file.as_fd(), AsFd::as_fd), &args, &env))
 }
 

@@ -227,13 +227,12 @@ pub fn main() -> ExitCode {
     // Before anything is read or opened.
     let named = std::env::args().nth(1).as_deref() == Some(NAME);
     let is_about = |verbs: &[&str]| std::env::args().any(|word| verbs.contains(&word.as_str()));
-    // `run` does so itself, where it has no cheaper way.
-    let sealed = is_about(&["create", "exec"]);
-    if named && (sealed || is_about(&["run"])) {
-        // Where it is not, this one does as well.
-        let _missing = moyai_runtime::small::become_it(std::env::args_os().skip(2), sealed);
-    }
-    if sealed {
+    // `run` begins once and stays what it is, unless it has to begin again after all.
+    if is_about(&["create", "exec"]) {
+        if named {
+            // Where it is not, this one does as well.
+            let _missing = moyai_runtime::small::become_it(std::env::args_os().skip(2));
+        }
         // Where it cannot be, an ordinary user's containers have nobody who is root.
         let _refused = moyai_runtime::oci::seal();
     }
