@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::seccomp::Instruction;
 
@@ -653,15 +654,12 @@ fn pointers(list: &[CString]) -> Vec<*const libc::c_char> {
 
 /// An empty file in memory that can be executed, where programs may be in memory (memfd_create(2), "MFD_EXEC", Linux 6.3).
 pub(crate) fn program_in_memory(name: &CStr) -> io::Result<OwnedFd> {
-    // SAFETY: the name is a string that lives for the whole call.
-    let make = |flags| check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | flags) }.into());
-    let made = match make(libc::MFD_EXEC) {
+    let make = |flags| memfd_create(name, MFdFlags::MFD_CLOEXEC | flags);
+    Ok(match make(MFdFlags::from_bits_retain(libc::MFD_EXEC)) {
         // Older ones make none that cannot.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => make(0),
+        Err(nix::errno::Errno::EINVAL) => make(MFdFlags::empty()),
         made => made,
-    };
-    // SAFETY: the kernel has just made it for this process.
-    made.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    }?)
 }
 
 /// Becomes the program behind a descriptor; returns only why it could not.

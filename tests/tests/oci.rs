@@ -1862,15 +1862,19 @@ fn the_program_itself_cannot_be_written_from_inside() {
     }
 }
 
+/// A rule on a call that the short way of `run` makes, which refuses nothing that anybody calls.
+fn looks_at_fcntl() -> Value {
+    let argument = json!({"index": 1, "value": 4095, "op": "SCMP_CMP_EQ"});
+    json!([{"names": ["fcntl"], "action": "SCMP_ACT_ERRNO", "args": [argument]}])
+}
+
 #[test]
 fn what_cannot_be_executed_is_named_whichever_way_it_would_begin() {
     // By a few instructions in memory; and where a filter looks at what those call, by the program itself from a read-only mount.
-    let rule = json!({"names": ["fcntl"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": 4095, "op": "SCMP_CMP_EQ"}]});
-    let filter = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]});
     for filtered in [false, true] {
         let program = |name: &str, text: &str, mode: u32| {
-            let bundle = Bundle::new("").set("/process/args", json!([name, "--version"]));
-            let bundle = if filtered { bundle.set("/linux/seccomp", filter.clone()) } else { bundle };
+            let bundle = if filtered { with_filter("", looks_at_fcntl()) } else { Bundle::new("") };
+            let bundle = bundle.set("/process/args", json!([name, "--version"]));
             if !text.is_empty() {
                 let path = bundle.inside(name.trim_start_matches('/'));
                 fs::write(&path, text).expect("write");
@@ -1910,14 +1914,14 @@ fn what_runs_itself_inside_is_out_of_reach_too() {
         let folder = tempfile::tempdir().expect("a folder");
         let copy = folder.path().join("moyai");
         copy_binary(&copy, with_small);
-        let own = |script: &str| Bundle::new(script).with_program(copy.clone());
+        let own = Bundle::new("sleep 1000").with_program(copy.clone());
         // A hook inside, with the right to look into what is not dumpable, keeps it until nobody runs it any more.
         let keep = "exec 3< /proc/1/exe; (while :; do (: > /proc/self/fd/3) 2> /tried; grep -q busy /tried || break; sleep 0.01; done; \
             mv /tried /why) > /dev/null 2>&1 &";
-        let bundle = ["bounding", "effective", "permitted"].iter().fold(own("sleep 1000"), |bundle, set| {
-            bundle.add(&format!("/process/capabilities/{set}"), json!("CAP_SYS_PTRACE"))
-        });
-        let bundle = bundle.set("/hooks", json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", keep]}]}));
+        let bundle = ["bounding", "effective", "permitted"]
+            .iter()
+            .fold(own, |bundle, set| bundle.add(&format!("/process/capabilities/{set}"), json!("CAP_SYS_PTRACE")));
+        let bundle = bundle.hook("startContainer", keep);
         bundle.write();
         bundle.oci(&["run", "--detach", "--bundle", &bundle.text(""), bundle.id()]).ok();
         let why = || fs::read_to_string(bundle.inside("why")).ok();
@@ -1925,11 +1929,9 @@ fn what_runs_itself_inside_is_out_of_reach_too() {
         assert!(why.contains("Read-only file system"), "{why}");
         bundle.oci(&["delete", "--force", bundle.id()]).ok();
         // It runs itself, as process 1, which stays for as long as it reads; and a filter looks at what the short way calls.
-        let rule = json!({"names": ["fcntl"], "action": "SCMP_ACT_ERRNO",
-            "args": [{"index": 1, "value": 4095, "op": "SCMP_CMP_EQ"}]});
-        let bundle = own("")
-            .set("/process/args", json!(["/proc/self/exe", "oci", "update", "--resources", "/hold", "none"]))
-            .set("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}));
+        let bundle = with_filter("", looks_at_fcntl())
+            .with_program(copy.clone())
+            .set("/process/args", json!(["/proc/self/exe", "oci", "update", "--resources", "/hold", "none"]));
         bundle.write();
         tool("mkfifo", &[&bundle.text("rootfs/hold")]);
         bundle.oci(&["run", "--detach", "--bundle", &bundle.text(""), bundle.id()]).ok();

@@ -226,9 +226,8 @@ impl From<CreationWish> for Creation {
 pub fn main() -> ExitCode {
     // Before anything is read or opened.
     let named = std::env::args().nth(1).as_deref() == Some(NAME);
-    let is_about = |verbs: &[&str]| std::env::args().any(|word| verbs.contains(&word.as_str()));
     // `run` begins once and stays what it is, unless it has to begin again after all.
-    if is_about(&["create", "exec"]) {
+    if std::env::args().any(|word| ["create", "exec"].contains(&word.as_str())) {
         if named {
             // Where it is not, this one does as well.
             let _missing = moyai_runtime::small::become_it(std::env::args_os().skip(2));

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use moyai_protocol::catalog::Key;
 use moyai_protocol::contract::{Command, CommandId, Completion, Event, Input, Outcome, Output, Refused, Reply};
-use moyai_protocol::id::{ChunkId, ImageId, NodeId, WorkloadId};
+use moyai_protocol::id::{ImageId, NodeId, WorkloadId};
 use moyai_protocol::node::{Config, Node};
 use moyai_protocol::time::{Instant, UnixMillis};
 use moyai_protocol::worker::PlacementState;
@@ -244,8 +244,9 @@ impl Driver {
                         self.node.handle(now, Input::Completion(completion));
                         if moves_images {
                             let exchange = self.node.exchange();
-                            let here = |root: &ChunkId| Some((*root, exchange.bitfield(root)?));
-                            self.effects.plane.partly().set(exchange.downloads().filter_map(|(root, _)| here(root)));
+                            let coming = exchange.downloads().map(|(root, _)| *root);
+                            let here = coming.filter_map(|root| Some((root, exchange.bitfield(&root)?)));
+                            self.effects.plane.partly().set(here);
                         }
                     }
                     Some(Request::Finish(done)) => {

@@ -8,9 +8,9 @@
 //!
 //! ```text
 //! Ask::Chunks(root, ids)  →
-//!                   ←  the chunks ([`super::chunks`])
-//! Ask::Enough       →  at any time: the rest of them is wanted no more
-//!                   ←  END, 4 bytes, after the last one sent, and what else the provider has of the image
+//!                         ←  the chunks ([`super::chunks`])
+//! Ask::Enough             →  at any time: the rest of them is wanted no more
+//!                         ←  END, 4 bytes, after the last one sent, and what else the provider has of the image
 //! ```
 //!
 //! `Enough` may cross the end of what it is about; between two batches it means nothing.
@@ -125,7 +125,9 @@ impl Bulk {
         while let Some(mut line) = lines.idle() {
             match ask(&mut line, wanted, enough, came).await {
                 Ok(is_of_use) => {
-                    lines.keep(Some(line).filter(|_| is_of_use));
+                    if is_of_use {
+                        lines.keep(line);
+                    }
                     return Ok(());
                 }
                 Err(FetchFault::Unreachable(_)) if came.chunks.is_empty() && came.missing.is_none() => {
@@ -135,8 +137,9 @@ impl Bulk {
             }
         }
         let mut line = self.dial(provider, addresses, &lines).await.ok_or(Failure::NoWay)?;
-        let is_of_use = ask(&mut line, wanted, enough, came).await.map_err(Failure::Fault)?;
-        lines.keep(Some(line).filter(|_| is_of_use));
+        if ask(&mut line, wanted, enough, came).await.map_err(Failure::Fault)? {
+            lines.keep(line);
+        }
         Ok(())
     }
 
@@ -203,9 +206,8 @@ impl Lines {
     }
 
     /// As many as have a place.
-    fn keep(&self, line: Option<Line>) {
-        let line = line.map(|line| (line, Instant::now()));
-        self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(line);
+    fn keep(&self, line: Line) {
+        self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((line, Instant::now()));
     }
 
     fn rests(&self) -> bool {

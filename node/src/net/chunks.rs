@@ -246,7 +246,6 @@ impl Came {
 
     /// Reads what comes after the end of a batch; whether the stream is of use after it, which is no matter of the batch any more.
     pub(super) async fn read_has<R: AsyncRead + Unpin>(&mut self, receive: &mut R) -> Result<bool, FetchFault> {
-        self.has = None;
         match tokio::time::timeout(STALL, Partly::read(receive)).await {
             Err(_) => Err(broken("it stalled")),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(broken(error)),

@@ -721,7 +721,7 @@ impl Download {
 
     /// Batches in flight with a provider: more with the only one there is, as long as they come and nobody waits for any of them.
     fn most_batches(&self, provider: &Provider) -> usize {
-        let is_only = self.providers.values().filter(|provider| !provider.banned).count() == 1;
+        let is_only = self.providers.values().filter(|provider| !provider.banned).nth(1).is_none();
         let gives = provider.gave > Instant::ZERO && provider.idle == 0;
         if is_only && gives && self.quiet.is_zero() { WITH_THE_ONLY_ONE } else { PER_PROVIDER }
     }

@@ -385,9 +385,11 @@ impl Unstarted {
 /// What the kernel needs to run a program; `None` when that is not there itself.
 fn interpreter(path: &Path) -> Option<String> {
     let mut head = [0; HEAD];
-    fs::metadata(path).ok()?;
-    // Not everything that may be executed may be read.
-    let len = File::open(path).and_then(|mut file| file.read(&mut head)).unwrap_or(0);
+    let len = match File::open(path) {
+        Ok(mut file) => file.read(&mut head).unwrap_or(0),
+        // Not everything that may be executed may be read.
+        Err(_) => fs::metadata(path).map(|_| 0).ok()?,
+    };
     let line = head[..len].split(|byte| *byte == b'\n').next().unwrap_or_default();
     let script = line.strip_prefix(b"#!").map(|line| String::from_utf8_lossy(line).trim().to_owned());
     Some(script.unwrap_or_else(|| "dynamic loader that it names".to_owned()))

@@ -81,8 +81,8 @@ impl Trampoline {
         let code = code().ok_or(io::ErrorKind::Unsupported)?;
         let path = path.to_bytes_with_nul();
         // What the code finds behind itself, in this order: see there.
-        let behind = 4 * size_of::<u32>();
-        let header = [channel as u32, (behind + path.len()) as u32, unstarted.len() as u32, 0];
+        let behind = 3 * size_of::<u32>();
+        let header = [channel as u32, (behind + path.len()) as u32, unstarted.len() as u32];
         let header: Vec<u8> = header.into_iter().flat_map(u32::to_ne_bytes).collect();
         let image = elf(&[code, &header, path, unstarted].concat());
         (&self.0).write_all(&image)
@@ -143,7 +143,7 @@ fn code() -> Option<&'static [u8]> {
     None
 }
 
-// Behind it: the channel's number, where its message begins (from here on), how long that is, nothing, the path, the message.
+// Behind it: the channel's number, where its message begins (from here on), how long that is, the path, the message.
 #[cfg(target_arch = "x86_64")]
 std::arch::global_asm!(
     ".pushsection .text.moyai_trampoline, \"ax\", @progbits",
@@ -160,7 +160,7 @@ std::arch::global_asm!(
     "test eax, eax",
     "jnz 2f",
     // execve(path, argv, envp), as the kernel has laid them upon the stack behind argc
-    "lea rdi, [rbx + 16]",
+    "lea rdi, [rbx + 12]",
     "mov rax, [rsp]",
     "lea rsi, [rsp + 8]",
     "lea rdx, [rsi + rax * 8 + 8]",
