@@ -108,7 +108,8 @@ pub struct Shelf {
 #[derive(Debug)]
 pub struct Limit {
     rate: Option<u64>,
-    free: Mutex<Instant>,
+    /// Locked by whoever's piece is next, in the order in which they came.
+    free: tokio::sync::Mutex<Instant>,
     /// Locked by the stream of a member whose piece is next.
     turns: Mutex<HashMap<NodeId, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -116,7 +117,11 @@ pub struct Limit {
 impl Limit {
     /// So many bytes a second; nothing for as many as go.
     pub fn new(rate: Option<u64>) -> Self {
-        Limit { rate: rate.filter(|rate| *rate > 0), free: Mutex::new(Instant::now()), turns: Mutex::default() }
+        Limit {
+            rate: rate.filter(|rate| *rate > 0),
+            free: tokio::sync::Mutex::new(Instant::now()),
+            turns: Mutex::default(),
+        }
     }
 
     /// Waits until so many bytes may go to this member.
@@ -133,13 +138,12 @@ impl Limit {
             })
         };
         let _turn = turn.lock().await;
-        let wait = {
-            let mut free = self.free.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let now = Instant::now();
-            let at = (*free).max(now.checked_sub(CREDIT).unwrap_or(now));
-            *free = at + Duration::from_secs_f64(bytes as f64 / rate as f64);
-            at.saturating_duration_since(now)
-        };
+        // Until it may go: else whoever a late timer wakes first would take what was lost, and be the first again.
+        let mut free = self.free.lock().await;
+        let now = Instant::now();
+        let at = (*free).max(now.checked_sub(CREDIT).unwrap_or(now));
+        *free = at + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let wait = at.saturating_duration_since(now);
         if wait >= SHORT {
             tokio::time::sleep(wait).await;
         }
