@@ -5,8 +5,9 @@
 //! pidfd. Signals
 //! are not waited for: a lost SIGCHLD has hung other runtimes (runc #5208), a pidfd cannot be lost.
 //!
-//! **Order at the end.** `exit.json` is on the disk before anybody is told, so a daemon that dies in between reads the
-//! same from the file.
+//! **Order at the end.** `exit.json` is there before anybody is told, so a daemon that dies in between reads the
+//! same from the file. On the disk it is waited for only where no daemon hears it: one that does writes it down itself before
+//! it tells others, and to lose the power in between is to have lost it before the end.
 //!
 //! **Leases.** A container whose folder has a `deadline` is killed at that time, by a process that does nothing else (see
 //! [`super::lease`]). The daemon moves the deadline as the lease is renewed; a daemon that is dead, stopped or cut off from
@@ -393,7 +394,7 @@ impl Container {
         }
         log.finish();
         let exit = Exit { code, out_of_memory: self.group.oom_kills() > 0 };
-        let written = write_exit(&exit);
+        let written = write_exit(&exit, daemons.is_empty());
         drop(fs::remove_file("shim.sock"));
         // Before anybody is told: the next life of it has one of that name.
         self.users.close();
@@ -411,12 +412,14 @@ impl Container {
     }
 }
 
-fn write_exit(exit: &Exit) -> io::Result<()> {
+fn write_exit(exit: &Exit, to_disk: bool) -> io::Result<()> {
     let mut file = File::create("exit.json.new")?;
     file.write_all(&serde_json::to_vec(exit)?)?;
-    file.sync_all()?;
+    if to_disk {
+        file.sync_all()?;
+    }
     fs::rename("exit.json.new", "exit.json")?;
-    File::open(".")?.sync_all()
+    if to_disk { File::open(".")?.sync_all() } else { Ok(()) }
 }
 
 fn tell(mut line: &UnixStream, report: &Report) -> bool {

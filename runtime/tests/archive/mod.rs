@@ -29,7 +29,7 @@ pub fn archive(files: &[(impl AsRef<str>, impl AsRef<[u8]>)]) -> Vec<u8> {
 pub fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8]) {
     let mut header = tar::Header::new_gnu();
     header.set_size(bytes.len() as u64);
-    header.set_mode(0o644);
+    header.set_mode(0o755);
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(1);

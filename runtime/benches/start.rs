@@ -1,0 +1,120 @@
+//! Containers of `/bin/true` from a zygote that is there: one after another, and a hundred at once. With the folder of an OCI bundle
+//! as argument, `crun run` of that in the same rounds.
+//!
+//! `cargo bench -p moyai-runtime --bench start -- BUNDLE`, as root. Prints medians; decides nothing. From the bundle's being there to
+//! the shim's word that it has ended; each with a cgroup, an overlay, and every namespace but a user one.
+
+#[path = "../tests/archive/mod.rs"]
+mod archive;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use archive::{archive, noise};
+use moyai_runtime::container::{self, Report, Request};
+use moyai_runtime::image::{Limits, Progress, import};
+use moyai_runtime::launch::{self, Launcher};
+use moyai_runtime::store::{Runnable, Store};
+
+const ROUNDS: usize = 30;
+const AT_ONCE: usize = 100;
+
+fn main() {
+    let bundle = match std::env::args().nth(1) {
+        Some(word) if word == launch::ZYGOTE => return launch::zygote().expect("a zygote's life"),
+        // cargo's own word.
+        Some(word) if word != "--bench" => Some(PathBuf::from(word)),
+        _ => None,
+    };
+    let zygote = Launcher::start(|_| {}).expect("a zygote");
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = Arc::new(Store::open(&dir.path().join("store"), None).expect("a store"));
+    let busybox = std::fs::read("/bin/busybox").expect("Debian's busybox-static");
+    let files = [("bin/true", busybox), ("data", noise(0, 1 << 20))];
+    let image = import(&archive(&files)[..], &store, Limits::default(), &Progress::default());
+    let root = image.expect("a good archive")[0].root;
+    let image = store.runnable(&root).expect("a store").expect("a complete image");
+
+    let containers = |round: usize, count: usize| -> Vec<PathBuf> {
+        let one = |at| write(&image, &dir.path().join(format!("{round}-{at}")), &format!("moyai-bench-{round}-{at}"));
+        (0..count).map(one).collect()
+    };
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let containers = containers(round, 1);
+        ours.push(milliseconds(|| run(&zygote, &containers)));
+        if let Some(bundle) = &bundle {
+            theirs.push(milliseconds(|| crun(bundle, 1)));
+        }
+        containers.iter().for_each(|dir| container::remove(dir).expect("a container's folder"));
+    }
+    println!("one, from the zygote   median {:.1} ms", median(&mut ours));
+    if bundle.is_some() {
+        println!("one, by crun           median {:.1} ms", median(&mut theirs));
+    }
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in ROUNDS..ROUNDS + 5 {
+        let containers = containers(round, AT_ONCE);
+        ours.push(milliseconds(|| run(&zygote, &containers)));
+        containers.iter().for_each(|dir| container::remove(dir).expect("a container's folder"));
+        if let Some(bundle) = &bundle {
+            theirs.push(milliseconds(|| crun(bundle, AT_ONCE)));
+        }
+    }
+    let a_second = |times: &mut Vec<f64>| AT_ONCE as f64 / median(times) * 1e3;
+    println!("{AT_ONCE} at once, from the zygote   {:.0} a second", a_second(&mut ours));
+    if bundle.is_some() {
+        println!("{AT_ONCE} at once, by crun           {:.0} a second", a_second(&mut theirs));
+    }
+}
+
+/// A container's folder.
+fn write(image: &Runnable, dir: &Path, cgroup: &str) -> PathBuf {
+    let limits = container::Limits { memory: 64 << 20, pids: 100, ..Default::default() };
+    let request = Request {
+        command: vec!["/bin/true".to_owned()],
+        hostname: "bench".to_owned(),
+        cgroup: cgroup.to_owned(),
+        limits,
+        ..Default::default()
+    };
+    container::write_bundle(dir, image, &request).expect("a bundle");
+    dir.to_owned()
+}
+
+/// All of them, to their ends.
+fn run(zygote: &Launcher, containers: &[PathBuf]) {
+    let lines: Vec<_> = containers.iter().map(|dir| zygote.launch(dir).expect("a shim")).collect();
+    for line in lines {
+        loop {
+            match container::next_report(&line).expect("a shim's line") {
+                Some(Report::Running { .. }) => {}
+                Some(Report::Exited(exit)) => break assert_eq!(exit.code, 0),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+fn crun(bundle: &Path, count: usize) {
+    let start = |at| {
+        let mut command = Command::new("crun");
+        command.arg("run").arg("--bundle").arg(bundle).arg(format!("moyai-bench-{at}")).stdin(Stdio::null());
+        command.spawn().expect("crun")
+    };
+    let children: Vec<_> = (0..count).map(start).collect();
+    children.into_iter().for_each(|mut child| assert!(child.wait().expect("a child").success()));
+}
+
+fn milliseconds(work: impl FnOnce()) -> f64 {
+    let began = Instant::now();
+    work();
+    began.elapsed().as_secs_f64() * 1e3
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
