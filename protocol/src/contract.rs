@@ -135,6 +135,8 @@ pub enum Effect {
         provider: NodeId,
         /// Which, with their lengths.
         pieces: Vec<Piece>,
+        /// Where those are in the list of its contents, for the provider to tell others; nothing where that is not known yet.
+        at: Vec<u32>,
     },
 }
 
@@ -222,7 +224,8 @@ pub struct Fetched {
     pub bytes: u64,
     /// How long it took.
     pub elapsed: Duration,
-    /// What the provider has of the image's contents by now, if it says so ([`crate::exchange::Bitfield`]).
+    /// What the provider has of the image's contents by now, if it says so ([`crate::exchange::Bitfield`]); of one that has all of
+    /// it, what it has given already.
     pub has: Option<Vec<u8>>,
     /// Why the rest did not come.
     pub fault: Option<FetchFault>,

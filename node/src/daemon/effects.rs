@@ -29,7 +29,7 @@ use super::health::LookedAfter;
 use super::lazy::Reads;
 use super::networks::{Joined, Networks};
 use super::records::Writer;
-use crate::net::data::DataPlane;
+use crate::net::data::{Batch, DataPlane};
 
 /// The line to one shim: reports come one way, signals go the other.
 pub(super) struct Line {
@@ -183,7 +183,7 @@ impl Effects {
             Effect::Survey { root } => {
                 self.spawn(id, move |effects| async move { Outcome::Surveyed(effects.survey(root).await) })
             }
-            Effect::Fetch { root, provider, pieces } => {
+            Effect::Fetch { root, provider, pieces, at } => {
                 let addresses: Vec<SocketAddr> = node
                     .catalog()
                     .node(&provider)
@@ -192,7 +192,7 @@ impl Effects {
                 let enough = Arc::new(Notify::new());
                 self.fetches().insert(id, Arc::clone(&enough));
                 self.spawn(id, move |effects| async move {
-                    let fetched = effects.plane.fetch(provider, &addresses, root, pieces, &enough).await;
+                    let fetched = effects.plane.fetch(provider, &addresses, Batch { root, pieces, at }, &enough).await;
                     effects.fetches().remove(&id);
                     effects.reads.arrived();
                     Outcome::Fetched(fetched)

@@ -7,10 +7,10 @@
 //! The certificates are the same, and the admission exchange comes first. Then one batch after the other:
 //!
 //! ```text
-//! Ask::Chunks(root, ids)  →
-//!                         ←  the chunks ([`super::chunks`])
-//! Ask::Enough             →  at any time: the rest of them is wanted no more
-//!                         ←  END, 4 bytes, after the last one sent, and what else the provider has of the image
+//! Ask::Chunks(root, ids, at)  →
+//!                             ←  the chunks ([`super::chunks`])
+//! Ask::Enough                 →  at any time: the rest of them is wanted no more
+//!                             ←  END, 4 bytes, after the last one sent, and what else the provider has of the image
 //! ```
 //!
 //! `Enough` may cross the end of what it is about; between two batches it means nothing.
@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use moyai_protocol::contract::{FetchFault, Piece};
+use moyai_protocol::contract::FetchFault;
 use moyai_protocol::exchange::WITH_THE_ONLY_ONE;
 use moyai_protocol::id::{ChunkId, NodeId};
 use rustls::pki_types::ServerName;
@@ -44,7 +44,7 @@ use tracing::debug;
 use super::admission::{Gate, PATIENCE, read_frame, unix_now, write_frame};
 use super::awaiting::Awaiting;
 use super::chunks::{Came, END, STALL, Shelf, broken};
-use super::data::{Entrance, first_of, peer_of};
+use super::data::{Batch, Entrance, first_of, peer_of};
 use super::doorstep::Places;
 use super::{peer_id, tls};
 
@@ -66,19 +66,12 @@ const MAX_PROVIDERS: usize = 1024;
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Ask {
-    /// Of the image of that root.
-    Chunks(ChunkId, Vec<ChunkId>),
+    /// Of the image of that root, and where they are in the list of its contents.
+    Chunks(ChunkId, Vec<ChunkId>, Vec<u32>),
     Enough,
 }
 
 type Line = client::TlsStream<BufReader<Awaiting>>;
-
-/// What is asked for.
-#[derive(Clone, Copy)]
-pub(super) struct Wanted<'a> {
-    pub(super) root: ChunkId,
-    pub(super) pieces: &'a [Piece],
-}
 
 /// The lines to one provider.
 struct Lines {
@@ -113,7 +106,7 @@ impl Bulk {
         &self,
         provider: NodeId,
         addresses: &[SocketAddr],
-        wanted: Wanted<'_>,
+        wanted: &Batch,
         enough: &Notify,
         came: &mut Came,
     ) -> Result<(), Failure> {
@@ -221,10 +214,10 @@ impl Lines {
 }
 
 /// Asks for a batch and reads it to its end; whether the line can be used again.
-async fn ask(line: &mut Line, wanted: Wanted<'_>, enough: &Notify, came: &mut Came) -> Result<bool, FetchFault> {
-    let Wanted { root, pieces } = wanted;
+async fn ask(line: &mut Line, wanted: &Batch, enough: &Notify, came: &mut Came) -> Result<bool, FetchFault> {
+    let Batch { root, pieces, at } = wanted;
     let ids = pieces.iter().map(|piece| piece.chunk).collect();
-    let asked = tokio::time::timeout(STALL, write_frame(line, &Ask::Chunks(root, ids))).await;
+    let asked = tokio::time::timeout(STALL, write_frame(line, &Ask::Chunks(*root, ids, at.clone()))).await;
     asked.map_err(|_| broken("it takes no request"))?.map_err(broken)?;
     line.get_mut().0.get_mut().expect(pieces.iter().map(|piece| u64::from(piece.len)).sum());
     let (mut receive, mut send) = tokio::io::split(line);
@@ -326,7 +319,8 @@ async fn serve_line(member: NodeId, line: server::TlsStream<BufReader<Awaiting>>
     };
     let giving = async {
         while let Some(ask) = asks.recv().await {
-            let Ask::Chunks(root, ids) = ask else { continue };
+            let Ask::Chunks(root, ids, at) = ask else { continue };
+            shelf.partly.gives(&root, &at);
             let enough = || match asks.try_recv() {
                 Ok(Ask::Enough) => Ok(true),
                 Ok(Ask::Chunks(..)) => Err(io::Error::new(io::ErrorKind::InvalidData, "two batches at once")),

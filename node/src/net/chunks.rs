@@ -3,8 +3,8 @@
 //! ```text
 //! asked:     the ids of at most [`BATCH_PIECES`] chunks
 //! answered:  for each: length (4 bytes, all ones for "not here"), bytes
-//!            and where a stream goes on after it: [`END`] in place of a length; then what else the provider has of the image
-//!            ([`Partly`]): length (4 bytes), a bitfield
+//!            and where a stream goes on after it: [`END`] in place of a length; then what else the provider has of the image,
+//!            or where it has all, what it has given ([`Partly`]): length (4 bytes), a bitfield
 //! ```
 //!
 //! A provider reads a slab of [`SLAB`] bytes at a time; whoever asked may leave between two slabs. Under an upload limit
@@ -49,28 +49,51 @@ const MAX_BATCH: Duration = Duration::from_secs(120);
 /// What is sent and not taken for this long is given up, and its request with it.
 const WRITE_STALL: Duration = Duration::from_secs(30);
 
-/// What is here of images that are still coming, told with each batch: so whoever fetches from here need not ask.
+/// What is told with each batch: what is here of an image that is still coming, so that whoever fetches from here need not ask; and of
+/// any other what was given of it, so that the next takes what nobody has yet.
 #[derive(Debug, Default)]
-pub struct Partly(Mutex<HashMap<ChunkId, Arc<[u8]>>>);
+pub struct Partly {
+    coming: Mutex<HashMap<ChunkId, Arc<[u8]>>>,
+    /// At most [`Partly::MAX_GIVEN`], as those who asked have said where the pieces are; and when one asked last.
+    given: Mutex<HashMap<ChunkId, (Bitfield, Instant)>>,
+}
 
 impl Partly {
     /// The longest bitfield that is told so; a longer one would be too much beside a batch.
     pub const MAX: usize = 2048;
+    /// Images of which it is remembered what was given.
+    const MAX_GIVEN: usize = 64;
+    /// Whom it was given to may have left when nobody has asked for so long.
+    const REMEMBERED: Duration = Duration::from_secs(60);
 
     /// Of these, and of no others. Bounded by the downloads at one time.
     pub fn set<'a>(&self, images: impl Iterator<Item = (ChunkId, &'a Bitfield)>) {
         let short = images.filter(|(_, bits)| bits.max_bytes() <= Self::MAX);
-        *self.lock() = short.map(|(root, bits)| (root, bits.to_bytes().into())).collect();
+        *locked(&self.coming) = short.map(|(root, bits)| (root, bits.to_bytes().into())).collect();
     }
 
     /// Forgets all but these.
     pub fn retain(&self, is_coming: impl Fn(&ChunkId) -> bool) {
-        self.lock().retain(|root, _| is_coming(root));
+        locked(&self.coming).retain(|root, _| is_coming(root));
+    }
+
+    /// Somebody is given these pieces of an image.
+    pub(super) fn gives(&self, root: &ChunkId, at: &[u32]) {
+        let (mut given, now) = (locked(&self.given), Instant::now());
+        given.retain(|_, (_, asked)| now.duration_since(*asked) < Self::REMEMBERED);
+        if at.is_empty() || (given.len() >= Self::MAX_GIVEN && !given.contains_key(root)) {
+            return;
+        }
+        let (bits, asked) = given.entry(*root).or_insert((Bitfield::default(), now));
+        *asked = now;
+        at.iter().map(|at| *at as usize).filter(|at| *at < 8 * Self::MAX).for_each(|at| bits.set(at));
     }
 
     /// Tells what is here of an image, in its length and as many bytes; at once with a word before it.
     async fn tell<W: AsyncWrite + Unpin>(&self, word: u32, root: &ChunkId, send: &mut W) -> io::Result<()> {
-        let bits = self.lock().get(root).cloned().unwrap_or_default();
+        let coming = locked(&self.coming).get(root).cloned();
+        let given = || locked(&self.given).get(root).map(|(bits, _)| bits.to_bytes().into());
+        let bits = coming.or_else(given).unwrap_or_default();
         let words = [word, bits.len() as u32].map(u32::to_be_bytes).concat();
         send.write_all(&[&words[..], &bits].concat()).await
     }
@@ -85,10 +108,10 @@ impl Partly {
         receive.read_exact(&mut bits).await?;
         Ok(Some(bits).filter(|bits| !bits.is_empty()))
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ChunkId, Arc<[u8]>>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Where chunks are given from.

@@ -37,7 +37,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::admission::{AdmissionError, Gate, PATIENCE, read_frame, unix_now, write_frame};
-use super::bulk::{self, Bulk, Wanted};
+use super::bulk::{self, Bulk};
 use super::chunks::{Came, Partly, STALL, Shelf, broken};
 use super::doorstep::{Doorstep, Place, Places};
 use super::{key_pair, node_id, peer_id, tls};
@@ -60,6 +60,17 @@ const IDLE: Duration = Duration::from_secs(30);
 const ID: usize = 8;
 /// Without it the kernel's default loses packets at a few hundred MB/s (measured, PEERS of the design).
 const SOCKET_BUFFER: usize = 8 << 20;
+
+/// Chunks of an image, to be fetched together.
+#[derive(Debug)]
+pub struct Batch {
+    /// Of which.
+    pub root: ChunkId,
+    /// In this order.
+    pub pieces: Vec<Piece>,
+    /// Where those are in the list of its contents, where that is known.
+    pub at: Vec<u32>,
+}
 
 /// What one node asks another.
 #[derive(Debug, Serialize, Deserialize)]
@@ -268,24 +279,16 @@ impl DataPlane {
     }
 
     /// Gets chunks from a provider, checks each, keeps them; fewer when there is `enough` before its end.
-    pub async fn fetch(
-        &self,
-        provider: NodeId,
-        addresses: &[SocketAddr],
-        root: ChunkId,
-        pieces: Vec<Piece>,
-        enough: &Notify,
-    ) -> Fetched {
+    pub async fn fetch(&self, provider: NodeId, addresses: &[SocketAddr], batch: Batch, enough: &Notify) -> Fetched {
         let started = Instant::now();
         let mut fetched = Fetched { got: Vec::new(), bytes: 0, elapsed: Duration::ZERO, has: None, fault: None };
         let mut came = Came::default();
-        let wanted = Wanted { root, pieces: &pieces };
-        let fault = match self.bulk.fetch(provider, addresses, wanted, enough, &mut came).await {
+        let fault = match self.bulk.fetch(provider, addresses, &batch, enough, &mut came).await {
             Ok(()) => None,
             Err(bulk::Failure::Fault(fault)) => Some(fault),
             Err(bulk::Failure::NoWay) => {
                 came = Came::default();
-                self.fetch_by_quic(provider, addresses, &pieces, enough, &mut came).await.err()
+                self.fetch_by_quic(provider, addresses, &batch.pieces, enough, &mut came).await.err()
             }
         };
         let missing = came.missing.map(FetchFault::Missing);
@@ -760,13 +763,19 @@ mod tests {
             if at == 1 {
                 enough.notify_one();
             }
-            let fetched = asker.fetch(node, &[address], root, pieces[at..at + 16].to_vec(), &enough).await;
+            let batch = Batch { root, pieces: pieces[at..at + 16].to_vec(), at: Vec::new() };
+            let fetched = asker.fetch(node, &[address], batch, &enough).await;
             assert_eq!((fetched.fault, fetched.has), (None, Some(vec![bits])), "batch {at}");
             assert!(fetched.got.len() == 16 || at == 1, "batch {at}: {}", fetched.got.len());
         }
         provider.partly().retain(|_| false);
-        let fetched = asker.fetch(node, &[address], root, pieces[..1].to_vec(), &enough).await;
-        assert_eq!((fetched.got.len(), fetched.fault, fetched.has), (1, None, None));
+        for (at, has) in
+            [(vec![], None), (vec![1, 3], Some(vec![0b1010])), (vec![8 * Partly::MAX as u32, 0], Some(vec![0b1011]))]
+        {
+            let batch = Batch { root, pieces: pieces[..1].to_vec(), at };
+            let fetched = asker.fetch(node, &[address], batch, &enough).await;
+            assert_eq!((fetched.got.len(), fetched.fault, fetched.has), (1, None, has), "what was given is told too");
+        }
         assert_eq!(asker.bulk.idle_lines(&node), 1, "one line was enough");
     }
 }

@@ -17,8 +17,9 @@
 //! another share of it first, which hashes give it among those receiving it: its uplink then carries each byte
 //! about once, and the rest goes between the receivers, from one of the rarest pieces on (BitTorrent, Cohen 2003). Without
 //! shares sixteen nodes had 1.7 copies from the first, and waited for its uplink. Shares are alike, or the largest would come last,
-//! and to all others from one. Whose share is done takes what is left of others' where who has everything is no slower than usual,
-//! or little else is on its way: so a share of a node that is slow or gone costs time, and nothing else. (When all whose shares were
+//! and to all others from one. Who has everything tells behind each batch what it has given already, and that is a matter of those
+//! who have it. Whose share is done takes what is left of others' only where those take nothing, and else a batch now and then, to
+//! hear of it: so a share of a node that is slow or gone costs time, and nothing else. (When all whose shares were
 //! done took it, from an uplink that is what all wait for, the last fifth of an image came twice.)
 //! Nothing of it is agreed upon: nodes that count the receivers differently fetch some pieces twice.
 //!
@@ -27,11 +28,13 @@
 //! it; for at most [`MAX_QUIET`] in all, since an image must be whole one day.
 //!
 //! **At the end**, and where a provider has nothing else to give, what is in flight for much longer than usual is asked for a second
-//! time elsewhere; whichever comes last is called off.
+//! time elsewhere; whichever comes last is called off. Before the end that is for seconds: what is only late comes twice, and takes
+//! the place of something else (3 % of a spread to fifteen nodes).
 //!
 //! **Bounds.** [`MAX_DOWNLOADS`] downloads, [`MAX_BATCHES`] batches in flight for each and [`MAX_IN_FLIGHT`] bytes, and
 //! [`PER_PROVIDER`] more of what is demanded or hangs elsewhere; [`PER_PROVIDER`] batches with one provider
-//! ([`PER_PROVIDER_DEMANDED`] of what is demanded, [`WITH_THE_ONLY_ONE`] where there is no other), a batch of at most
+//! ([`PER_PROVIDER_DEMANDED`] of what is demanded, [`WITH_THE_ONLY_ONE`] where there is no other, [`WITH_THE_FIRST`] with who has
+//! all of what others receive too), a batch of at most
 //! [`BATCH_BYTES`] and [`BATCH_PIECES`] pieces.
 
 mod bitfield;
@@ -66,6 +69,8 @@ pub const MAX_BATCHES: usize = 16;
 const MAX_IN_FLIGHT: u64 = 8 << 20;
 /// Of those, with one provider: while one is written the next is on its way.
 pub const PER_PROVIDER: usize = 2;
+/// The same with who has all of what others receive too: its uplink is what all wait for, and is not to stand idle.
+const WITH_THE_FIRST: usize = 3;
 /// The same where there is no other: two are on their way while two are checked and written.
 pub const WITH_THE_ONLY_ONE: usize = 4;
 /// The most bytes in a batch.
@@ -82,7 +87,8 @@ const REST: Duration = Duration::from_secs(3);
 const MAX_DOUBLED: u32 = 3;
 /// Between two looks at who has what.
 const LOOK: Duration = Duration::from_millis(500);
-/// In flight for longer than this at the end, and than three times as long as batches take, one is asked for elsewhere too.
+/// In flight for longer than this at the end, and than three times as long as batches take, one is asked for elsewhere too; before the
+/// end, for longer than [`SLOW`].
 const ENDGAME: Duration = Duration::from_millis(500);
 /// However long batches take, so long one is waited for before another provider has its turn.
 const MAX_PATIENCE: Duration = Duration::from_secs(5);
@@ -139,6 +145,8 @@ pub enum Action {
         provider: NodeId,
         /// Which pieces.
         pieces: Vec<Piece>,
+        /// Where those are in the list of the image's contents; nothing of what is no content.
+        at: Vec<u32>,
     },
     /// This batch is wanted no more; its end is still to be told.
     Cancel {
@@ -173,6 +181,7 @@ pub enum Action {
 #[derive(Debug, Default)]
 struct Provider {
     complete: bool,
+    /// As it has said, piece by piece; of one that has all of it, what it has given, and had before it had all.
     has: Bitfield,
     /// It sent a wrong chunk.
     banned: bool,
@@ -184,6 +193,8 @@ struct Provider {
     /// How long its batches take, smoothed, and when the last of them came.
     usual: Duration,
     gave: Instant,
+    /// Whether it had given others as much as this node since the batch before, when it said so last; it has all of the image.
+    gives_others: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -206,7 +217,8 @@ pub struct Download {
     index: BTreeMap<ChunkId, u32>,
     have: Bitfield,
     in_flight: Bitfield,
-    /// For each piece, providers that have said so, piece by piece: those that receive the image too, or did.
+    /// For each piece, providers that have said so, piece by piece: those that receive the image too, or did, and those that have all
+    /// of it and have given it to somebody.
     partly: Vec<u16>,
     /// Who receives it, this node among them.
     receivers: Vec<NodeId>,
@@ -461,6 +473,7 @@ impl Exchange {
             download.usual = smoothed(download.usual, result.elapsed);
             self.actions.push(Action::Measured(result.bytes, result.elapsed));
         }
+        let asked = pieces.len();
         for at in pieces {
             let mut elsewhere = download.batches.values_mut().filter(|batch| batch.pieces.contains(&at)).peekable();
             if elsewhere.peek().is_none() {
@@ -473,7 +486,11 @@ impl Exchange {
         if let Some(bits) = result.has.filter(|_| download.contents) {
             // It was so when the batch ended: what was heard while that was written may be later.
             let mut has = Bitfield::from_bytes(&bits, download.pieces.len());
-            if let Some(provider) = download.providers.get(&node) {
+            if let Some(provider) = download.providers.get_mut(&node) {
+                let own = |at| download.have.word(at) | download.in_flight.word(at);
+                let to_others =
+                    pieces_in(0..download.pieces.len(), |at| has.word(at) & !provider.has.word(at) & !own(at));
+                provider.gives_others = provider.complete.then(|| to_others.count() >= asked);
                 has.add(&provider.has);
             }
             download.told(&node, has, now);
@@ -641,9 +658,10 @@ impl Exchange {
                 self.next_batch += 1;
                 let wanted: Vec<Piece> = pieces.iter().map(|at| download.pieces[*at as usize]).collect();
                 let bytes = wanted.iter().map(|piece| u64::from(piece.len)).sum();
+                let at = if download.contents { pieces.clone() } else { Vec::new() };
                 let batch = Batch { provider: *node, pieces, bytes, asked: now, doubled: false, called_off: false };
                 download.batches.insert(self.next_batch, batch);
-                self.actions.push(Action::Fetch { root, batch: self.next_batch, provider: *node, pieces: wanted });
+                self.actions.push(Action::Fetch { root, batch: self.next_batch, provider: *node, pieces: wanted, at });
             }
         }
     }
@@ -723,7 +741,13 @@ impl Download {
     fn most_batches(&self, provider: &Provider) -> usize {
         let is_only = self.providers.values().filter(|provider| !provider.banned).nth(1).is_none();
         let gives = provider.gave > Instant::ZERO && provider.idle == 0;
-        if is_only && gives && self.quiet.is_zero() { WITH_THE_ONLY_ONE } else { PER_PROVIDER }
+        if is_only && gives && self.quiet.is_zero() {
+            WITH_THE_ONLY_ONE
+        } else if provider.complete && gives && self.is_shared() {
+            WITH_THE_FIRST
+        } else {
+            PER_PROVIDER
+        }
     }
 
     /// Why nothing more is to be expected.
@@ -766,7 +790,7 @@ impl Download {
         self.demanded.clear();
         // What a provider has was told of the list before.
         for provider in self.providers.values_mut() {
-            (provider.has, provider.heard) = (Bitfield::default(), None);
+            (provider.has, provider.heard, provider.gives_others) = (Bitfield::default(), None, None);
         }
         for (piece, present) in survey.pieces.into_iter().zip(survey.present) {
             let at = self.pieces.len() as u32;
@@ -814,10 +838,17 @@ impl Download {
         self.share = picker::share(&self.pieces, root, me, &self.receivers);
     }
 
+    /// Whether all that is missing is on its way.
+    fn is_ending(&self) -> bool {
+        let neither = |at| !(self.have.word(at) | self.in_flight.word(at));
+        pieces_in(0..self.pieces.len(), neither).next().is_none()
+    }
+
     /// What is still in flight elsewhere for too long, to be asked of `node` as well; only what is `demanded`, or anything.
     fn endgame(&mut self, node: &NodeId, now: Instant, demanded: bool) -> Vec<u32> {
         let provider = &self.providers[node];
-        let patience = (self.usual * 3).clamp(ENDGAME, MAX_PATIENCE);
+        let least = if demanded || self.is_ending() { ENDGAME } else { SLOW };
+        let patience = (self.usual * 3).clamp(least, MAX_PATIENCE);
         let slow = |batch: &Batch| {
             batch.provider != *node && !batch.doubled && !batch.called_off && now.since(batch.asked) >= patience
         };

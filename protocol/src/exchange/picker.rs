@@ -7,7 +7,7 @@ use fastrand::Rng;
 use super::bitfield::pieces_in;
 use super::{
     BATCH_BYTES, BATCH_PIECES, BLOCK_BYTES, Batch, Bitfield, Download, ENDGAME, MAX_BATCHES, Provider,
-    SHARED_BATCH_BYTES,
+    SHARED_BATCH_BYTES, SLOW,
 };
 use crate::contract::Piece;
 use crate::id::{ChunkId, NodeId};
@@ -25,10 +25,11 @@ impl Download {
         }
         let from = rng.usize(..count);
         let around = || self.wanted(provider, from..count).chain(self.wanted(provider, 0..from));
-        // Only this node's share of who has everything, as long as there is some of it.
+        // Only this node's share of who has everything, as long as there is some of it that nobody has.
         let shared = self.is_shared() && provider.complete;
-        let own = if shared { around().find(|at| self.share.has(*at)) } else { None };
-        if shared && own.is_none() && self.is_busy(now) && self.is_slow(provider, now) {
+        let is_own = |at: usize| self.share.has(at) && self.partly[at] == 0;
+        let own = if shared { around().find(|at| is_own(*at)) } else { None };
+        if shared && own.is_none() && self.is_contended(provider, now) {
             return Vec::new();
         }
         let Some(start) = own.or_else(|| around().min_by_key(|at| self.partly[*at])) else { return Vec::new() };
@@ -36,7 +37,7 @@ impl Download {
         let mut bytes = 0;
         let mut run = Vec::new();
         for at in self.wanted(provider, start..count).chain(self.wanted(provider, 0..start)) {
-            if own.is_some() && !self.share.has(at) {
+            if (own.is_some() && !is_own(at)) || (shared && self.partly[at] > self.partly[start]) {
                 continue;
             }
             bytes += u64::from(self.pieces[at].len);
@@ -46,6 +47,15 @@ impl Download {
             run.push(at as u32);
         }
         run
+    }
+
+    /// Whether others take what this provider can give: then it is for them to take what is their share. As it said with what it gave
+    /// last, a moment ago; of one that does not say, as it seems.
+    fn is_contended(&self, provider: &Provider, now: Instant) -> bool {
+        match provider.gives_others {
+            Some(gives_others) => gives_others && now.since(provider.gave) < SLOW,
+            None => self.is_busy(now) && self.is_slow(provider, now),
+        }
     }
 
     /// Whether enough is on its way, and comes.
@@ -82,7 +92,7 @@ impl Download {
     }
 
     /// Whether others receive the image too, and can give and take parts of it.
-    fn is_shared(&self) -> bool {
+    pub(super) fn is_shared(&self) -> bool {
         self.contents && self.receivers.len() > 1
     }
 

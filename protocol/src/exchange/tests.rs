@@ -63,6 +63,7 @@ struct Host {
     /// When what it asked for so far has come.
     receives: Instant,
     asked: Vec<(Instant, NodeId, Vec<Piece>)>,
+    given: BTreeMap<ChunkId, Bitfield>,
     complete: Vec<ChunkId>,
     failed: Vec<(ChunkId, String)>,
     lied: Vec<NodeId>,
@@ -91,6 +92,7 @@ impl Mesh {
             manner: *manner,
             kept: everything(image(0)).collect(),
             served: 0,
+            given: BTreeMap::new(),
             busy: Instant::ZERO,
             receives: Instant::ZERO,
             asked: Vec::new(),
@@ -153,12 +155,14 @@ impl Mesh {
                         self.later(usize::from(to.0[0]), wait, Due::Message(node(at), message));
                     }
                 }
-                Action::Fetch { root, batch, provider, pieces } => {
+                Action::Fetch { root, batch, provider, pieces, at: places } => {
                     host.asked.push((self.now, provider, pieces.clone()));
                     let bytes: u64 = pieces.iter().map(|piece| u64::from(piece.len)).sum();
                     assert!(bytes <= BATCH_BYTES);
                     let provider = usize::from(provider.0[0]);
                     let from = &mut self.hosts[provider];
+                    let given = from.given.entry(root).or_default();
+                    places.iter().for_each(|at| given.set(*at as usize));
                     // Ten megabytes a second, out of one and into the other.
                     let takes = Duration::from_nanos(100 * bytes);
                     let pace = |manner| if manner == Manner::Slow { 10 } else { 1 };
@@ -187,7 +191,8 @@ impl Mesh {
             Due::Fetched { root, batch, provider, pieces, asked } => {
                 let mut result = self.fetched(at, provider, &pieces, asked);
                 if !matches!(result.fault, Some(FetchFault::Unreachable(_))) {
-                    result.has = self.says(provider, root).filter(|bits| bits.len() <= 2048);
+                    let given = || self.hosts[provider].given.get(&root).map(Bitfield::to_bytes);
+                    result.has = self.says(provider, root).or_else(given).filter(|bits| bits.len() <= 2048);
                 }
                 self.on(at, |exchange, now, rng| exchange.fetched(root, batch, result, now, rng));
             }
@@ -389,6 +394,55 @@ fn what_a_provider_tells_behind_a_batch_is_fetched_without_asking() {
     assert_eq!(second, pieces[1..3]);
     let has = &exchange.downloads[&root].providers[&provider].has;
     assert!((0..3).all(|at| has.has(at)), "a batch takes nothing back");
+}
+
+#[test]
+fn what_others_were_given_is_not_asked_of_the_first_while_they_are() {
+    let (root, first, mut now, mut rng) = (image(LARGE), node(1), Instant::ZERO + ms(10_000), Rng::with_seed(1));
+    let pieces = contents(root);
+    let mut exchange = Exchange::new(node(0));
+    exchange.want(root, Need::Use, now);
+    let survey = Survey { complete: false, contents: true, present: vec![false; pieces.len()], pieces: pieces.clone() };
+    exchange.surveyed(root, Ok(survey), now, &mut rng);
+    exchange.set_providers(&root, &[(first, true), (node(2), false)], now, &mut rng);
+    let asked = |exchange: &mut Exchange| {
+        let fetches = exchange.take_actions().into_iter().filter_map(|action| match action {
+            Action::Fetch { batch, at, provider, .. } if provider == first => Some((batch, at)),
+            _ => None,
+        });
+        fetches.collect::<Vec<_>>()
+    };
+    let share = exchange.downloads[&root].share.clone();
+    let (own, mut others): (Vec<usize>, Vec<usize>) = (0..pieces.len()).partition(|at| share.has(*at));
+    // The other receiver has taken half of this node's share, which it took for slow, and goes on with its own.
+    let mut given = Bitfield::default();
+    own[..own.len() / 2].iter().for_each(|at| given.set(*at));
+    let told = |at: &[u32], given: &mut Bitfield| {
+        at.iter().for_each(|at| given.set(*at as usize));
+        let got = at.iter().map(|at| pieces[*at as usize].chunk).collect();
+        Fetched { got, bytes: 262_144, elapsed: ms(10), has: Some(given.to_bytes()), fault: None }
+    };
+    let mut batches = asked(&mut exchange);
+    assert_eq!(batches.len(), PER_PROVIDER, "it has given nothing yet");
+    while let Some((batch, at)) = batches.pop() {
+        others.drain(..at.len().min(others.len())).for_each(|at| given.set(at));
+        exchange.fetched(root, batch, told(&at, &mut given), now, &mut rng);
+        let next = asked(&mut exchange);
+        let unknown = |at: &u32| share.has(*at as usize) && !given.has(*at as usize);
+        assert!(next.iter().flat_map(|(_, at)| at).all(unknown), "{next:?}");
+        batches.extend(next);
+    }
+    let rest = own.iter().filter(|at| !exchange.downloads[&root].have.has(**at)).count();
+    assert!(rest.abs_diff(own.len() / 2) <= 2 * PER_PROVIDER, "{rest} of {} are for the other to give", own.len());
+    // A batch now and then tells how it goes on; and where nobody else asks, the first is asked for all that nobody has.
+    now = now + SLOW;
+    exchange.handle_timeout(now, &mut rng);
+    let mut batches = asked(&mut exchange);
+    while let Some((batch, at)) = batches.pop() {
+        exchange.fetched(root, batch, told(&at, &mut given), now, &mut rng);
+        batches.extend(asked(&mut exchange));
+    }
+    assert!(given.is_full(pieces.len()));
 }
 
 #[test]

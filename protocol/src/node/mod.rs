@@ -883,8 +883,8 @@ impl Node {
                 self.effect(Effect::Survey { root }, Owner::Survey(root));
                 self.refresh_providers(now);
             }
-            exchange::Action::Fetch { root, batch, provider, pieces } => {
-                self.effect(Effect::Fetch { root, provider, pieces }, Owner::Batch(root, batch));
+            exchange::Action::Fetch { root, batch, provider, pieces, at } => {
+                self.effect(Effect::Fetch { root, provider, pieces, at }, Owner::Batch(root, batch));
             }
             exchange::Action::Cancel { root, batch } => {
                 let fetches =
