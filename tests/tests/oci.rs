@@ -1890,9 +1890,12 @@ fn what_cannot_be_executed_is_named_whichever_way_it_would_begin() {
         fails(program("/script", "#!/no/such -x\n", 0o755), 127, "its interpreter is not: /no/such -x");
         fails(program("/garbage", "garbage", 0o755), 126, "`/garbage` is no program that this machine can run");
         fails(program("/missing", "", 0), 127, "there is no `/missing` in the image");
-        let other = json!({"uid": 1000, "gid": 1000});
-        let own =
-            program("/own", "#!/bin/sh\n", 0o700).set("/process/user", other).set("/process/capabilities", json!({}));
+        let as_other = |bundle: Bundle| {
+            bundle.set("/process/user", json!({"uid": 1000, "gid": 1000})).set("/process/capabilities", json!({}))
+        };
+        let unread = as_other(program("/unread", "#!/no/such\n", 0o111));
+        fails(unread, 127, "`/unread` is in the image, but its interpreter is not: ");
+        let own = as_other(program("/own", "#!/bin/sh\n", 0o700));
         fails(own, 126, "`/own` may not be executed: permission denied");
         let long = program("/bin/true", "", 0).set("/process/args", json!(["/bin/true", "x".repeat(200_000)]));
         fails(long, 126, "`/bin/true` cannot be executed: Argument list too long");

@@ -320,7 +320,7 @@ async fn serve_line(member: NodeId, line: server::TlsStream<BufReader<Awaiting>>
     let giving = async {
         while let Some(ask) = asks.recv().await {
             let Ask::Chunks(root, ids, at) = ask else { continue };
-            shelf.partly.gives(&root, &at);
+            let noted = shelf.note(root, &ids, at).await;
             let enough = || match asks.try_recv() {
                 Ok(Ask::Enough) => Ok(true),
                 Ok(Ask::Chunks(..)) => Err(io::Error::new(io::ErrorKind::InvalidData, "two batches at once")),
@@ -329,6 +329,7 @@ async fn serve_line(member: NodeId, line: server::TlsStream<BufReader<Awaiting>>
             };
             is_giving.store(true, Ordering::Relaxed);
             shelf.give(member, ids, &mut send, enough).await?;
+            noted.stays();
             is_giving.store(false, Ordering::Relaxed);
             shelf.end(&root, &mut send).await?;
         }

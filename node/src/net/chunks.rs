@@ -50,12 +50,14 @@ const MAX_BATCH: Duration = Duration::from_secs(120);
 const WRITE_STALL: Duration = Duration::from_secs(30);
 
 /// What is told with each batch: what is here of an image that is still coming, so that whoever fetches from here need not ask; and of
-/// any other what was given of it, so that the next takes what nobody has yet.
+/// one that is all here what was given of it, so that the next takes what nobody has yet. That is believed of whoever asks, and an
+/// untruth costs others time.
 #[derive(Debug, Default)]
 pub struct Partly {
     coming: Mutex<HashMap<ChunkId, Arc<[u8]>>>,
-    /// At most [`Partly::MAX_GIVEN`], as those who asked have said where the pieces are; and when one asked last.
-    given: Mutex<HashMap<ChunkId, (Bitfield, Instant)>>,
+    /// At most [`Partly::MAX_GIVEN`], as those who asked have said where the pieces are, without those that are too long; and when one
+    /// asked last.
+    given: Mutex<HashMap<ChunkId, (Option<Bitfield>, Instant)>>,
 }
 
 impl Partly {
@@ -63,13 +65,13 @@ impl Partly {
     pub const MAX: usize = 2048;
     /// Images of which it is remembered what was given.
     const MAX_GIVEN: usize = 64;
-    /// Whom it was given to may have left when nobody has asked for so long.
+    /// When nobody has asked for so long, those it was given to may have left.
     const REMEMBERED: Duration = Duration::from_secs(60);
 
     /// Of these, and of no others. Bounded by the downloads at one time.
     pub fn set<'a>(&self, images: impl Iterator<Item = (ChunkId, &'a Bitfield)>) {
-        let short = images.filter(|(_, bits)| bits.max_bytes() <= Self::MAX);
-        *locked(&self.coming) = short.map(|(root, bits)| (root, bits.to_bytes().into())).collect();
+        let told = |bits: &Bitfield| if bits.max_bytes() <= Self::MAX { bits.to_bytes() } else { Vec::new() };
+        *locked(&self.coming) = images.map(|(root, bits)| (root, told(bits).into())).collect();
     }
 
     /// Forgets all but these.
@@ -77,22 +79,35 @@ impl Partly {
         locked(&self.coming).retain(|root, _| is_coming(root));
     }
 
-    /// Somebody is given these pieces of an image.
-    pub(super) fn gives(&self, root: &ChunkId, at: &[u32]) {
+    /// Somebody is given these pieces of an image; which of them nobody was given before.
+    fn gives(&self, root: &ChunkId, mut at: Vec<u32>) -> Vec<u32> {
         let (mut given, now) = (locked(&self.given), Instant::now());
         given.retain(|_, (_, asked)| now.duration_since(*asked) < Self::REMEMBERED);
-        if at.is_empty() || (given.len() >= Self::MAX_GIVEN && !given.contains_key(root)) {
-            return;
+        if given.len() >= Self::MAX_GIVEN && !given.contains_key(root) {
+            return Vec::new();
         }
-        let (bits, asked) = given.entry(*root).or_insert((Bitfield::default(), now));
+        let (known, asked) = given.entry(*root).or_insert((Some(Bitfield::default()), now));
         *asked = now;
-        at.iter().map(|at| *at as usize).filter(|at| *at < 8 * Self::MAX).for_each(|at| bits.set(at));
+        if at.iter().any(|at| *at as usize >= 8 * Self::MAX) {
+            *known = None;
+        }
+        let Some(bits) = known else { return Vec::new() };
+        at.retain(|at| !bits.has(*at as usize));
+        at.iter().for_each(|at| bits.set(*at as usize));
+        at
     }
 
-    /// Tells what is here of an image, in its length and as many bytes; at once with a word before it.
+    /// They were not.
+    fn gives_not(&self, root: &ChunkId, at: &[u32]) {
+        if let Some((Some(bits), _)) = locked(&self.given).get_mut(root) {
+            at.iter().for_each(|at| bits.clear(*at as usize));
+        }
+    }
+
+    /// Tells what is here of an image, or was given of it, in its length and as many bytes; at once with a word before it.
     async fn tell<W: AsyncWrite + Unpin>(&self, word: u32, root: &ChunkId, send: &mut W) -> io::Result<()> {
         let coming = locked(&self.coming).get(root).cloned();
-        let given = || locked(&self.given).get(root).map(|(bits, _)| bits.to_bytes().into());
+        let given = || locked(&self.given).get(root)?.0.as_ref().map(|bits| bits.to_bytes().into());
         let bits = coming.or_else(given).unwrap_or_default();
         let words = [word, bits.len() as u32].map(u32::to_be_bytes).concat();
         send.write_all(&[&words[..], &bits].concat()).await
@@ -112,6 +127,26 @@ impl Partly {
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Pieces that somebody is being given for the first time; were they not when this is dropped, they are still to be given.
+pub(super) struct Noted<'a> {
+    partly: &'a Partly,
+    root: ChunkId,
+    at: Vec<u32>,
+}
+
+impl Noted<'_> {
+    /// They were given, or are wanted no more.
+    pub(super) fn stays(mut self) {
+        self.at.clear();
+    }
+}
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        self.partly.gives_not(&self.root, &self.at);
+    }
 }
 
 /// Where chunks are given from.
@@ -151,7 +186,7 @@ impl Limit {
     async fn take(&self, member: NodeId, bytes: usize) {
         let Some(rate) = self.rate else { return };
         let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut turns = locked(&self.turns);
             turns.retain(|other, turn| *other == member || turn.strong_count() > 0);
             let turn = turns.entry(member).or_default();
             turn.upgrade().unwrap_or_else(|| {
@@ -174,6 +209,20 @@ impl Limit {
 }
 
 impl Shelf {
+    /// Remembers that somebody is given chunks of an image, if all of it is here.
+    pub(super) async fn note(&self, root: ChunkId, ids: &[ChunkId], mut at: Vec<u32>) -> Noted<'_> {
+        at.truncate(ids.len());
+        let is_coming = locked(&self.partly.coming).contains_key(&root);
+        let mut is_here = !is_coming && locked(&self.partly.given).contains_key(&root);
+        if !is_coming && !is_here && !at.is_empty() {
+            let store = Arc::clone(&self.store);
+            let complete = tokio::task::spawn_blocking(move || store.is_complete(&root.0)).await;
+            is_here = matches!(complete, Ok(Ok(true)));
+        }
+        let at = if is_here && !at.is_empty() { self.partly.gives(&root, at) } else { Vec::new() };
+        Noted { partly: &self.partly, root, at }
+    }
+
     /// Gives this member these chunks, until all are given or `enough` says so before a slab.
     pub(super) async fn give<W: AsyncWrite + Unpin>(
         &self,
@@ -342,6 +391,39 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_was_given_is_told_unless_it_was_not() {
+        let (root, partly) = (ChunkId([1; 32]), Partly::default());
+        let told = async || {
+            let (mut provider, mut asker) = tokio::io::duplex(1 << 16);
+            partly.tell(END, &root, &mut provider).await.unwrap();
+            assert_eq!(asker.read_u32().await.unwrap(), END);
+            Partly::read(&mut asker).await.unwrap()
+        };
+        let note = |at| Noted { partly: &partly, root, at: partly.gives(&root, at) };
+        note(vec![1, 3]).stays();
+        assert_eq!(told().await, Some(vec![0b1010]));
+        // Another was given the one of them before.
+        let breaks = note(vec![3, 4]);
+        assert_eq!(told().await, Some(vec![0b1_1010]));
+        drop(breaks);
+        assert_eq!(told().await, Some(vec![0b1010]));
+        // What this node receives itself is another matter, also where that is too long to be told.
+        let long = Bitfield::from_bytes(&[1; Partly::MAX + 8], 8 * (Partly::MAX + 8));
+        partly.set([(root, &long)].into_iter());
+        assert_eq!(told().await, None);
+        partly.retain(|_| false);
+        assert_eq!(told().await, Some(vec![0b1010]));
+        note(vec![8 * Partly::MAX as u32]).stays();
+        assert_eq!(told().await, None, "a part of what was given would be an untruth");
+        note(vec![5]).stays();
+        assert_eq!(told().await, None);
+        for at in 2..=Partly::MAX_GIVEN as u8 + 1 {
+            partly.gives(&ChunkId([at; 32]), vec![0]);
+        }
+        assert_eq!(locked(&partly.given).len(), Partly::MAX_GIVEN);
+    }
 
     #[tokio::test]
     async fn what_is_here_of_an_image_is_told_behind_a_batch() {

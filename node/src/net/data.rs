@@ -5,7 +5,7 @@
 //! exchange, and each stream after it is one request.
 //!
 //! ```text
-//! Request::Chunks(ids)  →  the chunks ([`super::chunks`])
+//! Request::Chunks(root, ids, at)  →  the chunks ([`super::chunks`])
 //! Request::Logs(…)      →  frames of [`LogFrame`], until the log has ended or the asker goes
 //! Request::Exec(…)      ⇄  the frames of `moyai_runtime::launch::exec`, unread here
 //! Request::Greeting     →  nothing but the stream's end
@@ -75,8 +75,8 @@ pub struct Batch {
 /// What one node asks another.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// These chunks, in this order.
-    Chunks(Vec<ChunkId>),
+    /// These chunks, in this order: of which image, and where they are in the list of its contents.
+    Chunks(ChunkId, Vec<ChunkId>, Vec<u32>),
     /// What a container wrote.
     Logs(LogRequest),
     /// Something is to be done in a container.
@@ -288,7 +288,7 @@ impl DataPlane {
             Err(bulk::Failure::Fault(fault)) => Some(fault),
             Err(bulk::Failure::NoWay) => {
                 came = Came::default();
-                self.fetch_by_quic(provider, addresses, &batch.pieces, enough, &mut came).await.err()
+                self.fetch_by_quic(provider, addresses, &batch, enough, &mut came).await.err()
             }
         };
         let missing = came.missing.map(FetchFault::Missing);
@@ -312,12 +312,13 @@ impl DataPlane {
         &self,
         provider: NodeId,
         addresses: &[SocketAddr],
-        pieces: &[Piece],
+        batch: &Batch,
         enough: &Notify,
         came: &mut Came,
     ) -> Result<(), FetchFault> {
+        let Batch { root, pieces, at } = batch;
         let ids = pieces.iter().map(|piece| piece.chunk).collect();
-        let asked = self.ask(provider, addresses, &Request::Chunks(ids)).await;
+        let asked = self.ask(provider, addresses, &Request::Chunks(*root, ids, at.clone())).await;
         let (connection, mut receive) = asked.map_err(broken)?;
         let read = tokio::select! {
             read = came.read(pieces, &mut receive) => read,
@@ -650,9 +651,11 @@ async fn answer(
 ) -> anyhow::Result<()> {
     let request = tokio::time::timeout(PATIENCE, read_frame::<_, Request>(&mut receive)).await??;
     match request {
-        Request::Chunks(ids) => {
+        Request::Chunks(root, ids, at) => {
+            let noted = offer.shelf.note(root, &ids, at).await;
             // Who wants no more of it stops the stream, and writing fails.
             offer.shelf.give(member, ids, &mut send, || Ok(false)).await?;
+            noted.stays();
         }
         Request::Greeting => {}
         Request::Exec(_) if role < Role::Submitter => anyhow::bail!("a worker asked for a process"),
@@ -769,13 +772,9 @@ mod tests {
             assert!(fetched.got.len() == 16 || at == 1, "batch {at}: {}", fetched.got.len());
         }
         provider.partly().retain(|_| false);
-        for (at, has) in
-            [(vec![], None), (vec![1, 3], Some(vec![0b1010])), (vec![8 * Partly::MAX as u32, 0], Some(vec![0b1011]))]
-        {
-            let batch = Batch { root, pieces: pieces[..1].to_vec(), at };
-            let fetched = asker.fetch(node, &[address], batch, &enough).await;
-            assert_eq!((fetched.got.len(), fetched.fault, fetched.has), (1, None, has), "what was given is told too");
-        }
+        let batch = Batch { root, pieces: pieces[..1].to_vec(), at: vec![0] };
+        let fetched = asker.fetch(node, &[address], batch, &enough).await;
+        assert_eq!((fetched.got.len(), fetched.fault, fetched.has), (1, None, None), "it does not have all of it");
         assert_eq!(asker.bulk.idle_lines(&node), 1, "one line was enough");
     }
 }

@@ -69,7 +69,8 @@ pub const MAX_BATCHES: usize = 16;
 const MAX_IN_FLIGHT: u64 = 8 << 20;
 /// Of those, with one provider: while one is written the next is on its way.
 pub const PER_PROVIDER: usize = 2;
-/// The same with who has all of what others receive too: its uplink is what all wait for, and is not to stand idle.
+/// The same with who has all of what others receive too, as long as they come soon: its uplink is what all wait for, and is not to
+/// stand idle.
 const WITH_THE_FIRST: usize = 3;
 /// The same where there is no other: two are on their way while two are checked and written.
 pub const WITH_THE_ONLY_ONE: usize = 4;
@@ -87,13 +88,14 @@ const REST: Duration = Duration::from_secs(3);
 const MAX_DOUBLED: u32 = 3;
 /// Between two looks at who has what.
 const LOOK: Duration = Duration::from_millis(500);
-/// In flight for longer than this at the end, and than three times as long as batches take, one is asked for elsewhere too; before the
-/// end, for longer than [`SLOW`].
+/// In flight for longer than this at the end, and than three times as long as batches take, one is asked for elsewhere too.
 const ENDGAME: Duration = Duration::from_millis(500);
+/// The same before the end.
+const LATE: Duration = Duration::from_secs(2);
 /// However long batches take, so long one is waited for before another provider has its turn.
 const MAX_PATIENCE: Duration = Duration::from_secs(5);
 /// Who is overtaken after so long is said to be slow.
-const SLOW: Duration = Duration::from_secs(2);
+const SLOW: Duration = Duration::from_secs(3);
 /// Without any piece for this long, a download has failed.
 pub(crate) const GIVE_UP: Duration = Duration::from_secs(60);
 /// The same where every node that had all of it has sent a wrong chunk: those that are left are fetching it themselves.
@@ -105,7 +107,7 @@ const MAX_QUIET: Duration = Duration::from_secs(60);
 const MAX_DEMANDED: usize = 4096;
 /// Batches with one provider while something is demanded.
 const PER_PROVIDER_DEMANDED: usize = 4;
-/// How long a provider's batches took is believed by half after so long without any.
+/// How long a provider's batches took is believed by half after so long without any, and what it gives to others no more.
 const BELIEVED: Duration = Duration::from_secs(2);
 /// The most pieces of one image: a bitfield over them fills half a message.
 pub(crate) const MAX_PIECES: usize = 1 << 22;
@@ -193,7 +195,8 @@ struct Provider {
     /// How long its batches take, smoothed, and when the last of them came.
     usual: Duration,
     gave: Instant,
-    /// Whether it had given others as much as this node since the batch before, when it said so last; it has all of the image.
+    /// Of one that has all: whether it gave others more than twice as much as its last batch was, between what it said with the batch
+    /// before and with that one.
     gives_others: Option<bool>,
 }
 
@@ -473,8 +476,7 @@ impl Exchange {
             download.usual = smoothed(download.usual, result.elapsed);
             self.actions.push(Action::Measured(result.bytes, result.elapsed));
         }
-        let asked = pieces.len();
-        for at in pieces {
+        for at in pieces.iter().copied() {
             let mut elsewhere = download.batches.values_mut().filter(|batch| batch.pieces.contains(&at)).peekable();
             if elsewhere.peek().is_none() {
                 download.in_flight.clear(at as usize);
@@ -485,16 +487,24 @@ impl Exchange {
         }
         if let Some(bits) = result.has.filter(|_| download.contents) {
             // It was so when the batch ended: what was heard while that was written may be later.
-            let mut has = Bitfield::from_bytes(&bits, download.pieces.len());
+            let count = download.pieces.len();
+            let mut has = Bitfield::from_bytes(&bits, count);
             if let Some(provider) = download.providers.get_mut(&node) {
+                let is_first = provider.has.count() == 0;
                 let own = |at| download.have.word(at) | download.in_flight.word(at);
-                let to_others =
-                    pieces_in(0..download.pieces.len(), |at| has.word(at) & !provider.has.word(at) & !own(at));
-                provider.gives_others = provider.complete.then(|| to_others.count() >= asked);
+                let to_others = pieces_in(0..count, |at| has.word(at) & !provider.has.word(at) & !own(at)).count();
+                provider.gives_others = (provider.complete && !is_first).then_some(to_others >= 2 * pieces.len());
                 has.add(&provider.has);
+                if provider.complete && has.is_full(count) {
+                    // To others, who may have left again: that tells nothing.
+                    (has, provider.gives_others) = (Bitfield::default(), None);
+                }
             }
             download.told(&node, has, now);
+        } else if let Some(provider) = download.providers.get_mut(&node).filter(|_| !result.got.is_empty()) {
+            provider.gives_others = None;
         }
+        download.was_not_given(&node, &pieces);
         let nothing = result.got.is_empty();
         if let Some(provider) = download.providers.get_mut(&node) {
             if !nothing {
@@ -743,7 +753,7 @@ impl Download {
         let gives = provider.gave > Instant::ZERO && provider.idle == 0;
         if is_only && gives && self.quiet.is_zero() {
             WITH_THE_ONLY_ONE
-        } else if provider.complete && gives && self.is_shared() {
+        } else if provider.complete && gives && provider.usual < LATE && self.is_shared() {
             WITH_THE_FIRST
         } else {
             PER_PROVIDER
@@ -815,6 +825,15 @@ impl Download {
         }
     }
 
+    /// What was asked for and did not come was given to nobody, by one that has all.
+    fn was_not_given(&mut self, node: &NodeId, pieces: &[u32]) {
+        let Some(provider) = self.providers.get(node).filter(|provider| provider.complete) else { return };
+        let mut has = provider.has.clone();
+        let missing = pieces.iter().filter(|at| !self.have.has(**at as usize));
+        missing.for_each(|at| has.clear(*at as usize));
+        self.has_now(node, has);
+    }
+
     /// A provider has these pieces, as far as is known.
     fn has_now(&mut self, node: &NodeId, has: Bitfield) {
         let Some(provider) = self.providers.get_mut(node) else { return };
@@ -847,7 +866,7 @@ impl Download {
     /// What is still in flight elsewhere for too long, to be asked of `node` as well; only what is `demanded`, or anything.
     fn endgame(&mut self, node: &NodeId, now: Instant, demanded: bool) -> Vec<u32> {
         let provider = &self.providers[node];
-        let least = if demanded || self.is_ending() { ENDGAME } else { SLOW };
+        let least = if demanded || self.is_ending() { ENDGAME } else { LATE };
         let patience = (self.usual * 3).clamp(least, MAX_PATIENCE);
         let slow = |batch: &Batch| {
             batch.provider != *node && !batch.doubled && !batch.called_off && now.since(batch.asked) >= patience

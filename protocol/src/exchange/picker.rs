@@ -6,8 +6,8 @@ use fastrand::Rng;
 
 use super::bitfield::pieces_in;
 use super::{
-    BATCH_BYTES, BATCH_PIECES, BLOCK_BYTES, Batch, Bitfield, Download, ENDGAME, MAX_BATCHES, Provider,
-    SHARED_BATCH_BYTES, SLOW,
+    BATCH_BYTES, BATCH_PIECES, BELIEVED, BLOCK_BYTES, Batch, Bitfield, Download, ENDGAME, MAX_BATCHES, Provider,
+    SHARED_BATCH_BYTES,
 };
 use crate::contract::Piece;
 use crate::id::{ChunkId, NodeId};
@@ -37,7 +37,8 @@ impl Download {
         let mut bytes = 0;
         let mut run = Vec::new();
         for at in self.wanted(provider, start..count).chain(self.wanted(provider, 0..start)) {
-            if (own.is_some() && !is_own(at)) || (shared && self.partly[at] > self.partly[start]) {
+            let is_known = shared && self.partly[start] == 0 && self.partly[at] > 0;
+            if is_known || (own.is_some() && !self.share.has(at)) {
                 continue;
             }
             bytes += u64::from(self.pieces[at].len);
@@ -49,11 +50,11 @@ impl Download {
         run
     }
 
-    /// Whether others take what this provider can give: then it is for them to take what is their share. As it said with what it gave
-    /// last, a moment ago; of one that does not say, as it seems.
+    /// Whether others take much of what this provider can give: then it is for them to take what is their share. As it said with what it
+    /// gave last, a moment ago; of one that does not say, as it seems.
     fn is_contended(&self, provider: &Provider, now: Instant) -> bool {
         match provider.gives_others {
-            Some(gives_others) => gives_others && now.since(provider.gave) < SLOW,
+            Some(gives_others) => gives_others && now.since(provider.gave) < BELIEVED,
             None => self.is_busy(now) && self.is_slow(provider, now),
         }
     }

@@ -414,9 +414,10 @@ fn what_others_were_given_is_not_asked_of_the_first_while_they_are() {
     };
     let share = exchange.downloads[&root].share.clone();
     let (own, mut others): (Vec<usize>, Vec<usize>) = (0..pieces.len()).partition(|at| share.has(*at));
-    // The other receiver has taken half of this node's share, which it took for slow, and goes on with its own.
+    // The other receiver has taken most of this node's share, which it took for slow, and goes on with its own.
     let mut given = Bitfield::default();
-    own[..own.len() / 2].iter().for_each(|at| given.set(*at));
+    let taken = own.len() * 3 / 4;
+    own[..taken].iter().for_each(|at| given.set(*at));
     let told = |at: &[u32], given: &mut Bitfield| {
         at.iter().for_each(|at| given.set(*at as usize));
         let got = at.iter().map(|at| pieces[*at as usize].chunk).collect();
@@ -425,7 +426,7 @@ fn what_others_were_given_is_not_asked_of_the_first_while_they_are() {
     let mut batches = asked(&mut exchange);
     assert_eq!(batches.len(), PER_PROVIDER, "it has given nothing yet");
     while let Some((batch, at)) = batches.pop() {
-        others.drain(..at.len().min(others.len())).for_each(|at| given.set(at));
+        others.drain(..(2 * at.len()).min(others.len())).for_each(|at| given.set(at));
         exchange.fetched(root, batch, told(&at, &mut given), now, &mut rng);
         let next = asked(&mut exchange);
         let unknown = |at: &u32| share.has(*at as usize) && !given.has(*at as usize);
@@ -433,9 +434,9 @@ fn what_others_were_given_is_not_asked_of_the_first_while_they_are() {
         batches.extend(next);
     }
     let rest = own.iter().filter(|at| !exchange.downloads[&root].have.has(**at)).count();
-    assert!(rest.abs_diff(own.len() / 2) <= 2 * PER_PROVIDER, "{rest} of {} are for the other to give", own.len());
+    assert!(rest.abs_diff(taken) <= 2 * PER_PROVIDER, "{rest} of {} are for the other to give", own.len());
     // A batch now and then tells how it goes on; and where nobody else asks, the first is asked for all that nobody has.
-    now = now + SLOW;
+    now = now + BELIEVED;
     exchange.handle_timeout(now, &mut rng);
     let mut batches = asked(&mut exchange);
     while let Some((batch, at)) = batches.pop() {

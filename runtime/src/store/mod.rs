@@ -262,6 +262,11 @@ impl Store {
         Hold(Arc::clone(self))
     }
 
+    /// Whether all of an image or of an original is here.
+    pub fn is_complete(&self, root: &Chunk) -> Result<bool, StoreError> {
+        Ok(self.index.image(root)?.is_some() || self.index.original(root)?)
+    }
+
     /// Every complete image.
     pub fn images(&self) -> Result<Vec<Held>, StoreError> {
         self.index.images()
