@@ -20,6 +20,7 @@ use moyai_runtime::store::{Runnable, Store};
 
 const ROUNDS: usize = 30;
 const AT_ONCE: usize = 100;
+const ROUNDS_AT_ONCE: usize = 5;
 
 fn main() {
     let bundle = match std::env::args().nth(1) {
@@ -41,32 +42,22 @@ fn main() {
         let one = |at| write(&image, &dir.path().join(format!("{round}-{at}")), &format!("moyai-bench-{round}-{at}"));
         (0..count).map(one).collect()
     };
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        let containers = containers(round, 1);
-        ours.push(milliseconds(|| run(&zygote, &containers)));
-        if let Some(bundle) = &bundle {
-            theirs.push(milliseconds(|| crun(bundle, 1)));
+    for (count, rounds) in [(1, ROUNDS), (AT_ONCE, ROUNDS_AT_ONCE)] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            let containers = containers(round, count);
+            ours.push(milliseconds(|| run(&zygote, &containers)));
+            containers.iter().for_each(|dir| container::remove(dir).expect("a container's folder"));
+            if let Some(bundle) = &bundle {
+                theirs.push(milliseconds(|| crun(bundle, count)));
+            }
         }
-        containers.iter().for_each(|dir| container::remove(dir).expect("a container's folder"));
-    }
-    println!("one, from the zygote   median {:.1} ms", median(&mut ours));
-    if bundle.is_some() {
-        println!("one, by crun           median {:.1} ms", median(&mut theirs));
-    }
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in ROUNDS..ROUNDS + 5 {
-        let containers = containers(round, AT_ONCE);
-        ours.push(milliseconds(|| run(&zygote, &containers)));
-        containers.iter().for_each(|dir| container::remove(dir).expect("a container's folder"));
-        if let Some(bundle) = &bundle {
-            theirs.push(milliseconds(|| crun(bundle, AT_ONCE)));
+        for (who, times) in [("from the zygote", &mut ours), ("by crun", &mut theirs)] {
+            if !times.is_empty() {
+                let median = median(times);
+                println!("{count:3} {who:15}  median {median:6.1} ms, {:4.0} a second", count as f64 / median * 1e3);
+            }
         }
-    }
-    let a_second = |times: &mut Vec<f64>| AT_ONCE as f64 / median(times) * 1e3;
-    println!("{AT_ONCE} at once, from the zygote   {:.0} a second", a_second(&mut ours));
-    if bundle.is_some() {
-        println!("{AT_ONCE} at once, by crun           {:.0} a second", a_second(&mut theirs));
     }
 }
 

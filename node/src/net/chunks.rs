@@ -1,7 +1,7 @@
 //! How chunks are asked for and given, on whatever stream.
 //!
 //! ```text
-//! asked:     the ids of at most [`BATCH_PIECES`] chunks
+//! asked:     of which image, the ids of at most [`BATCH_PIECES`] chunks, where they are in the list of its contents
 //! answered:  for each: length (4 bytes, all ones for "not here"), bytes
 //!            and where a stream goes on after it: [`END`] in place of a length; then what else the provider has of the image,
 //!            or where it has all, what it has given ([`Partly`]): length (4 bytes), a bitfield
@@ -158,7 +158,7 @@ pub struct Shelf {
     pub tamper: Option<ChunkTamper>,
     /// How fast they may go out, to all together.
     pub limit: Arc<Limit>,
-    /// What is here of what is still coming.
+    /// What is told with them.
     pub partly: Arc<Partly>,
 }
 
@@ -212,15 +212,20 @@ impl Shelf {
     /// Remembers that somebody is given chunks of an image, if all of it is here.
     pub(super) async fn note(&self, root: ChunkId, ids: &[ChunkId], mut at: Vec<u32>) -> Noted<'_> {
         at.truncate(ids.len());
-        let is_coming = locked(&self.partly.coming).contains_key(&root);
-        let mut is_here = !is_coming && locked(&self.partly.given).contains_key(&root);
-        if !is_coming && !is_here && !at.is_empty() {
-            let store = Arc::clone(&self.store);
-            let complete = tokio::task::spawn_blocking(move || store.is_complete(&root.0)).await;
-            is_here = matches!(complete, Ok(Ok(true)));
+        let new = if at.is_empty() || !self.has_all(root).await { Vec::new() } else { self.partly.gives(&root, at) };
+        Noted { partly: &self.partly, root, at: new }
+    }
+
+    /// Whether all of an image is here; of what was given before, the store is not asked again.
+    async fn has_all(&self, root: ChunkId) -> bool {
+        if locked(&self.partly.coming).contains_key(&root) {
+            return false;
         }
-        let at = if is_here && !at.is_empty() { self.partly.gives(&root, at) } else { Vec::new() };
-        Noted { partly: &self.partly, root, at }
+        if locked(&self.partly.given).contains_key(&root) {
+            return true;
+        }
+        let store = Arc::clone(&self.store);
+        matches!(tokio::task::spawn_blocking(move || store.is_complete(&root.0)).await, Ok(Ok(true)))
     }
 
     /// Gives this member these chunks, until all are given or `enough` says so before a slab.

@@ -6,9 +6,9 @@
 //!
 //! ```text
 //! Request::Chunks(root, ids, at)  →  the chunks ([`super::chunks`])
-//! Request::Logs(…)      →  frames of [`LogFrame`], until the log has ended or the asker goes
-//! Request::Exec(…)      ⇄  the frames of `moyai_runtime::launch::exec`, unread here
-//! Request::Greeting     →  nothing but the stream's end
+//! Request::Logs(…)                →  frames of [`LogFrame`], until the log has ended or the asker goes
+//! Request::Exec(…)                ⇄  the frames of `moyai_runtime::launch::exec`, unread here
+//! Request::Greeting               →  nothing but the stream's end
 //! ```
 //!
 //! **Bounds.** [`MAX_CONNECTIONS`] connections and [`MAX_STREAMS`] requests on each; a request of at most

@@ -195,8 +195,7 @@ struct Provider {
     /// How long its batches take, smoothed, and when the last of them came.
     usual: Duration,
     gave: Instant,
-    /// Of one that has all: whether it gave others more than twice as much as its last batch was, between what it said with the batch
-    /// before and with that one.
+    /// Of one that has all: whether it gave others at least twice as many pieces as its last batch had, since it was last heard before.
     gives_others: Option<bool>,
 }
 
@@ -485,27 +484,18 @@ impl Exchange {
                 elsewhere.for_each(|batch| batch.doubled = false);
             }
         }
+        let nothing = result.got.is_empty();
         if let Some(bits) = result.has.filter(|_| download.contents) {
-            // It was so when the batch ended: what was heard while that was written may be later.
-            let count = download.pieces.len();
-            let mut has = Bitfield::from_bytes(&bits, count);
-            if let Some(provider) = download.providers.get_mut(&node) {
-                let is_first = provider.has.count() == 0;
-                let own = |at| download.have.word(at) | download.in_flight.word(at);
-                let to_others = pieces_in(0..count, |at| has.word(at) & !provider.has.word(at) & !own(at)).count();
-                provider.gives_others = (provider.complete && !is_first).then_some(to_others >= 2 * pieces.len());
-                has.add(&provider.has);
-                if provider.complete && has.is_full(count) {
-                    // To others, who may have left again: that tells nothing.
-                    (has, provider.gives_others) = (Bitfield::default(), None);
-                }
-            }
-            download.told(&node, has, now);
-        } else if let Some(provider) = download.providers.get_mut(&node).filter(|_| !result.got.is_empty()) {
+            download.told_behind(&node, &bits, pieces.len(), now);
+        } else if let Some(provider) = download.providers.get_mut(&node).filter(|_| !nothing) {
             provider.gives_others = None;
         }
-        download.was_not_given(&node, &pieces);
-        let nothing = result.got.is_empty();
+        if download.providers.get(&node).is_some_and(|provider| provider.complete) {
+            // It has it, and has not given it.
+            let missing = |at: &u32| !download.have.has(*at as usize);
+            let missing: Vec<u32> = pieces.into_iter().filter(missing).collect();
+            download.has_not(&node, &missing);
+        }
         if let Some(provider) = download.providers.get_mut(&node) {
             if !nothing {
                 provider.idle = 0;
@@ -539,11 +529,8 @@ impl Exchange {
                     }
                     provider.complete = false;
                     provider.rest_until = now + LOOK * (1 << provider.idle.min(MAX_DOUBLED));
-                    let mut has = provider.has.clone();
-                    if let Some(at) = download.index.get(&chunk) {
-                        has.clear(*at as usize);
-                    }
-                    download.has_now(&node, has);
+                    let at = download.index.get(&chunk).copied();
+                    download.has_not(&node, at.as_slice());
                 }
                 (FetchFault::Unreachable(reason), Some(provider)) => {
                     provider.rest(now);
@@ -825,13 +812,35 @@ impl Download {
         }
     }
 
-    /// What was asked for and did not come was given to nobody, by one that has all.
-    fn was_not_given(&mut self, node: &NodeId, pieces: &[u32]) {
-        let Some(provider) = self.providers.get(node).filter(|provider| provider.complete) else { return };
-        let mut has = provider.has.clone();
-        let missing = pieces.iter().filter(|at| !self.have.has(**at as usize));
-        missing.for_each(|at| has.clear(*at as usize));
-        self.has_now(node, has);
+    /// The same behind a batch of so many pieces. It was so when the batch ended: what was heard while that was written may be later.
+    fn told_behind(&mut self, node: &NodeId, bits: &[u8], asked: usize, now: Instant) {
+        let Some(provider) = self.providers.get_mut(node) else { return };
+        let count = self.pieces.len();
+        let mut has = Bitfield::from_bytes(bits, count);
+        provider.gives_others = None;
+        if provider.complete {
+            let is_first = provider.has.count() == 0;
+            let own = |at| self.have.word(at) | self.in_flight.word(at);
+            let to_others = pieces_in(0..count, |at| has.word(at) & !provider.has.word(at) & !own(at)).count();
+            provider.gives_others = (!is_first).then_some(to_others >= 2 * asked);
+        }
+        has.add(&provider.has);
+        if provider.complete && has.is_full(count) {
+            // To others, who may have left again: that tells nothing.
+            (has, provider.gives_others) = (Bitfield::default(), None);
+        }
+        self.told(node, has, now);
+    }
+
+    /// A provider has not these pieces, as it turns out.
+    fn has_not(&mut self, node: &NodeId, pieces: &[u32]) {
+        let Some(provider) = self.providers.get_mut(node) else { return };
+        for at in pieces.iter().map(|at| *at as usize) {
+            if provider.has.has(at) {
+                provider.has.clear(at);
+                self.partly[at] -= 1;
+            }
+        }
     }
 
     /// A provider has these pieces, as far as is known.

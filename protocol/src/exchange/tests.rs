@@ -364,34 +364,45 @@ fn who_has_everything_is_asked_for_it_where_others_are_slow() {
     }
 }
 
+/// The exchange of a node that has nothing of an image but what names its contents.
+fn begun(root: ChunkId, providers: &[(NodeId, bool)], now: Instant, rng: &mut Rng) -> Exchange {
+    let mut exchange = Exchange::new(node(0));
+    exchange.want(root, Need::Use, now);
+    let pieces = contents(root);
+    let survey = Survey { complete: false, contents: true, present: vec![false; pieces.len()], pieces };
+    exchange.surveyed(root, Ok(survey), now, rng);
+    exchange.set_providers(&root, providers, now, rng);
+    exchange
+}
+
+/// The batches that it asks a provider for now, and where their pieces are in the list of its contents.
+fn asked(exchange: &mut Exchange, of: NodeId) -> Vec<(u64, Vec<u32>)> {
+    let fetches = exchange.take_actions().into_iter().filter_map(|action| match action {
+        Action::Fetch { root, batch, provider, pieces, at } if provider == of => {
+            assert!(pieces.into_iter().eq(at.iter().map(|at| contents(root)[*at as usize])), "these are those");
+            Some((batch, at))
+        }
+        _ => None,
+    });
+    fetches.collect()
+}
+
 #[test]
 fn what_a_provider_tells_behind_a_batch_is_fetched_without_asking() {
     let (root, provider, now, mut rng) = (image(0), node(1), Instant::ZERO, Rng::with_seed(1));
-    let pieces = contents(root);
-    let mut exchange = Exchange::new(node(0));
-    exchange.want(root, Need::Use, now);
-    let survey = Survey { complete: false, contents: true, present: vec![false; PIECES], pieces: pieces.clone() };
-    exchange.surveyed(root, Ok(survey), now, &mut rng);
-    exchange.set_providers(&root, &[(provider, false)], now, &mut rng);
+    let mut exchange = begun(root, &[(provider, false)], now, &mut rng);
     exchange.bitfield_from(provider, &root, &[0b1], false, now, &mut rng);
-    let asked = |exchange: &mut Exchange| {
-        let fetches = exchange.take_actions().into_iter().filter_map(|action| match action {
-            Action::Fetch { batch, pieces, .. } => Some((batch, pieces)),
-            _ => None,
-        });
-        fetches.collect::<Vec<_>>()
-    };
-    let first = asked(&mut exchange);
+    let first = asked(&mut exchange, provider);
     let [(batch, wanted)] = &first[..] else { panic!("one batch: {first:?}") };
-    assert_eq!(wanted[..], pieces[..1]);
+    assert_eq!(wanted[..], [0]);
     // While that was written it has said more.
     exchange.bitfield_from(provider, &root, &[0b101], false, now, &mut rng);
-    let got = vec![pieces[0].chunk];
+    let got = vec![contents(root)[0].chunk];
     let told = Fetched { got, bytes: 65_536, elapsed: ms(10), has: Some(vec![0b11]), fault: None };
     exchange.fetched(root, *batch, told, now, &mut rng);
-    let mut second: Vec<Piece> = asked(&mut exchange).into_iter().flat_map(|(_, pieces)| pieces).collect();
-    second.sort_by_key(|piece| pieces.iter().position(|other| other == piece));
-    assert_eq!(second, pieces[1..3]);
+    let mut second: Vec<u32> = asked(&mut exchange, provider).into_iter().flat_map(|(_, at)| at).collect();
+    second.sort();
+    assert_eq!(second, [1, 2]);
     let has = &exchange.downloads[&root].providers[&provider].has;
     assert!((0..3).all(|at| has.has(at)), "a batch takes nothing back");
 }
@@ -400,18 +411,7 @@ fn what_a_provider_tells_behind_a_batch_is_fetched_without_asking() {
 fn what_others_were_given_is_not_asked_of_the_first_while_they_are() {
     let (root, first, mut now, mut rng) = (image(LARGE), node(1), Instant::ZERO + ms(10_000), Rng::with_seed(1));
     let pieces = contents(root);
-    let mut exchange = Exchange::new(node(0));
-    exchange.want(root, Need::Use, now);
-    let survey = Survey { complete: false, contents: true, present: vec![false; pieces.len()], pieces: pieces.clone() };
-    exchange.surveyed(root, Ok(survey), now, &mut rng);
-    exchange.set_providers(&root, &[(first, true), (node(2), false)], now, &mut rng);
-    let asked = |exchange: &mut Exchange| {
-        let fetches = exchange.take_actions().into_iter().filter_map(|action| match action {
-            Action::Fetch { batch, at, provider, .. } if provider == first => Some((batch, at)),
-            _ => None,
-        });
-        fetches.collect::<Vec<_>>()
-    };
+    let mut exchange = begun(root, &[(first, true), (node(2), false)], now, &mut rng);
     let share = exchange.downloads[&root].share.clone();
     let (own, mut others): (Vec<usize>, Vec<usize>) = (0..pieces.len()).partition(|at| share.has(*at));
     // The other receiver has taken most of this node's share, which it took for slow, and goes on with its own.
@@ -423,12 +423,12 @@ fn what_others_were_given_is_not_asked_of_the_first_while_they_are() {
         let got = at.iter().map(|at| pieces[*at as usize].chunk).collect();
         Fetched { got, bytes: 262_144, elapsed: ms(10), has: Some(given.to_bytes()), fault: None }
     };
-    let mut batches = asked(&mut exchange);
+    let mut batches = asked(&mut exchange, first);
     assert_eq!(batches.len(), PER_PROVIDER, "it has given nothing yet");
     while let Some((batch, at)) = batches.pop() {
         others.drain(..(2 * at.len()).min(others.len())).for_each(|at| given.set(at));
         exchange.fetched(root, batch, told(&at, &mut given), now, &mut rng);
-        let next = asked(&mut exchange);
+        let next = asked(&mut exchange, first);
         let unknown = |at: &u32| share.has(*at as usize) && !given.has(*at as usize);
         assert!(next.iter().flat_map(|(_, at)| at).all(unknown), "{next:?}");
         batches.extend(next);
@@ -438,10 +438,10 @@ fn what_others_were_given_is_not_asked_of_the_first_while_they_are() {
     // A batch now and then tells how it goes on; and where nobody else asks, the first is asked for all that nobody has.
     now = now + BELIEVED;
     exchange.handle_timeout(now, &mut rng);
-    let mut batches = asked(&mut exchange);
+    let mut batches = asked(&mut exchange, first);
     while let Some((batch, at)) = batches.pop() {
         exchange.fetched(root, batch, told(&at, &mut given), now, &mut rng);
-        batches.extend(asked(&mut exchange));
+        batches.extend(asked(&mut exchange, first));
     }
     assert!(given.is_full(pieces.len()));
 }

@@ -122,7 +122,7 @@ impl Store {
         let _none_is_removed = lock(&self.removing);
         let others = self.others(root, &damage.places.iter().map(|place| place.chunk).collect())?;
         let _nobody_else = self.changing.write().unwrap_or_else(PoisonError::into_inner);
-        if self.index.image(root)?.is_none() && !self.index.original(root)? {
+        if !self.is_complete(root)? {
             // Another has found the same, or it was given up meanwhile.
             return Ok(if self.doubted()?.contains(root) { Doubted::Open } else { Doubted::Gone });
         }

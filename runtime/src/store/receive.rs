@@ -109,7 +109,7 @@ impl Store {
     pub fn survey(&self, root: &Chunk) -> Result<Missing, StoreError> {
         let _not_removed = self.changing();
         self.touched(root);
-        if self.index.image(root)?.is_some() || self.index.original(root)? {
+        if self.is_complete(root)? {
             self.tell_keepers(root)?;
             return Ok(Missing { complete: true, contents: true, pieces: Vec::new(), present: Vec::new() });
         }
