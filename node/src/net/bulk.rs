@@ -318,6 +318,7 @@ async fn serve_line(member: NodeId, line: server::TlsStream<BufReader<Awaiting>>
         drop(sender);
     };
     let giving = async {
+        let mut gone = 0;
         while let Some(ask) = asks.recv().await {
             let Ask::Chunks(root, ids, at) = ask else { continue };
             let noted = shelf.note(root, &ids, at).await;
@@ -328,10 +329,10 @@ async fn serve_line(member: NodeId, line: server::TlsStream<BufReader<Awaiting>>
                 Err(mpsc::error::TryRecvError::Disconnected) => Err(io::ErrorKind::ConnectionAborted.into()),
             };
             is_giving.store(true, Ordering::Relaxed);
-            shelf.give(member, ids, &mut send, enough).await?;
+            gone += shelf.give(member, ids, &mut send, enough).await?;
             noted.stays();
             is_giving.store(false, Ordering::Relaxed);
-            shelf.end(&root, &mut send).await?;
+            shelf.end(&root, &mut gone, &mut send).await?;
         }
         Ok::<_, io::Error>(())
     };

@@ -61,8 +61,11 @@ pub struct Partly {
 }
 
 impl Partly {
-    /// The longest bitfield that is told so; a longer one would be too much beside a batch.
-    pub const MAX: usize = 2048;
+    /// The longest bitfield that is told so: of about 64 GiB.
+    pub const MAX: usize = 128 << 10;
+    /// Up to so many bytes it is told behind each batch, and a longer one when so many times its bytes have gone before it.
+    const SHORT: usize = 2048;
+    const BESIDE: usize = 64;
     /// Images of which it is remembered what was given.
     const MAX_GIVEN: usize = 64;
     /// When nobody has asked for so long, those it was given to may have left.
@@ -104,11 +107,22 @@ impl Partly {
         }
     }
 
-    /// Tells what is here of an image, or was given of it, in its length and as many bytes; at once with a word before it.
-    async fn tell<W: AsyncWrite + Unpin>(&self, word: u32, root: &ChunkId, send: &mut W) -> io::Result<()> {
+    /// Tells what is here of an image, or was given of it, in its length and as many bytes; at once with a word before it. `gone` are the
+    /// bytes of its chunks that went this way since that was told before.
+    async fn tell<W: AsyncWrite + Unpin>(
+        &self,
+        word: u32,
+        root: &ChunkId,
+        gone: &mut usize,
+        send: &mut W,
+    ) -> io::Result<()> {
         let coming = locked(&self.coming).get(root).cloned();
         let given = || locked(&self.given).get(root)?.0.as_ref().map(|bits| bits.to_bytes().into());
-        let bits = coming.or_else(given).unwrap_or_default();
+        let is_due = |bits: &Arc<[u8]>| bits.len() <= Self::SHORT || bits.len() * Self::BESIDE <= *gone;
+        let bits = coming.or_else(given).filter(is_due).unwrap_or_default();
+        if !bits.is_empty() {
+            *gone = 0;
+        }
         let words = [word, bits.len() as u32].map(u32::to_be_bytes).concat();
         send.write_all(&[&words[..], &bits].concat()).await
     }
@@ -211,7 +225,7 @@ impl Limit {
 impl Shelf {
     /// Remembers that somebody is given chunks of an image, if all of it is here.
     pub(super) async fn note(&self, root: ChunkId, ids: &[ChunkId], mut at: Vec<u32>) -> Noted<'_> {
-        at.truncate(ids.len());
+        at.truncate(ids.len().min(BATCH_PIECES));
         let new = if at.is_empty() || !self.has_all(root).await { Vec::new() } else { self.partly.gives(&root, at) };
         Noted { partly: &self.partly, root, at: new }
     }
@@ -228,14 +242,15 @@ impl Shelf {
         matches!(tokio::task::spawn_blocking(move || store.is_complete(&root.0)).await, Ok(Ok(true)))
     }
 
-    /// Gives this member these chunks, until all are given or `enough` says so before a slab.
+    /// Gives this member these chunks, until all are given or `enough` says so before a slab; how many bytes that were.
     pub(super) async fn give<W: AsyncWrite + Unpin>(
         &self,
         member: NodeId,
         ids: Vec<ChunkId>,
         send: &mut W,
         mut enough: impl FnMut() -> io::Result<bool>,
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
+        let mut gone = 0;
         let mut ids = ids.into_iter().take(BATCH_PIECES).peekable();
         while ids.peek().is_some() && !enough()? {
             let (store, tamper) = (Arc::clone(&self.store), self.tamper);
@@ -245,18 +260,24 @@ impl Shelf {
             });
             let slab;
             (slab, ids) = read.await?.map_err(io::Error::other)?;
+            gone += slab.len();
             for piece in slab.chunks(if self.limit.rate.is_some() { PIECE } else { slab.len() }) {
                 self.limit.take(member, piece.len()).await;
                 tokio::time::timeout(WRITE_STALL, send.write_all(piece)).await??;
             }
         }
-        Ok(())
+        Ok(gone)
     }
 
-    /// Ends a batch on a stream that goes on.
-    pub(super) async fn end<W: AsyncWrite + Unpin>(&self, root: &ChunkId, send: &mut W) -> io::Result<()> {
+    /// Ends a batch on a stream that goes on, on which so many bytes have gone since something was told.
+    pub(super) async fn end<W: AsyncWrite + Unpin>(
+        &self,
+        root: &ChunkId,
+        gone: &mut usize,
+        send: &mut W,
+    ) -> io::Result<()> {
         let ending = async {
-            self.partly.tell(END, root, send).await?;
+            self.partly.tell(END, root, gone, send).await?;
             send.flush().await
         };
         tokio::time::timeout(WRITE_STALL, ending).await?
@@ -402,7 +423,7 @@ mod tests {
         let (root, partly) = (ChunkId([1; 32]), Partly::default());
         let told = async || {
             let (mut provider, mut asker) = tokio::io::duplex(1 << 16);
-            partly.tell(END, &root, &mut provider).await.unwrap();
+            partly.tell(END, &root, &mut 0, &mut provider).await.unwrap();
             assert_eq!(asker.read_u32().await.unwrap(), END);
             Partly::read(&mut asker).await.unwrap()
         };
@@ -439,15 +460,27 @@ mod tests {
         let long = Bitfield::from_bytes(&[1; Partly::MAX + 8], 8 * (Partly::MAX + 8));
         partly.set([(coming, &bits), (other, &long)].into_iter());
         for (root, told) in [(coming, Some(vec![5, 0, 7])), (other, None), (coming, Some(vec![5, 0, 7]))] {
-            partly.tell(END, &root, &mut provider).await.unwrap();
+            partly.tell(END, &root, &mut 0, &mut provider).await.unwrap();
             assert_eq!(asker.read_u32().await.unwrap(), END);
             assert!(matches!(came.read_has(&mut asker).await, Ok(true)));
             assert_eq!(came.has, told);
         }
         partly.retain(|root| *root == other);
-        partly.tell(END, &coming, &mut provider).await.unwrap();
+        partly.tell(END, &coming, &mut 0, &mut provider).await.unwrap();
         assert_eq!(asker.read_u32().await.unwrap(), END);
         assert!(matches!(came.read_has(&mut asker).await, Ok(true)) && came.has.is_none());
+        // Of a large one now and then.
+        let large = Bitfield::from_bytes(&[1; Partly::SHORT + 8], 8 * (Partly::SHORT + 8));
+        partly.set([(coming, &large)].into_iter());
+        let (mut gone, mut told) = (0, Vec::new());
+        for batch in 1..=6 {
+            gone += 50_000;
+            partly.tell(END, &coming, &mut gone, &mut provider).await.unwrap();
+            assert_eq!(asker.read_u32().await.unwrap(), END);
+            assert!(matches!(came.read_has(&mut asker).await, Ok(true)));
+            told.extend(came.has.take().map(|bits| (batch, bits.len())));
+        }
+        assert_eq!(told, [(3, Partly::SHORT + 8), (6, Partly::SHORT + 8)]);
         // More than anybody tells; and one that dies before it has told.
         provider.write_u32(Partly::MAX as u32 + 1).await.unwrap();
         assert!(came.read_has(&mut asker).await.is_err());

@@ -61,6 +61,16 @@ impl Bitfield {
         self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
     }
 
+    /// Removes what is not in another.
+    pub(super) fn retain(&mut self, other: &Bitfield) {
+        self.words.iter_mut().enumerate().for_each(|(at, word)| *word &= other.word(at));
+    }
+
+    /// Removes what is in another.
+    pub(super) fn remove(&mut self, other: &Bitfield) {
+        self.words.iter_mut().enumerate().for_each(|(at, word)| *word &= !other.word(at));
+    }
+
     /// An upper bound of the bytes that it has as it travels.
     pub fn max_bytes(&self) -> usize {
         self.words.len() * 8
@@ -122,6 +132,12 @@ mod tests {
             assert!(plain.iter().enumerate().all(|(at, has)| came.has(at) == *has && set.has(at) == *has));
             assert_eq!(came.count() as usize, plain.iter().filter(|has| **has).count());
             assert!(!came.has(pieces));
+            let other = Bitfield::from_bytes(&[0x5a; 8], pieces);
+            let (mut both, mut rest) = (set.clone(), set.clone());
+            both.retain(&other);
+            rest.remove(&other);
+            assert!(plain.iter().enumerate().all(|(at, has)| both.has(at) == (*has && other.has(at))));
+            assert!(plain.iter().enumerate().all(|(at, has)| rest.has(at) == (*has && !other.has(at))));
             let (start, end) = (rng.usize(..=pieces), rng.usize(..=pieces));
             let expected: Vec<usize> = (start..end).filter(|at| plain[*at]).collect();
             if start <= end {

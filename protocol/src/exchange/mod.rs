@@ -183,8 +183,11 @@ pub enum Action {
 #[derive(Debug, Default)]
 struct Provider {
     complete: bool,
-    /// As it has said, piece by piece; of one that has all of it, what it has given, and had before it had all.
+    /// As it has said, piece by piece; of one that has all of it, what it has given since this node heard of it first.
     has: Bitfield,
+    /// Of one that has all: what it had given before that, or to this node in vain. Those it went to may be gone, and who is here
+    /// tells so himself.
+    before: Option<Bitfield>,
     /// It sent a wrong chunk.
     banned: bool,
     rest_until: Instant,
@@ -195,7 +198,9 @@ struct Provider {
     /// How long its batches take, smoothed, and when the last of them came.
     usual: Duration,
     gave: Instant,
-    /// Of one that has all: whether it gave others at least twice as many pieces as its last batch had, since it was last heard before.
+    /// Of one that has all: pieces that others were given and that this node asked for, of late: each report halves what was before it.
+    took: (usize, usize),
+    /// Whether others were given at least twice as many as this node, as far as that can be told.
     gives_others: Option<bool>,
 }
 
@@ -384,8 +389,10 @@ impl Exchange {
             download.providers.retain(|other, provider| provider.banned || *other != node);
         }
         for (node, complete) in providers {
-            let provider = download.providers.entry(*node).or_default();
-            provider.complete |= complete;
+            download.providers.entry(*node).or_default();
+            if *complete {
+                download.completes(node);
+            }
         }
         download.count_receivers(root, &self.me);
         self.pump(*root, now, rng);
@@ -407,16 +414,16 @@ impl Exchange {
         rng: &mut Rng,
     ) {
         let Some(download) = self.downloads.get_mut(root) else { return };
-        if let Some(provider) = download.providers.get_mut(&from) {
-            provider.complete |= complete;
-            if download.contents {
-                download.told(&from, Bitfield::from_bytes(bits, download.pieces.len()), now);
-            }
-            if complete {
-                download.count_receivers(root, &self.me);
-            }
-            self.pump(*root, now, rng);
+        if !download.providers.contains_key(&from) {
+            return;
         }
+        if complete {
+            download.completes(&from);
+            download.count_receivers(root, &self.me);
+        } else if download.contents {
+            download.told(&from, Bitfield::from_bytes(bits, download.pieces.len()), now);
+        }
+        self.pump(*root, now, rng);
     }
 
     /// The store's answer to [`Action::Survey`].
@@ -485,17 +492,14 @@ impl Exchange {
             }
         }
         let nothing = result.got.is_empty();
+        if let Some(provider) = download.providers.get_mut(&node) {
+            provider.took.1 += pieces.len();
+        }
         if let Some(bits) = result.has.filter(|_| download.contents) {
-            download.told_behind(&node, &bits, pieces.len(), now);
-        } else if let Some(provider) = download.providers.get_mut(&node).filter(|_| !nothing) {
-            provider.gives_others = None;
+            download.told_behind(&node, &bits, now);
         }
-        if download.providers.get(&node).is_some_and(|provider| provider.complete) {
-            // It has it, and has not given it.
-            let missing = |at: &u32| !download.have.has(*at as usize);
-            let missing: Vec<u32> = pieces.into_iter().filter(missing).collect();
-            download.has_not(&node, &missing);
-        }
+        let missing: Vec<u32> = pieces.into_iter().filter(|at| !download.have.has(*at as usize)).collect();
+        download.gave_not(&node, &missing);
         if let Some(provider) = download.providers.get_mut(&node) {
             if !nothing {
                 provider.idle = 0;
@@ -527,10 +531,9 @@ impl Exchange {
                         let reason = format!("it has no chunk {} of an image that it says it has", chunk.short());
                         self.actions.push(Action::Faulty(node, reason));
                     }
-                    provider.complete = false;
                     provider.rest_until = now + LOOK * (1 << provider.idle.min(MAX_DOUBLED));
                     let at = download.index.get(&chunk).copied();
-                    download.has_not(&node, at.as_slice());
+                    download.has_not(&node, at);
                 }
                 (FetchFault::Unreachable(reason), Some(provider)) => {
                     provider.rest(now);
@@ -694,6 +697,26 @@ impl Provider {
         !self.banned && self.rest_until <= now
     }
 
+    /// Of one that has all: takes what it has given in all, leaves of it what it gave since this node heard of it first, and finds whether
+    /// that goes to others; `own` are the words of what this node has or asks for, of a list of `count` pieces.
+    fn has_given(&mut self, has: &mut Bitfield, own: impl Fn(usize) -> u64, count: usize) {
+        let is_first = self.before.is_none();
+        let before = self.before.get_or_insert_with(|| has.clone());
+        // What it has taken back it may give again.
+        before.retain(has);
+        // Where nothing is left that it could give for the first time, nothing tells.
+        let tells = pieces_in(0..count, |at| !(has.word(at) | own(at))).next().is_some();
+        has.remove(before);
+        self.took.0 += pieces_in(0..count, |at| has.word(at) & !self.has.word(at) & !own(at)).count();
+        self.gives_others = (tells && !is_first).then_some(self.took.0 >= 2 * self.took.1);
+        self.took = (self.took.0 / 2, self.took.1 / 2);
+    }
+
+    /// What it has given of another list, or before it turned out not to have all, tells nothing.
+    fn forget_given(&mut self) {
+        (self.before, self.took, self.gives_others) = (None, (0, 0), None);
+    }
+
     /// How long its batches take, as far as that is still believed.
     fn believed(&self, now: Instant) -> Duration {
         let halves = now.since(self.gave).as_millis() / BELIEVED.as_millis();
@@ -787,7 +810,8 @@ impl Download {
         self.demanded.clear();
         // What a provider has was told of the list before.
         for provider in self.providers.values_mut() {
-            (provider.has, provider.heard, provider.gives_others) = (Bitfield::default(), None, None);
+            (provider.has, provider.heard) = (Bitfield::default(), None);
+            provider.forget_given();
         }
         for (piece, present) in survey.pieces.into_iter().zip(survey.present) {
             let at = self.pieces.len() as u32;
@@ -803,6 +827,14 @@ impl Download {
         self.partly = vec![0; self.pieces.len()];
     }
 
+    /// A provider has all of it.
+    fn completes(&mut self, node: &NodeId) {
+        let Some(provider) = self.providers.get_mut(node).filter(|provider| !provider.complete) else { return };
+        provider.complete = true;
+        // What it has is no news any more, and what it gives is another matter.
+        self.has_now(node, Bitfield::default());
+    }
+
     /// A provider has said what it has of the contents.
     fn told(&mut self, node: &NodeId, has: Bitfield, now: Instant) {
         let Some(provider) = self.providers.get_mut(node) else { return };
@@ -812,35 +844,43 @@ impl Download {
         }
     }
 
-    /// The same behind a batch of so many pieces. It was so when the batch ended: what was heard while that was written may be later.
-    fn told_behind(&mut self, node: &NodeId, bits: &[u8], asked: usize, now: Instant) {
+    /// The same behind a batch. It was so when the batch ended: what was heard while that was written may be later.
+    fn told_behind(&mut self, node: &NodeId, bits: &[u8], now: Instant) {
         let Some(provider) = self.providers.get_mut(node) else { return };
-        let count = self.pieces.len();
-        let mut has = Bitfield::from_bytes(bits, count);
-        provider.gives_others = None;
+        let mut has = Bitfield::from_bytes(bits, self.pieces.len());
         if provider.complete {
-            let is_first = provider.has.count() == 0;
             let own = |at| self.have.word(at) | self.in_flight.word(at);
-            let to_others = pieces_in(0..count, |at| has.word(at) & !provider.has.word(at) & !own(at)).count();
-            provider.gives_others = (!is_first).then_some(to_others >= 2 * asked);
-        }
-        has.add(&provider.has);
-        if provider.complete && has.is_full(count) {
-            // To others, who may have left again: that tells nothing.
-            (has, provider.gives_others) = (Bitfield::default(), None);
+            provider.has_given(&mut has, own, self.pieces.len());
+        } else {
+            has.add(&provider.has);
         }
         self.told(node, has, now);
     }
 
-    /// A provider has not these pieces, as it turns out.
-    fn has_not(&mut self, node: &NodeId, pieces: &[u32]) {
+    /// A provider that has these pieces has not given them: where it says that it has, that tells nothing.
+    fn gave_not(&mut self, node: &NodeId, pieces: &[u32]) {
         let Some(provider) = self.providers.get_mut(node) else { return };
+        let Some(before) = &mut provider.before else { return };
         for at in pieces.iter().map(|at| *at as usize) {
+            before.set(at);
             if provider.has.has(at) {
                 provider.has.clear(at);
                 self.partly[at] -= 1;
             }
         }
+    }
+
+    /// A provider has not this piece, as it turns out, nor all others then.
+    fn has_not(&mut self, node: &NodeId, piece: Option<u32>) {
+        let Some(provider) = self.providers.get_mut(node) else { return };
+        let mut has = provider.has.clone();
+        if std::mem::take(&mut provider.complete) {
+            // That is what it gave.
+            has = Bitfield::default();
+            provider.forget_given();
+        }
+        piece.inspect(|at| has.clear(*at as usize));
+        self.has_now(node, has);
     }
 
     /// A provider has these pieces, as far as is known.

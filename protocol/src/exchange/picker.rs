@@ -50,11 +50,11 @@ impl Download {
         run
     }
 
-    /// Whether others take much of what this provider can give: then it is for them to take what is their share. As it said with what it
-    /// gave last, a moment ago; of one that does not say, as it seems.
+    /// Whether others take much of what this provider can give: then it is for them to take what is their share. As it said a
+    /// moment ago, with what it gave; of one that does not say, as it seems.
     fn is_contended(&self, provider: &Provider, now: Instant) -> bool {
         match provider.gives_others {
-            Some(gives_others) => gives_others && now.since(provider.gave) < BELIEVED,
+            Some(gives_others) => gives_others && provider.heard.is_some_and(|heard| now.since(heard) < BELIEVED),
             None => self.is_busy(now) && self.is_slow(provider, now),
         }
     }

@@ -414,10 +414,7 @@ fn what_others_were_given_is_not_asked_of_the_first_while_they_are() {
     let mut exchange = begun(root, &[(first, true), (node(2), false)], now, &mut rng);
     let share = exchange.downloads[&root].share.clone();
     let (own, mut others): (Vec<usize>, Vec<usize>) = (0..pieces.len()).partition(|at| share.has(*at));
-    // The other receiver has taken most of this node's share, which it took for slow, and goes on with its own.
     let mut given = Bitfield::default();
-    let taken = own.len() * 3 / 4;
-    own[..taken].iter().for_each(|at| given.set(*at));
     let told = |at: &[u32], given: &mut Bitfield| {
         at.iter().for_each(|at| given.set(*at as usize));
         let got = at.iter().map(|at| pieces[*at as usize].chunk).collect();
@@ -425,6 +422,12 @@ fn what_others_were_given_is_not_asked_of_the_first_while_they_are() {
     };
     let mut batches = asked(&mut exchange, first);
     assert_eq!(batches.len(), PER_PROVIDER, "it has given nothing yet");
+    let (batch, at) = batches.remove(0);
+    exchange.fetched(root, batch, told(&at, &mut given), now, &mut rng);
+    batches.extend(asked(&mut exchange, first));
+    // The other receiver takes most of this node's share, which it takes for slow, and goes on with its own.
+    let taken = own.len() * 3 / 4;
+    own[..taken].iter().for_each(|at| given.set(*at));
     while let Some((batch, at)) = batches.pop() {
         others.drain(..(2 * at.len()).min(others.len())).for_each(|at| given.set(at));
         exchange.fetched(root, batch, told(&at, &mut given), now, &mut rng);
@@ -444,6 +447,33 @@ fn what_others_were_given_is_not_asked_of_the_first_while_they_are() {
         batches.extend(asked(&mut exchange, first));
     }
     assert!(given.is_full(pieces.len()));
+}
+
+#[test]
+fn what_was_given_before_or_in_vain_or_is_taken_back_tells_nothing() {
+    let (root, first, now, mut rng) = (image(LARGE), node(1), Instant::ZERO + ms(10_000), Rng::with_seed(1));
+    let mut exchange = begun(root, &[(first, true), (node(2), false)], now, &mut rng);
+    let share = exchange.downloads[&root].share.clone();
+    let mut batches = asked(&mut exchange, first);
+    let is_asked = |at: &u32| batches.iter().any(|(_, asked)| asked.contains(at));
+    let own: Vec<u32> = (0..1024).filter(|at| share.has(*at as usize) && !is_asked(at)).collect();
+    let (earlier, meanwhile) = (&own[..20], &own[20..30]);
+    let mut report = |given: &[&[u32]], comes: bool| -> Vec<u32> {
+        let (batch, at) = batches.pop().unwrap();
+        let mut bits = Bitfield::default();
+        given.iter().copied().chain([&at[..]]).flatten().for_each(|at| bits.set(*at as usize));
+        let got = at.iter().filter(|_| comes).map(|at| contents(root)[*at as usize].chunk).collect();
+        let fault = (!comes).then(|| FetchFault::Unreachable("it went".to_owned()));
+        let told = Fetched { got, bytes: 262_144, elapsed: ms(10), has: Some(bits.to_bytes()), fault };
+        exchange.fetched(root, batch, told, now, &mut rng);
+        batches.extend(asked(&mut exchange, first));
+        let Download { partly, have, .. } = &exchange.downloads[&root];
+        (0..1024).filter(|at| partly[*at as usize] > 0 && !have.has(*at as usize)).collect::<Vec<u32>>()
+    };
+    assert!(report(&[earlier], true).is_empty());
+    assert_eq!(report(&[earlier, meanwhile], true), meanwhile);
+    assert!(report(&[earlier], true).is_empty());
+    assert_eq!(report(&[earlier, meanwhile], false), meanwhile);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Images on their way.
 
+use std::ops::Range;
+
 use super::*;
 
 #[test]
@@ -203,23 +205,90 @@ fn who_asks_one_node_for_different_images_get_alike() {
     }
 }
 
-/// Seconds of virtual time until fifteen nodes have an image of the first one, and how many copies that one sent.
-fn spread(seed: u64) -> (f64, f64) {
+/// The first of sixteen has the large image, and nobody else has any.
+fn alone(seed: u64) -> Mesh {
     let mut mesh = Mesh::swarm(&[Manner::Honest; 16], seed);
     mesh.hosts[0].kept = everything(image(LARGE)).collect();
-    (1..16).for_each(|at| mesh.want(at, image(LARGE), Need::Copy));
-    let all_have_it = |mesh: &Mesh| mesh.hosts[1..].iter().all(|host| host.complete.len() == 1);
-    assert!(mesh.run_until(ms(200_000), all_have_it), "seed {seed}");
-    let copies = mesh.hosts[0].served as f64 / contents(image(LARGE)).len() as f64;
-    (mesh.now.since(Instant::ZERO).as_secs_f64(), copies)
+    mesh
+}
+
+/// Seconds of virtual time until these have that image, and how many copies of it the first sent meanwhile.
+fn spread(mesh: &mut Mesh, receivers: Range<usize>) -> (f64, f64) {
+    let (begun, before) = (mesh.now, mesh.hosts[0].served);
+    receivers.clone().for_each(|at| mesh.want(at, image(LARGE), Need::Copy));
+    let all_have_it = |mesh: &Mesh| mesh.hosts[receivers.clone()].iter().all(|host| host.complete.len() == 1);
+    assert!(mesh.run_until(ms(200_000), all_have_it));
+    let copies = (mesh.hosts[0].served - before) as f64 / contents(image(LARGE)).len() as f64;
+    (mesh.now.since(begun).as_secs_f64(), copies)
+}
+
+/// The first chunks of it.
+fn some(count: usize) -> impl Iterator<Item = ChunkId> {
+    contents(image(LARGE)).into_iter().take(count).map(|piece| piece.chunk)
+}
+
+/// What a link takes for it, in seconds.
+fn bound() -> f64 {
+    contents(image(LARGE)).len() as f64 * 262_144.0 / 10e6
+}
+
+/// They have it in what is at the least that part of all the time, and are sent no more than that many copies.
+fn soon(mesh: &mut Mesh, receivers: Range<usize>, part: f64, most: f64) {
+    let (took, copies) = spread(mesh, receivers);
+    assert!(took < bound() / part, "{took:.1} s, {:.1} at least", bound());
+    assert!(copies < most, "the first sent {copies:.2} copies");
 }
 
 #[test]
 fn the_first_sends_little_more_than_one_copy_and_all_have_it_soon_after() {
-    let bound = contents(image(LARGE)).len() as f64 * 262_144.0 / 10e6;
     for seed in 0..2 {
-        let (took, copies) = spread(seed);
-        assert!(took < bound / 0.9, "seed {seed}: {took:.1} s, {bound:.1} at least");
-        assert!(copies < 1.05, "seed {seed}: the first sent {copies:.2} copies");
+        soon(&mut alone(seed), 1..16, 0.9, 1.03);
     }
+}
+
+#[test]
+fn what_was_given_to_those_who_left_is_given_to_those_who_come_as_soon() {
+    // Those who come first have nothing, or a half of it.
+    for (seed, half) in [(0, 0), (1, 512)] {
+        let mut mesh = alone(seed);
+        mesh.hosts[1..8].iter_mut().for_each(|host| host.kept.extend(some(half)));
+        spread(&mut mesh, 1..8);
+        mesh.hosts[1..8].iter_mut().for_each(|host| host.kept.clear());
+        soon(&mut mesh, 8..16, 0.9, 1.03);
+    }
+}
+
+#[test]
+fn two_that_are_slow_hold_few_up() {
+    let mut mesh = alone(0);
+    mesh.hosts[14..].iter_mut().for_each(|host| host.manner = Manner::Slow);
+    (14..16).for_each(|at| mesh.want(at, image(LARGE), Need::Copy));
+    soon(&mut mesh, 1..14, 0.8, 1.2);
+}
+
+#[test]
+fn some_that_die_hold_nobody_up() {
+    let mut mesh = alone(0);
+    (1..16).for_each(|at| mesh.want(at, image(LARGE), Need::Copy));
+    mesh.run_until(ms(10_000), |_| false);
+    for (at, host) in mesh.hosts.iter_mut().enumerate().skip(13) {
+        (host.manner, host.exchange) = (Manner::Away, Exchange::new(node(at)));
+        host.kept.clear();
+    }
+    // They were given their shares in vain.
+    mesh.hosts[0].served = 0;
+    let (took, copies) = spread(&mut mesh, 1..13);
+    assert!(took + 10.0 < bound() / 0.85, "{took:.1} s more, {:.1} at least", bound());
+    assert!(copies < 0.8, "the first sent {copies:.2} copies more");
+}
+
+#[test]
+fn who_comes_late_or_has_most_of_it_takes_nobody_s_time() {
+    let mut mesh = alone(0);
+    (1..8).for_each(|at| mesh.want(at, image(LARGE), Need::Copy));
+    mesh.run_until(ms(14_000), |_| false);
+    soon(&mut mesh, 1..16, 0.9, 1.0);
+    let mut mesh = alone(1);
+    mesh.hosts[1..4].iter_mut().for_each(|host| host.kept.extend(some(800)));
+    soon(&mut mesh, 1..16, 0.9, 1.0);
 }
