@@ -6,16 +6,18 @@
 //!
 //! **Races.** A removal waits until nobody takes up chunks or completes an image, and those wait for it; it does not begin
 //! while an import runs, which does not yet say what it will reach. Most of what must stay is found before that, without holding
-//! anybody up: only what was completed since is found then. Whoever asks for it keeps what containers use.
+//! anybody up: only what was completed since is found then. Files are only moved away meanwhile; to free what they take can last
+//! for seconds, and comes after it. Whoever asks for it keeps what containers use.
 //!
 //! **If it dies.** The index forgets first, in one transaction; files that then stay are in nobody's way, and go with the next
-//! sweep.
+//! sweep, or where they were moved away, at the next start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{MutexGuard, PoisonError, RwLockWriteGuard};
 
 use super::index::{Location, Removal};
@@ -36,7 +38,14 @@ struct Still<'a> {
     complete: Vec<Chunk>,
     /// What those reach that stay.
     kept: Reached,
-    _locks: (MutexGuard<'a, ()>, RwLockWriteGuard<'a, ()>),
+    locks: (MutexGuard<'a, ()>, RwLockWriteGuard<'a, ()>),
+}
+
+/// Files and folders that are in nobody's way any more, and bytes that are free already.
+#[derive(Default)]
+pub(super) struct Away {
+    moved: Vec<PathBuf>,
+    freed: u64,
 }
 
 /// How much room something takes.
@@ -105,7 +114,8 @@ impl Store {
 
     /// Removes what neither a complete image or original reaches, nor one of `keep` as far as it is here.
     pub fn sweep(&self, keep: &[Chunk]) -> Result<Removed, StoreError> {
-        let Some(Still { complete, mut kept, _locks }) = self.still(&[])? else { return Ok(Removed::Busy) };
+        let objects: Vec<PathBuf> = folders(&self.dir.join("objects")).flat_map(|folder| folders(&folder)).collect();
+        let Some(Still { complete, mut kept, locks }) = self.still(&[])? else { return Ok(Removed::Busy) };
         let stays = kept.contents.clone();
         let keep: Vec<Chunk> = self.recent().into_iter().chain(keep.iter().copied()).collect();
         for root in keep.iter().filter(|root| !complete.contains(root)) {
@@ -123,32 +133,28 @@ impl Store {
         }
         self.place_elsewhere(&stays, &mut elsewhere)?;
         self.index.sweep(&elsewhere, &goes, &|layer| !kept.layers.contains(layer))?;
-        let mut freed = 0;
-        for path in folders(&self.dir.join("objects")).flat_map(|folder| folders(&folder)) {
+        let mut away = Away::default();
+        for path in objects {
             let id = path.file_name().and_then(|name| data_encoding::HEXLOWER.decode(name.as_encoded_bytes()).ok());
             let id: Option<ContentId> = id.and_then(|id| id.try_into().ok());
-            let size = fs::symlink_metadata(&path).map(|file| own_blocks(&file)).unwrap_or_default();
-            let gone = match id {
-                Some(id) => goes(&id) && self.discard(&id),
-                None => fs::remove_file(&path).is_ok(),
-            };
-            if gone {
-                freed += size;
+            if id.is_none_or(|id| goes(&id)) {
+                id.inspect(|id| lock(&self.fresh).forget(id));
+                self.move_away(&path, &mut away);
             }
         }
         let used: BTreeSet<PathBuf> = complete.iter().chain(&keep).map(|root| self.rootfs_dir(root)).collect();
         let layers: BTreeSet<PathBuf> = kept.layers.iter().map(|layer| self.layer_dir(layer)).collect();
-        let left = folders(&self.dir.join("rootfs")).filter(|dir| !used.contains(dir));
-        left.for_each(|dir| self.discard_rootfs(&dir));
-        for dir in folders(&self.dir.join("layers")).filter(|dir| !layers.contains(dir)) {
-            drop(fs::remove_dir_all(dir));
+        let folders = ["rootfs", "layers"].iter().flat_map(|name| folders(&self.dir.join(name)));
+        for dir in folders.filter(|dir| !used.contains(dir) && !layers.contains(dir)) {
+            self.move_away(&dir, &mut away);
         }
-        Ok(Removed::Freed(freed))
+        drop(locks);
+        Ok(Removed::Freed(away.free()))
     }
 
     /// Removes images and originals, and what nothing else reaches. `keep` are those on their way here.
     pub fn remove(&self, roots: &[Chunk], keep: &[Chunk]) -> Result<Removed, StoreError> {
-        let Some(Still { complete, mut kept, _locks }) = self.still(roots)? else { return Ok(Removed::Busy) };
+        let Some(Still { complete, mut kept, locks }) = self.still(roots)? else { return Ok(Removed::Busy) };
         let mut doomed = Reached::default();
         let stays = Reached { contents: kept.contents.clone(), blobs: kept.blobs.clone(), ..Reached::default() };
         for root in keep.iter().filter(|root| !complete.contains(root)) {
@@ -163,19 +169,33 @@ impl Store {
         doomed.contents.retain(|id, _| !kept.contents.contains_key(id) && !awaited.contains(id));
         doomed.layers.retain(|layer| !kept.layers.contains(layer));
         let removal = self.removal(roots, &stays, &doomed)?;
-        roots.iter().for_each(|root| self.discard_rootfs(&self.rootfs_dir(root)));
+        let mut away = Away::default();
+        roots.iter().for_each(|root| _ = self.move_away(&self.rootfs_dir(root), &mut away));
         self.index.remove(&removal)?;
-        for layer in &doomed.layers {
-            let dir = self.layer_dir(layer);
-            drop(fs::remove_dir_all(&dir));
-        }
+        doomed.layers.iter().for_each(|layer| _ = self.move_away(&self.layer_dir(layer), &mut away));
         let mut freed = 0;
         for (id, content) in &doomed.contents {
-            if self.discard(id) {
+            lock(&self.fresh).forget(id);
+            if self.move_away(&self.object(id), &mut away) {
                 freed += content.size();
             }
         }
+        drop(locks);
+        away.free();
         Ok(Removed::Freed(freed))
+    }
+
+    /// Takes a file or a folder away, whole; whether it was there.
+    pub(super) fn move_away(&self, path: &Path, away: &mut Away) -> bool {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let to = self.dir.join("tmp").join(format!("gone-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        match fs::rename(path, &to) {
+            Ok(()) => away.moved.push(to),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+            // A full disk may have no room for its name.
+            Err(_) => away.freed += remove(path),
+        }
+        true
     }
 
     /// What of the index goes, and what must be looked for elsewhere from now on: in what is complete, where it is put if it is
@@ -237,7 +257,7 @@ impl Store {
         for root in complete.iter().filter(|root| !except.contains(root) && !before.contains(root)) {
             self.reach(root, &mut kept)?;
         }
-        Ok(Some(Still { complete, kept, _locks: (one_at_a_time, nobody_else) }))
+        Ok(Some(Still { complete, kept, locks: (one_at_a_time, nobody_else) }))
     }
 
     pub(super) fn roots(&self) -> Result<Vec<Chunk>, StoreError> {
@@ -283,6 +303,24 @@ impl Store {
         }
         Ok(())
     }
+}
+
+impl Away {
+    /// Removes them, folders with links to the files before those; how many bytes of files are free again. What stays goes at the next
+    /// start.
+    pub(super) fn free(self) -> u64 {
+        self.freed + self.moved.iter().rev().map(|path| remove(path)).sum::<u64>()
+    }
+}
+
+/// Removes a file or a folder, and tells how many bytes of a file are free again.
+fn remove(path: &Path) -> u64 {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => drop(fs::remove_dir_all(path)),
+        Ok(found) if fs::remove_file(path).is_ok() => return own_blocks(&found),
+        _ => {}
+    }
+    0
 }
 
 /// Bytes that are free again when this is removed.

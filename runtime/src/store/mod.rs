@@ -5,7 +5,7 @@
 //! rootfs/0123456789…/  an image's file system without its files' bytes, where the kernel can put both together
 //! layers/0123456789…/  a layer, unpacked, where it cannot: a lower layer of overlayfs; its files are links to objects
 //! index.redb           where each chunk lies, which contents, layers, images and originals are complete
-//! tmp/                 what is being written; emptied at start
+//! tmp/                 what is being written or removed; emptied at start
 //! ```
 //!
 //! **Order of writing.** Bytes first, then `syncfs`, then the index: a chunk that the index names is on the disk. A

@@ -18,10 +18,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::collect::Away;
 use super::{Store, StoreError, hex, lock, object_in};
 use crate::image::erofs::{self, ErofsError, Merged};
 use crate::image::{Chunk, Content, ContentId, Entry, Kind, Root, Tree};
@@ -180,12 +180,9 @@ impl Store {
 
     /// Takes an image's file system away, whole.
     pub(super) fn discard_rootfs(&self, dir: &Path) {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let gone = self.dir.join("tmp").join(format!("gone-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
-        // What cannot be moved is not there, or stays whole; what is in tmp goes at the next start at the latest.
-        if fs::rename(dir, &gone).is_ok() {
-            drop(fs::remove_dir_all(&gone));
-        }
+        let mut away = Away::default();
+        self.move_away(dir, &mut away);
+        away.free();
     }
 
     /// Whether it could be made. With what keepers need, if it is `lazy`: which contents these trees have.
