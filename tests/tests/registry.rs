@@ -387,6 +387,10 @@ fn content_discovery_lists_tags_and_referrers() {
         assert_eq!((&found["digest"], &found["artifactType"]), (&json!(at), &json!("text/note")));
         assert_eq!(found["annotations"]["said"], "signed");
     }
+    // It is listed once, under however many names.
+    put_manifest(one, "lab/thing", "signature", MANIFEST, &signature).is(201);
+    assert_eq!(referrers(one, "").json()["manifests"].as_array().map(Vec::len), Some(1));
+    ask(one, "DELETE", "/v2/lab/thing/manifests/signature", &[]).is(202);
     assert_eq!(referrers(one, "?artifactType=text/other").json()["manifests"], json!([]));
     assert_eq!(referrers(one, "?artifactType=text/note").header("oci-filters-applied"), "artifactType");
     let none = ask(one, "GET", &format!("/v2/lab/thing/referrers/{}", sha256(b"none")), &[]).is(200);

@@ -1,7 +1,6 @@
 //! What the node wants done outside: containers, images, records. Each effect ends in exactly one completion.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,7 +28,7 @@ use super::health::LookedAfter;
 use super::lazy::Reads;
 use super::networks::{Joined, Networks};
 use super::records::Writer;
-use crate::net::data::{Batch, DataPlane};
+use crate::net::data::{Batch, DataPlane, addresses_of};
 
 /// The line to one shim: reports come one way, signals go the other.
 pub(super) struct Line {
@@ -184,11 +183,7 @@ impl Effects {
                 self.spawn(id, move |effects| async move { Outcome::Surveyed(effects.survey(root).await) })
             }
             Effect::Fetch { root, provider, pieces, at } => {
-                let addresses: Vec<SocketAddr> = node
-                    .catalog()
-                    .node(&provider)
-                    .map(|fact| fact.data.iter().filter_map(|text| text.parse().ok()).collect())
-                    .unwrap_or_default();
+                let addresses = addresses_of(node, &provider);
                 let enough = Arc::new(Notify::new());
                 self.fetches().insert(id, Arc::clone(&enough));
                 self.spawn(id, move |effects| async move {

@@ -320,7 +320,9 @@ async fn start(options: &Options, home: &Home, launcher: Launcher) -> anyhow::Re
     let address = settings.registry.as_deref().unwrap_or(registry::USUAL);
     if address != "off" {
         let uploads = home.path("uploads");
-        match registry::start(address, handle.clone(), Arc::clone(&store), images.clone(), &uploads).await {
+        match registry::start(address, handle.clone(), Arc::clone(&store), images.clone(), Arc::clone(&plane), &uploads)
+            .await
+        {
             Ok(address) => tracing::info!(%address, "a registry for docker and others"),
             // The usual address may be another's; one that was asked for must be this node's.
             Err(error) if settings.registry.is_none() => tracing::warn!("no registry here: {error:#}"),

@@ -24,7 +24,9 @@ use anyhow::Context;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use moyai_protocol::contract::{FetchFault, Fetched, Piece};
+use moyai_protocol::exchange::BATCH_PIECES;
 use moyai_protocol::id::{ChunkId, NodeId};
+use moyai_protocol::node::Node;
 use moyai_protocol::trust::Role;
 use moyai_protocol::workload::PlacementId;
 use moyai_runtime::launch::exec::Task;
@@ -70,6 +72,12 @@ pub struct Batch {
     pub pieces: Vec<Piece>,
     /// Where those are in the list of its contents, where that is known.
     pub at: Vec<u32>,
+}
+
+/// Where a node gives such things, as it has said.
+pub fn addresses_of(node: &Node, of: &NodeId) -> Vec<SocketAddr> {
+    let told = node.catalog().node(of).into_iter().flat_map(|fact| &fact.data);
+    told.filter_map(|text| text.parse().ok()).collect()
 }
 
 /// What one node asks another.
@@ -283,14 +291,7 @@ impl DataPlane {
         let started = Instant::now();
         let mut fetched = Fetched { got: Vec::new(), bytes: 0, elapsed: Duration::ZERO, has: None, fault: None };
         let mut came = Came::default();
-        let fault = match self.bulk.fetch(provider, addresses, &batch, enough, &mut came).await {
-            Ok(()) => None,
-            Err(bulk::Failure::Fault(fault)) => Some(fault),
-            Err(bulk::Failure::NoWay) => {
-                came = Came::default();
-                self.fetch_by_quic(provider, addresses, &batch, enough, &mut came).await.err()
-            }
-        };
+        let fault = self.bring(provider, addresses, &batch, enough, &mut came).await.err();
         let missing = came.missing.map(FetchFault::Missing);
         fetched.has = came.has.take();
         // Of what a wrong chunk came with, nothing is believed to be worth the disk.
@@ -306,6 +307,50 @@ impl DataPlane {
         };
         fetched.elapsed = started.elapsed();
         fetched
+    }
+
+    /// Gets the bytes of chunks that follow each other, each checked, and keeps none. `root` is that of what they belong to.
+    pub async fn read(
+        &self,
+        provider: NodeId,
+        addresses: &[SocketAddr],
+        root: ChunkId,
+        chunks: &[([u8; 32], u32)],
+    ) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for some in chunks.chunks(BATCH_PIECES) {
+            let pieces = some.iter().map(|(chunk, len)| Piece { chunk: ChunkId(*chunk), len: *len }).collect();
+            let (batch, mut came) = (Batch { root, pieces, at: Vec::new() }, Came::default());
+            let brought = self.bring(provider, addresses, &batch, &Notify::new(), &mut came).await;
+            let wrong = |(id, chunk): &&(ChunkId, Vec<u8>)| *blake3::hash(chunk).as_bytes() != id.0;
+            let missing = came.missing.map(FetchFault::Missing);
+            let fault =
+                brought.err().or(missing).or(came.chunks.iter().find(wrong).map(|(id, _)| FetchFault::WrongChunk(*id)));
+            if let Some(fault) = fault {
+                anyhow::bail!("node {}: {fault:?}", provider.short());
+            }
+            came.chunks.iter().for_each(|(_, chunk)| bytes.extend_from_slice(chunk));
+        }
+        Ok(bytes)
+    }
+
+    /// Has a batch come, unchecked, by whatever way there is.
+    async fn bring(
+        &self,
+        provider: NodeId,
+        addresses: &[SocketAddr],
+        batch: &Batch,
+        enough: &Notify,
+        came: &mut Came,
+    ) -> Result<(), FetchFault> {
+        match self.bulk.fetch(provider, addresses, batch, enough, came).await {
+            Ok(()) => Ok(()),
+            Err(bulk::Failure::Fault(fault)) => Err(fault),
+            Err(bulk::Failure::NoWay) => {
+                *came = Came::default();
+                self.fetch_by_quic(provider, addresses, batch, enough, came).await
+            }
+        }
     }
 
     async fn fetch_by_quic(
@@ -712,7 +757,7 @@ mod tests {
     use moyai_protocol::exchange::Bitfield;
     use moyai_protocol::trust::node_of;
 
-    use super::super::chunks::Limit;
+    use super::super::chunks::{ChunkTamper, Limit};
     use super::*;
 
     /// Has no containers.
@@ -735,10 +780,10 @@ mod tests {
     }
 
     /// A node that listens at the loopback, with a store in this folder.
-    fn plane(key: &SigningKey, dir: &std::path::Path) -> Arc<DataPlane> {
+    fn plane(key: &SigningKey, dir: &std::path::Path, tamper: Option<ChunkTamper>) -> Arc<DataPlane> {
         let shelf = Shelf {
             store: Arc::new(Store::open(dir, None).unwrap()),
-            tamper: None,
+            tamper,
             limit: Arc::new(Limit::new(None)),
             partly: Arc::default(),
         };
@@ -746,18 +791,48 @@ mod tests {
         DataPlane::start("127.0.0.1:0".parse().unwrap(), key, Arc::new(Gate::of_test(key)), offer).unwrap()
     }
 
+    /// Has these chunks there.
+    fn put(plane: &DataPlane, chunks: Vec<Vec<u8>>) -> Vec<Piece> {
+        let piece =
+            |bytes: &Vec<u8>| Piece { chunk: ChunkId(*blake3::hash(bytes).as_bytes()), len: bytes.len() as u32 };
+        let pieces: Vec<Piece> = chunks.iter().map(piece).collect();
+        plane.store.put_chunks(pieces.iter().map(|piece| piece.chunk.0).zip(chunks).collect()).unwrap();
+        pieces
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_read_of_another_node_is_checked_and_not_kept() {
+        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let keys = [1, 2, 3].map(|seed| SigningKey::from_bytes(&[seed; 32]));
+        let zeros: ChunkTamper = |bytes| vec![0; bytes.map_or(0, |bytes| bytes.len())];
+        let tampers = [None, Some(zeros), None];
+        let [honest, liar, asker] = [0, 1, 2].map(|at| plane(&keys[at], dirs[at].path(), tampers[at]));
+        // More than a batch has.
+        let chunks: Vec<Vec<u8>> = (0..BATCH_PIECES as u32 + 10).map(|at| at.to_be_bytes().to_vec()).collect();
+        let pieces = put(&honest, chunks.clone());
+        put(&liar, chunks.clone());
+        let mut wanted: Vec<([u8; 32], u32)> = pieces.iter().map(|piece| (piece.chunk.0, piece.len)).collect();
+        let read = async |from: usize, provider: &DataPlane, wanted: &[([u8; 32], u32)]| {
+            let address = SocketAddr::from(([127, 0, 0, 1], provider.port()));
+            asker.read(node_of(&keys[from]), &[address], ChunkId([9; 32]), wanted).await
+        };
+        assert_eq!(read(0, &honest, &wanted).await.unwrap(), chunks.concat());
+        assert_eq!(asker.store.chunk(&wanted[0].0).unwrap(), None);
+        assert!(read(1, &liar, &wanted).await.is_err());
+        // A chunk that is not there, and one of another length than was said.
+        wanted.push(([7; 32], 4));
+        assert!(read(0, &honest, &wanted).await.is_err());
+        wanted.pop();
+        wanted[3].1 = 5;
+        assert!(read(0, &honest, &wanted).await.is_err());
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_line_tells_behind_each_batch_what_else_is_here_and_goes_on_also_after_one_that_was_called_off() {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let keys = [1, 2].map(|seed| SigningKey::from_bytes(&[seed; 32]));
-        let [provider, asker] = [0, 1].map(|at| plane(&keys[at], dirs[at].path()));
-        let chunks: Vec<Vec<u8>> = (0..20u8).map(|at| vec![at; 100_000]).collect();
-        let pieces: Vec<Piece> = chunks
-            .iter()
-            .map(|bytes| Piece { chunk: ChunkId(*blake3::hash(bytes).as_bytes()), len: bytes.len() as u32 })
-            .collect();
-        let named = pieces.iter().map(|piece| piece.chunk.0).zip(chunks).collect();
-        provider.store.put_chunks(named).unwrap();
+        let [provider, asker] = [0, 1].map(|at| plane(&keys[at], dirs[at].path(), None));
+        let pieces = put(&provider, (0..20u8).map(|at| vec![at; 100_000]).collect());
         let (root, node) = (ChunkId([9; 32]), node_of(&keys[0]));
         let address = SocketAddr::from(([127, 0, 0, 1], provider.port()));
         let enough = Notify::new();

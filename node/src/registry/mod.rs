@@ -16,6 +16,7 @@
 mod deleted;
 mod door;
 pub mod outside;
+mod referrers;
 mod uploads;
 
 use std::io::Read;
@@ -48,8 +49,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::api::{server::original_held, view};
 use crate::daemon::driver::Handle;
 use crate::daemon::images::Images;
+use crate::net::data::DataPlane;
 use deleted::Deleted;
 use door::Door;
+use referrers::Referrers;
 use uploads::{Upload, UploadError, Uploads};
 
 /// Where it listens when nothing else is said.
@@ -60,18 +63,12 @@ const MAX_MANIFEST: usize = 4 << 20;
 const BY_DIGEST: &str = "sha256.";
 /// Names of one answer.
 const PAGE: usize = 1000;
-/// What is elsewhere is fetched, to see whether it refers to something, up to this size.
-const SMALL: u64 = 4 << 20;
-/// Requests for referrers that are answered at one time.
-const MAX_SEEKERS: usize = 2;
 const PIECE: usize = 256 * 1024;
 const QUEUE: usize = 8;
 /// Blobs that are given out at one time; each takes a thread.
 const MAX_READERS: usize = 16;
 /// How long a reader may take nothing.
 const STALL: Duration = Duration::from_secs(30);
-/// How long what refers to something is waited for.
-const SOON: Duration = Duration::from_secs(5);
 const EXPIRY: Duration = Duration::from_secs(60);
 
 /// What requests need.
@@ -83,7 +80,7 @@ pub struct Registry {
     uploads: Arc<Uploads>,
     deleted: Deleted,
     readers: Arc<Semaphore>,
-    seekers: Arc<Semaphore>,
+    referrers: Arc<Referrers>,
 }
 
 /// An answer that is an error, as the specification shapes it.
@@ -136,13 +133,14 @@ pub async fn start(
     handle: Handle,
     store: Arc<Store>,
     images: Images,
+    plane: Arc<DataPlane>,
     dir: &Path,
 ) -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let local = listener.local_addr()?;
     let uploads = Arc::new(Uploads::new(dir).with_context(|| format!("cannot make {}", dir.display()))?);
     let readers = Arc::new(Semaphore::new(MAX_READERS));
-    let seekers = Arc::new(Semaphore::new(MAX_SEEKERS));
+    let referrers = Arc::new(Referrers::new(handle.clone(), Arc::clone(&store), plane));
     let registry = Registry {
         handle,
         store,
@@ -150,7 +148,7 @@ pub async fn start(
         uploads: Arc::clone(&uploads),
         deleted: Deleted::default(),
         readers,
-        seekers,
+        referrers,
     };
     tokio::spawn(async move {
         let mut round = tokio::time::interval(EXPIRY);
@@ -351,38 +349,9 @@ impl Registry {
 
     async fn referrers(&self, name: &str, digest: &str, query: &str) -> Answer {
         digest_of(digest)?;
-        let _place = self.seekers.acquire().await.map_err(internal)?;
         let wanted = parameter(query, "artifactType");
-        let mut manifests = Vec::new();
-        for held in self.repository(name).await? {
-            let Some(made_of) = &held.original else { continue };
-            let (store, root) = (Arc::clone(&self.store), made_of.root.0);
-            let here = tokio::task::spawn_blocking(move || store.original(&root)).await.map_err(internal)?;
-            if !matches!(here, Ok(Some(_))) && made_of.size > SMALL {
-                continue;
-            }
-            // What cannot be had now is not there now.
-            let original = tokio::time::timeout(SOON, self.images.original(&held)).await;
-            let Ok(Ok(original)) = original else { continue };
-            let top = original.manifest();
-            let Some((_, bytes)) = self.read_manifest(&top.digest).await? else { continue };
-            let Ok(manifest) = serde_json::from_slice::<Value>(&bytes) else { continue };
-            if manifest["subject"]["digest"] != digest {
-                continue;
-            }
-            let kind = [&manifest["artifactType"], &manifest["config"]["mediaType"]];
-            let kind = kind.into_iter().filter_map(Value::as_str).find(|kind| !kind.is_empty()).unwrap_or_default();
-            if wanted.as_deref().is_some_and(|wanted| wanted != kind) {
-                continue;
-            }
-            let mut descriptor = json!({
-                "mediaType": top.media_type, "digest": digest_text(&made_of.digest.0), "size": top.size, "artifactType": kind,
-            });
-            if manifest["annotations"].is_object() {
-                descriptor["annotations"] = manifest["annotations"].clone();
-            }
-            manifests.push(descriptor);
-        }
+        let all = self.repository(name).await?;
+        let manifests = self.referrers.of(&all, digest, wanted.as_deref()).await.map_err(internal)?;
         let index = json!({"schemaVersion": 2, "mediaType": media::INDEX, "manifests": manifests});
         let mut response = ([(header::CONTENT_TYPE, media::INDEX)], index.to_string()).into_response();
         if wanted.is_some() {

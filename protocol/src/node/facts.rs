@@ -607,7 +607,12 @@ impl Node {
 
     /// Whether a live node other than this has all of it.
     pub fn is_elsewhere(&self, root: &ChunkId) -> bool {
-        self.providers(root).iter().any(|(_, complete)| *complete)
+        self.holders(root).next().is_some()
+    }
+
+    /// Live nodes other than this that have all of it.
+    pub fn holders(&self, root: &ChunkId) -> impl Iterator<Item = NodeId> + use<> {
+        self.providers(root).into_iter().filter(|(_, complete)| *complete).map(|(node, _)| node)
     }
 
     /// Why an image cannot be had: it failed when it was wanted last, and no live node has any of it. A moment after that
