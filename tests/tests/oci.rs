@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use moyai_tests::bundle::{Bundle, groups, take_descriptor};
+use moyai_tests::bundle::{Background, Bundle, groups, take_descriptor};
 use moyai_tests::container::namespace;
 use moyai_tests::lab::copy_binary;
 use moyai_tests::{Output, PATIENCE, wait_for};
@@ -138,6 +138,8 @@ fn what_does_not_fit_the_status_is_refused_and_changes_nothing() {
     bundle.create(&[]).ok();
     refused(&bundle.create(&[]).says(bundle.id()));
     assert_eq!(bundle.status(), "created", "the one that has the name is left alone");
+    refused(&bundle.oci(&["delete", bundle.id()]).says("created"));
+    assert_eq!(bundle.status(), "created");
     bundle.start().ok();
     let pid = bundle.pid();
     refused(&bundle.start().says("running"));
@@ -522,7 +524,7 @@ fn hooks_get_the_state_on_standard_input() {
     bundle.begin();
     let pid = bundle.pid();
     bundle.oci(&["delete", "--force", bundle.id()]).ok();
-    let expected = ["creating", "creating", "creating", "created", "running", "stopped"];
+    let expected = ["created", "creating", "creating", "created", "running", "stopped"];
     for (point, status) in POINTS.into_iter().zip(expected) {
         let text = fs::read_to_string(bundle.path("shared").join(point)).expect("a hook's output");
         let state: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{point}: {error}: {text}"));
@@ -1214,6 +1216,54 @@ fn new_namespaces_differ_from_the_hosts_and_the_others_are_the_hosts() {
     for kind in ["uts", "ipc", "pid", "net", "cgroup", "user", "time"] {
         assert_eq!(namespace(&pid, kind), namespace("self", kind), "{kind}");
     }
+}
+
+/// Mounts at a container's root or inside, as process `of` has them.
+fn mounts_inside(bundle: &Bundle, of: &str) -> usize {
+    let table = fs::read_to_string(format!("/proc/{of}/mountinfo")).expect("a table");
+    let root = bundle.inside("").display().to_string();
+    table.lines().filter(|line| line.contains(root.trim_end_matches('/'))).count()
+}
+
+#[test]
+fn what_is_mounted_among_others_mounts_goes_with_the_container() {
+    // "If a namespace type is not specified in the namespaces array, the container MUST inherit the runtime namespace of that type."
+    let script = "[ -c /dev/null ] && [ -e /proc/self ] && ! touch /x 2> /dev/null && echo inside; ls /; sleep 1000";
+    let within = |other: Value| Bundle::new(script).namespace("mount", other).set("/root/readonly", true);
+    let bundle = within(Value::Null);
+    bundle.begin();
+    bundle.wait_to_say("inside");
+    let pid = bundle.pid().to_string();
+    assert_eq!(namespace(&pid, "mnt"), namespace("self", "mnt"));
+    assert!(mounts_inside(&bundle, "self") > 2);
+    bundle.exec(&["cat", "/proc/sys/kernel/hostname"]).ok().says("inside");
+    bundle.oci(&["delete", "--force", bundle.id()]).ok();
+    assert_eq!(mounts_inside(&bundle, "self"), 0);
+    bundle.is_gone();
+    let fails = within(Value::Null).set("/process/args", json!(["/nonexistent/program"]));
+    refused(&fails.create(&[]));
+    assert_eq!(mounts_inside(&fails, "self"), 0);
+    let fails = within(Value::Null).set("/mounts/1", json!({"destination": "/x", "type": "nosuchfs", "source": "x"}));
+    refused(&fails.create(&[]));
+    assert_eq!(mounts_inside(&fails, "self"), 0);
+    let ends = within(Value::Null).set("/process/args", json!(["true"]));
+    ends.run().ok();
+    assert_eq!(mounts_inside(&ends, "self"), 0);
+    refused(&within(Value::Null).set("/root/path", "/").create(&[]).says("root.path"));
+
+    let holder = Command::new("unshare").args(["--mount", "sleep", "1000"]).spawn().map(Background).expect("unshare");
+    let holder = holder.0.id().to_string();
+    wait_for("a namespace", PATIENCE, || (namespace(&holder, "mnt") != namespace("self", "mnt")).then_some(()));
+    let joined = within(json!({"type": "mount", "path": format!("/proc/{holder}/ns/mnt")}));
+    joined.begin();
+    joined.wait_to_say("inside");
+    assert_eq!(namespace(&joined.pid().to_string(), "mnt"), namespace(&holder, "mnt"));
+    assert_eq!(mounts_inside(&joined, "self"), 0);
+    assert!(mounts_inside(&joined, &holder) > 2);
+    assert_eq!(joined.exec(&["ls", "/"]).ok().stdout, bundle.said().replace("inside\n", ""));
+    joined.oci(&["delete", "--force", joined.id()]).ok();
+    assert_eq!(mounts_inside(&joined, &holder), 0);
+    joined.is_gone();
 }
 
 #[test]

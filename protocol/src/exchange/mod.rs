@@ -579,7 +579,7 @@ impl Exchange {
             }
             if download.contents {
                 // Whoever has asked this one a moment ago has said what it has with that; a batch may have told it too.
-                let is_due = |provider: &Provider| provider.heard.is_none_or(|heard| now.since(heard) >= LOOK * 3 / 4);
+                let is_due = |provider: &Provider| provider.heard.is_none_or(|heard| now.since(heard) >= LOOK);
                 let asked = download.providers.iter().filter(|(_, provider)| !provider.complete && is_due(provider));
                 let bits = Some(download.have.to_bytes());
                 let ask = |(node, _): (&NodeId, &Provider)| {

@@ -197,7 +197,10 @@ fn check(spec: &Spec) -> Result<(), ConfigError> {
     for (at, mount) in spec.mounts().iter().flatten().enumerate() {
         check_mount(at, mount)?;
     }
-    check_mountless(spec, linux)?;
+    if spec.root().as_ref().is_some_and(|root| root.path() == "/") && !owns_mounts(spec) && asks_for_mounts(spec) {
+        let reason = "the machine's own, and linux.namespaces has no new mount: what is mounted would be the machine's";
+        return Err(field("root.path", reason));
+    }
     check_linux(linux, &isolated)?;
     check_hooks(spec.hooks().as_ref())
 }
@@ -316,26 +319,24 @@ fn check_mount(at: usize, mount: &Mount) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// What a container without a mount namespace of its own cannot have.
-fn check_mountless(spec: &Spec, linux: &Linux) -> Result<(), ConfigError> {
-    let own = linux.namespaces().iter().flatten();
-    if own.into_iter().any(|it| it.typ() == LinuxNamespaceType::Mount && it.path().is_none()) {
-        return Ok(());
-    }
+/// Whether a container has a mount namespace that is made for it.
+pub(super) fn owns_mounts(spec: &Spec) -> bool {
+    let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    listed.into_iter().flatten().any(|it| it.typ() == LinuxNamespaceType::Mount && it.path().is_none())
+}
+
+/// Whether something is mounted at or below its root, or made there.
+pub(super) fn asks_for_mounts(spec: &Spec) -> bool {
+    let empty = Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&empty);
     let any = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    let asked = [
-        ("mounts", spec.mounts().as_ref().is_some_and(|mounts| !mounts.is_empty())),
-        ("root.readonly", spec.root().as_ref().is_some_and(|root| root.readonly().unwrap_or(false))),
-        ("process.terminal", spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false))),
-        ("linux.maskedPaths", any(linux.masked_paths())),
-        ("linux.readonlyPaths", any(linux.readonly_paths())),
-        ("linux.devices", linux.devices().as_ref().is_some_and(|devices| !devices.is_empty())),
-        ("linux.rootfsPropagation", linux.rootfs_propagation().is_some()),
-    ];
-    match asked.into_iter().find(|(_, asked)| *asked) {
-        Some((name, _)) => Err(field(name, "set, but linux.namespaces has no new mount: it would be the host's")),
-        None => Ok(()),
-    }
+    spec.mounts().as_ref().is_some_and(|mounts| !mounts.is_empty())
+        || spec.root().as_ref().is_some_and(|root| root.readonly().unwrap_or(false))
+        || spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false))
+        || any(linux.masked_paths())
+        || any(linux.readonly_paths())
+        || linux.devices().as_ref().is_some_and(|devices| !devices.is_empty())
+        || linux.rootfs_propagation().is_some()
 }
 
 fn check_linux(linux: &Linux, isolated: &dyn Fn(LinuxNamespaceType) -> bool) -> Result<(), ConfigError> {

@@ -34,7 +34,7 @@ use super::config::load_process;
 use super::exec::{Added, add};
 use super::relay::{follow_size, receive_fd, relay};
 use super::seal::{is_sealed, seal};
-use super::spawn::{Job, Message, Spawned, Stdio, receive, spawn, state as state_of};
+use super::spawn::{Job, Message, Spawned, Stdio, receive, spawn, state as state_of, unmount_root};
 use super::trampoline::Trampoline;
 use super::{Config, Failure, failure, hooks, kill_and_reap, reap};
 use crate::cgroup::Group;
@@ -58,6 +58,9 @@ struct Record {
     cgroup: String,
     /// RFC 3339.
     created: String,
+    /// Its root, where that is mounted among others' mounts.
+    #[serde(default)]
+    mounted: Option<u64>,
 }
 
 /// What a container is now.
@@ -242,7 +245,8 @@ impl Containers {
         let container = self.open(id)?;
         let status = container.status();
         if status != "stopped" {
-            if !force && status != "created" {
+            // Also of one that was never started (runtime.md, "Delete").
+            if !force {
                 return Err(failure(format!(
                     "`{id}` is {status}: it can be deleted when it is stopped, or with --force"
                 )));
@@ -370,6 +374,7 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
             Ok(master) => Ok((spawned, master.flatten())),
             Err(error) => {
                 kill_and_reap(&spawned.pidfd);
+                spawned.mounted.inspect(|mount| unmount_root(&config, *mount));
                 Err(error)
             }
         }
@@ -389,6 +394,7 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
         root: config.root.clone(),
         cgroup,
         created: crate::container::timestamp(SystemTime::now()),
+        mounted: spawned.mounted,
     };
     let written = write_record(dir, &record).and_then(|file| match &creation.pid_file {
         Some(path) => write_whole(path, spawned.pid.to_string().as_bytes()).map(|()| file),
@@ -402,6 +408,7 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
         }
         Err(error) => {
             kill_and_reap(&spawned.pidfd);
+            record.mounted.inspect(|mount| unmount_root(&config, *mount));
             drop(group.delete());
             Err(failure(format!("cannot write down that `{id}` was made: {error}")))
         }
@@ -648,6 +655,7 @@ impl Container {
         self.group().kill();
         // What is left of the group stands in nobody's way; the next of this name takes it over.
         drop(self.group().delete_soon());
+        self.record.mounted.inspect(|mount| unmount_root(config, *mount));
         let removed = fs::remove_dir_all(&self.dir);
         removed.map_err(|error| failure(format!("cannot delete {}: {error}", self.dir.display())))?;
         run_hooks_after(config, &self.record.id, "poststop", "stopped", 0);

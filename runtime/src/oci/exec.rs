@@ -5,14 +5,16 @@
 //! CVE-2016-9962), and has no descriptor of the host open that survives exec (CVE-2024-21626).
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use oci_spec::runtime::{LinuxNamespaceType, Process};
+use oci_spec::runtime::Process;
 
+use super::config::owns_mounts;
 use super::init::{close_all_but, join_groups, set_oom_score};
 use super::namespaces::{KINDS, file_name};
 use super::process::{self, Program};
@@ -39,10 +41,6 @@ pub(crate) fn add(added: &Added<'_>) -> Result<Spawned, Failure> {
     if labels.into_iter().flatten().any(|label| !label.is_empty()) {
         // It would run without; better not at all.
         return Err(failure("a process with an AppArmor profile or SELinux label cannot be added".to_owned()));
-    }
-    let namespaces = added.config.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    if !namespaces.into_iter().flatten().any(|namespace| namespace.typ() == LinuxNamespaceType::Mount) {
-        return Err(failure("it has the host's mounts: a process that is added would have the host's root".to_owned()));
     }
     let failed = |error: std::io::Error| failure(format!("cannot add a process: {error}"));
     let (mut mine, its) = UnixStream::pair().map_err(failed)?;
@@ -82,8 +80,12 @@ fn enter(added: &Added<'_>, mut channel: UnixStream) -> ! {
         // Through the host's /proc; what is left out was told of when the container was made.
         set_oom_score(Some(added.process))?;
         let kinds = different(pid);
+        let root = if owns_mounts(&added.config.spec) { None } else { Some(root_of(pid, pidfd)?) };
         sys::enter_namespaces(pidfd.as_fd(), kinds)
-            .map_err(|error| failure(format!("cannot enter the container's namespaces: {error}")))
+            .map_err(|error| failure(format!("cannot enter the container's namespaces: {error}")))?;
+        let enter = |root: &OwnedFd| nix::unistd::fchdir(root).and_then(|()| nix::unistd::chroot("."));
+        let entered = root.as_ref().map_or(Ok(()), enter);
+        entered.map_err(|error| failure(format!("cannot enter the container's root: {error}")))
     });
     // SAFETY: a clone of a process with one thread has one thread.
     match entered.map(|()| unsafe { sys::clone_sibling(0) }) {
@@ -97,6 +99,17 @@ fn enter(added: &Added<'_>, mut channel: UnixStream) -> ! {
         Err(error) => tell(&mut channel, &Message::Error(error)),
     }
     std::process::exit(0)
+}
+
+/// The root of a process: where it has others' mounts, that is not their namespace's.
+fn root_of(pid: i32, pidfd: &OwnedFd) -> Result<OwnedFd, Failure> {
+    let failed = |error: io::Error| failure(format!("cannot open the container's root: {error}"));
+    let path = format!("/proc/{pid}/root");
+    let root = nix::fcntl::open(path.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let root = root.map_err(|error| failed(error.into()))?;
+    // Another may have got its number; if it lives still, that is its root.
+    sys::signal_pidfd(pidfd.as_fd(), 0).map_err(failed)?;
+    Ok(root)
 }
 
 /// The kinds of namespace in which the container is another one than this process.

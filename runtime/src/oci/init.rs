@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setresgid, setresuid};
 use oci_spec::runtime::{Process, Spec};
 
+use super::config::asks_for_mounts;
 use super::namespaces::{self, Namespaces};
 use super::process::{self, Listener, Program};
 use super::rootfs::{Plan, Sources};
@@ -210,7 +211,8 @@ impl Init<'_> {
             }
             hooks::run("createContainer", inside, &self.state("creating"))
         };
-        if !self.namespaces.makes(libc::CLONE_NEWNS) {
+        let owns_mounts = self.namespaces.makes(libc::CLONE_NEWNS);
+        if !owns_mounts && !asks_for_mounts(spec) {
             run_hooks(channel)?;
             if self.namespaces.all & libc::CLONE_NEWNS as u64 != 0 {
                 return Ok(());
@@ -221,8 +223,12 @@ impl Init<'_> {
                 .map_err(|error| failure(format!("cannot enter {}: {error}", config.root.display())));
         }
         let own_cgroups = self.namespaces.makes(libc::CLONE_NEWCGROUP);
-        let plan = Plan { spec, root: &config.root, sources: &self.sources, own_cgroups, groups: self.groups };
+        let (root, sources, groups) = (&config.root, &self.sources, self.groups);
+        let plan = Plan { spec, root, sources, own_cgroups, groups, owns_mounts };
         let root = plan.build().map_err(|error| failure(error.to_string()))?;
+        if let Some(mount) = root.among_others {
+            tell(channel, &Message::Mounted(mount));
+        }
         run_hooks(channel)?;
         let process = spec.process().as_ref().filter(|process| process.terminal().unwrap_or(false));
         let terminal = process.map(|process| console::make(process, root.fd(), self.job.console)).transpose()?;

@@ -156,12 +156,16 @@ pub(super) struct Plan<'a> {
     pub(super) own_cgroups: bool,
     /// The folders of its cgroup.
     pub(super) groups: &'a [PathBuf],
+    /// Whether the mount namespace was made for it.
+    pub(super) owns_mounts: bool,
 }
 
 /// A root file system that is put together, and not yet entered.
 pub(super) struct Rootfs {
     root: PathBuf,
     fd: OwnedFd,
+    /// Its mount, where that is among others' mounts: with it goes what is mounted inside.
+    pub(super) among_others: Option<u64>,
 }
 
 impl Plan<'_> {
@@ -174,29 +178,49 @@ impl Plan<'_> {
         // What the host mounts later may come in; what is mounted here never goes out.
         let private = spread.is_none_or(|flag| flag.intersects(MsFlags::MS_PRIVATE | MsFlags::MS_UNBINDABLE));
         let kind = if private { MsFlags::MS_PRIVATE } else { MsFlags::MS_SLAVE };
-        mount(NONE, "/", NONE, MsFlags::MS_REC | kind, NONE).step("make private", "/")?;
+        if self.owns_mounts {
+            mount(NONE, "/", NONE, MsFlags::MS_REC | kind, NONE).step("make private", "/")?;
+        }
         let mut fd = open(self.root, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         // Only a mount can become a root, and of a namespace with users of its own only one that was made there.
         let tree = sys::clone_mount(fd.as_fd(), true).step("bind", self.root)?;
         sys::attach_mount(tree.as_fd(), fd.as_fd()).step("bind", self.root)?;
         fd = open(self.root, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-        let root = Rootfs { root: self.root.to_owned(), fd };
+        let mut root = Rootfs { root: self.root.to_owned(), fd, among_others: None };
+        if !self.owns_mounts {
+            root.among_others = mount_id(self.root);
+            let alone = MountChange { propagation: MsFlags::MS_PRIVATE.bits(), ..MountChange::default() };
+            let filled = sys::change_mount(tree.as_fd(), &alone, true).step("make private", self.root);
+            return match filled.and_then(|()| self.fill(&root)) {
+                Ok(()) => Ok(root),
+                Err(error) => {
+                    let _gone = umount2(&by_fd(&root.fd), MntFlags::MNT_DETACH);
+                    Err(error)
+                }
+            };
+        }
+        self.fill(&root)?;
+        Ok(root)
+    }
+
+    /// Mounts what is to be inside, and makes its devices.
+    fn fill(&self, root: &Rootfs) -> Result<(), RootfsError> {
         let mut own_dev = true;
         for (at, entry) in self.spec.mounts().iter().flatten().enumerate() {
             own_dev &= destination(entry) != Path::new("/dev") || self.sources.mounts[at].is_none();
             let mounted = match &self.sources.mounts[at] {
                 Some((tree, is_file)) => root.bind(entry, tree, *is_file),
-                None if entry.typ().as_deref() == Some("cgroup") => self.mount_cgroups(&root, entry),
+                None if entry.typ().as_deref() == Some("cgroup") => self.mount_cgroups(root, entry),
                 None => root.mount_new(entry),
             };
             mounted.map_err(|error| error.of(format!("mounts[{at}]")))?;
         }
         // A /dev that is the host's has what it has.
         if own_dev {
-            self.make_devices(&root)?;
+            self.make_devices(root)?;
         }
         nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
-        Ok(root)
+        Ok(())
     }
 
     fn make_devices(&self, root: &Rootfs) -> Result<(), RootfsError> {
@@ -382,7 +406,9 @@ impl Rootfs {
     /// Makes it this process's root, and closes what the container is not to see or change.
     pub(super) fn enter(&self, spec: &Spec, pivot: bool) -> Result<(), RootfsError> {
         nix::unistd::fchdir(&self.fd).step("enter", &self.root)?;
-        if pivot {
+        if self.among_others.is_some() {
+            nix::unistd::chroot(".").step("enter", &self.root)?;
+        } else if pivot {
             // Stacking the old root under the new one at the same place saves a folder for it in the image (pivot_root(2)).
             nix::unistd::pivot_root(".", ".").step("pivot into", &self.root)?;
             umount2(".", MntFlags::MNT_DETACH).step("detach the old root under", &self.root)?;
@@ -489,6 +515,25 @@ fn within(folder: &Path, to: &Path) -> PathBuf {
         }
     }
     path
+}
+
+/// The mount on top at `path` (statx(2), Linux 5.8).
+pub(super) fn mount_id(path: &Path) -> Option<u64> {
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
+    // SAFETY: statx is plain data; zero is a valid value for it.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with a NUL, and the kernel writes one statx, which lives for the whole call.
+    let result = unsafe {
+        libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_SYMLINK_NOFOLLOW, libc::STATX_MNT_ID, &mut found)
+    };
+    (result == 0 && found.stx_mask & libc::STATX_MNT_ID != 0).then_some(found.stx_mnt_id)
+}
+
+/// Takes away a mount at `path` with all that is mounted inside, if it is there still.
+pub(super) fn unmount(path: &Path, id: u64) {
+    if mount_id(path) == Some(id) {
+        let _gone = umount2(path, MntFlags::MNT_DETACH);
+    }
 }
 
 fn is_absent(error: &io::Error) -> bool {

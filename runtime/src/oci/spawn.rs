@@ -1,17 +1,18 @@
 //! The parent's part of a start; see [`super`].
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Hook, Hooks};
+use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType};
 use serde::{Deserialize, Serialize};
 
 use super::init::Init;
 use super::namespaces::{self, Namespaces};
 use super::process::{Listener, Unstarted};
-use super::rootfs::Sources;
+use super::rootfs::{self, Sources};
 use super::trampoline::Trampoline;
 use super::{Config, Failure, failure, hooks, kill_and_reap, reap};
 use crate::cgroup::Group;
@@ -83,6 +84,8 @@ pub(crate) struct Spawned {
     pub(crate) pidfd: OwnedFd,
     /// What could not be done and does not keep it from running.
     pub(crate) warnings: Vec<String>,
+    /// Its root, where that is mounted among others' mounts; whoever deletes it takes that away ([`unmount_root`]).
+    pub(crate) mounted: Option<u64>,
     /// Of one that waits at its gate: it opens it when it hears something here, and ends when it does not.
     channel: Option<UnixStream>,
 }
@@ -100,7 +103,7 @@ impl Spawned {
         warnings: Vec<String>,
     ) -> Result<Spawned, Failure> {
         match (result, known) {
-            (Ok(()), Some((pid, pidfd))) => Ok(Spawned { pid, pidfd, warnings, channel: None }),
+            (Ok(()), Some((pid, pidfd))) => Ok(Spawned { pid, pidfd, warnings, mounted: None, channel: None }),
             (Ok(()), None) => Err(failure("it was made, and has no number".to_owned())),
             (Err(error), known) => {
                 if let Some((_, pidfd)) = known {
@@ -121,6 +124,8 @@ pub(super) enum Message {
     Number,
     /// It is in a new user namespace that has no ids yet.
     Map,
+    /// Its root is this mount, among others' mounts.
+    Mounted(u64),
     /// Its file system is put together, and not yet entered.
     Hooks,
     /// It waits at its gate.
@@ -202,7 +207,7 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
         Made::Known(pid, pidfd) => (Some((pid, pidfd)), None),
         Made::Ushered(usher) => (None, Some(usher)),
     };
-    let mut warnings = job.config.left_out.clone();
+    let (mut warnings, mut mounted) = (job.config.left_out.clone(), None);
     let born = |pidfd: &OwnedFd| job.born.map_or(Ok(()), |born| born(pidfd.as_fd()));
     let mut begun = known.as_ref().map_or(Ok(()), |(_, pidfd)| born(pidfd));
     let result = loop {
@@ -229,6 +234,7 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
                     break Err(error);
                 }
             }
+            Ok(Some(Message::Mounted(mount))) => mounted = Some(mount),
             Ok(Some(Message::Hooks)) => {
                 let ran = run_early_hooks(job, pid).and_then(|()| go_on(channel));
                 if let Err(error) = ran {
@@ -254,7 +260,35 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
     if let Some(usher) = usher {
         reap(&usher);
     }
-    Spawned::settle(result, known, warnings)
+    let settled = Spawned::settle(result, known, warnings);
+    match (settled, mounted) {
+        (Ok(spawned), _) => Ok(Spawned { mounted, ..spawned }),
+        (Err(error), None) => Err(error),
+        (Err(error), Some(mount)) => {
+            unmount_root(job.config, mount);
+            Err(error)
+        }
+    }
+}
+
+/// Takes away a root that was mounted among others' mounts: this process's, or those of the namespace that the container joined, if
+/// that is there still. This process must have one thread.
+pub(super) fn unmount_root(config: &Config, mount: u64) {
+    let listed = config.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let mut joined = listed.into_iter().flatten().filter(|it| it.typ() == LinuxNamespaceType::Mount);
+    let Some(path) = joined.find_map(|it| it.path().as_ref()) else { return rootfs::unmount(&config.root, mount) };
+    let Ok(namespace) = File::open(path) else { return };
+    // SAFETY: by this function's contract there is one thread.
+    match unsafe { sys::clone_into(0) } {
+        Ok(sys::Cloned::Child) => {
+            if sys::enter_namespaces(namespace.as_fd(), libc::CLONE_NEWNS as u64).is_ok() {
+                rootfs::unmount(&config.root, mount);
+            }
+            std::process::exit(0)
+        }
+        Ok(sys::Cloned::Parent { pidfd, .. }) => drop(reap(&pidfd)),
+        Err(_) => {}
+    }
 }
 
 fn go_on(channel: &mut UnixStream) -> Result<(), Failure> {
@@ -263,10 +297,11 @@ fn go_on(channel: &mut UnixStream) -> Result<(), Failure> {
 
 /// prestart and createRuntime: in the runtime's namespaces, when the container's exist.
 fn run_early_hooks(job: &Job<'_>, pid: i32) -> Result<(), Failure> {
-    let state = state(job.config, job.id, "creating", pid).to_string().into_bytes();
+    let state = |status| state(job.config, job.id, status, pid).to_string().into_bytes();
     let own = job.config.spec.hooks().as_ref();
-    hooks::run("prestart", own.and_then(prestart), &state)?;
-    hooks::run("createRuntime", own.and_then(|hooks| hooks.create_runtime().as_ref()), &state)
+    // Before there were others it was the last of what is done before the start: so it is told still.
+    hooks::run("prestart", own.and_then(prestart), &state("created"))?;
+    hooks::run("createRuntime", own.and_then(|hooks| hooks.create_runtime().as_ref()), &state("creating"))
 }
 
 fn prestart(hooks: &Hooks) -> Option<&Vec<Hook>> {
