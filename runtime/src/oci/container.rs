@@ -12,8 +12,10 @@
 //! ended); paused is running in a cgroup that is frozen. They are read off what there is, and written down nowhere.
 //!
 //! **If two act at once.** `create` makes the folder, which one of two can; every other verb that changes something holds a
-//! lock on `state.json`, until all that is left is to wait for a process. **If one dies** in `create`, a folder without a state is left, which `delete --force` removes; the
-//! process inside ends by itself with the channel.
+//! lock on `state.json`, until all that is left is to wait for a process.
+//!
+//! **If one dies** in `create`, a folder without a state is left, which `delete --force` removes; the process inside ends by itself with
+//! the channel. A container that has others' mounts leaves its root mounted then, on the bundle's.
 
 use std::cell::OnceCell;
 use std::ffi::OsString;

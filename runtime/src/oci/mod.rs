@@ -12,7 +12,8 @@
 //!                                 ←───────── Pid
 //!   writes uid_map, gid_map       ←──────────────────────────────────────── Map    (new user namespace)
 //!                                 ─────────────────────────────────────────→ go on
-//!                                                                            mounts, devices, settings
+//!                                                                            settings, mounts, devices
+//!   remembers its root's mount    ←──────────────────────────────────────── Mounted (where that is among others' mounts)
 //!   prestart, createRuntime hooks ←──────────────────────────────────────── Hooks
 //!                                 ─────────────────────────────────────────→ go on
 //!                                                                            createContainer hooks, pivot_root, masks
