@@ -1249,8 +1249,49 @@ fn what_is_mounted_among_others_mounts_goes_with_the_container() {
     let ends = within(Value::Null).set("/process/args", json!(["true"]));
     ends.run().ok();
     assert_eq!(mounts_inside(&ends, "self"), 0);
-    refused(&within(Value::Null).set("/root/path", "/").create(&[]).says("root.path"));
+    for root in ["/", "../../../../../..", "link"] {
+        let bundle = within(Value::Null).set("/root/path", root);
+        symlink("/", bundle.path("link")).expect("make a link");
+        refused(&bundle.create(&[]).says("root.path"));
+    }
+    for (field, value) in [
+        ("linux.rootfsPropagation", within(Value::Null).set("/linux/rootfsPropagation", "shared")),
+        (
+            "linux.namespaces",
+            within(Value::Null)
+                .namespace("user", json!({"type": "user"}))
+                .set("/linux/uidMappings", json!([{"containerID": 0, "hostID": 0, "size": 1}]))
+                .set("/linux/gidMappings", json!([{"containerID": 0, "hostID": 0, "size": 1}])),
+        ),
+    ] {
+        refused(&value.create(&[]).says(field));
+    }
+}
 
+#[test]
+fn what_is_mounted_among_others_mounts_is_found_again() {
+    let within = |other: Value| Bundle::new("sleep 1000").namespace("mount", other);
+    // One whose `create` was killed in a hook.
+    let killed = within(Value::Null).hook("createRuntime", "kill -KILL $PPID; sleep 1");
+    assert_ne!(killed.create(&[]).code, 0);
+    assert!(mounts_inside(&killed, "self") > 2);
+    killed.oci(&["delete", "--force", killed.id()]).ok();
+    assert_eq!(mounts_inside(&killed, "self"), 0);
+    // What others have mounted over it is left alone, and told of.
+    let under = within(Value::Null);
+    under.begin();
+    let over = Mounted::tmpfs(under.inside("").to_str().expect("a path"));
+    let refusal = under.oci(&["delete", "--force", under.id()]);
+    refused(&refusal.says("stays mounted"));
+    drop(over);
+    under.oci(&["delete", "--force", under.id()]).ok();
+    assert_eq!(mounts_inside(&under, "self"), 0);
+}
+
+#[test]
+fn a_mount_namespace_that_exists_is_joined() {
+    let script = "[ -c /dev/null ] && [ -e /proc/self ] && echo inside; ls /; sleep 1000";
+    let within = |other: Value| Bundle::new(script).namespace("mount", other);
     let holder = Command::new("unshare").args(["--mount", "sleep", "1000"]).spawn().map(Background).expect("unshare");
     let holder = holder.0.id().to_string();
     wait_for("a namespace", PATIENCE, || (namespace(&holder, "mnt") != namespace("self", "mnt")).then_some(()));
@@ -1260,7 +1301,7 @@ fn what_is_mounted_among_others_mounts_goes_with_the_container() {
     assert_eq!(namespace(&joined.pid().to_string(), "mnt"), namespace(&holder, "mnt"));
     assert_eq!(mounts_inside(&joined, "self"), 0);
     assert!(mounts_inside(&joined, &holder) > 2);
-    assert_eq!(joined.exec(&["ls", "/"]).ok().stdout, bundle.said().replace("inside\n", ""));
+    assert_eq!(joined.exec(&["ls", "/"]).ok().stdout, joined.said().replace("inside\n", ""));
     joined.oci(&["delete", "--force", joined.id()]).ok();
     assert_eq!(mounts_inside(&joined, &holder), 0);
     joined.is_gone();

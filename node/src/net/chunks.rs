@@ -108,7 +108,7 @@ impl Partly {
     }
 
     /// Tells what is here of an image, or was given of it, in its length and as many bytes; at once with a word before it. `gone` are the
-    /// bytes of its chunks that went this way since that was told before.
+    /// bytes of chunks that went this way since a long one was told.
     async fn tell<W: AsyncWrite + Unpin>(
         &self,
         word: u32,
@@ -117,10 +117,13 @@ impl Partly {
         send: &mut W,
     ) -> io::Result<()> {
         let coming = locked(&self.coming).get(root).cloned();
-        let given = || locked(&self.given).get(root)?.0.as_ref().map(|bits| bits.to_bytes().into());
-        let is_due = |bits: &Arc<[u8]>| bits.len() <= Self::SHORT || bits.len() * Self::BESIDE <= *gone;
-        let bits = coming.or_else(given).filter(is_due).unwrap_or_default();
-        if !bits.is_empty() {
+        let is_due = |len: usize| len <= Self::SHORT || len * Self::BESIDE <= *gone;
+        let given = || {
+            let given = locked(&self.given);
+            given.get(root)?.0.as_ref().filter(|bits| is_due(bits.max_bytes())).map(|bits| bits.to_bytes().into())
+        };
+        let bits: Arc<[u8]> = coming.or_else(given).filter(|bits| is_due(bits.len())).unwrap_or_default();
+        if bits.len() > Self::SHORT {
             *gone = 0;
         }
         let words = [word, bits.len() as u32].map(u32::to_be_bytes).concat();

@@ -309,7 +309,8 @@ impl DataPlane {
         fetched
     }
 
-    /// Gets the bytes of chunks that follow each other, each checked, and keeps none. `root` is that of what they belong to.
+    /// Gets the bytes of chunks that follow each other, each checked, and keeps none. `root` is that of what they belong to. Of one
+    /// alone the length may be 0, and is what it is then.
     pub async fn read(
         &self,
         provider: NodeId,
@@ -317,6 +318,7 @@ impl DataPlane {
         root: ChunkId,
         chunks: &[([u8; 32], u32)],
     ) -> anyhow::Result<Vec<u8>> {
+        anyhow::ensure!(chunks.len() == 1 || chunks.iter().all(|(_, len)| *len > 0), "a list with a chunk of no bytes");
         let mut bytes = Vec::new();
         for some in chunks.chunks(BATCH_PIECES) {
             let pieces = some.iter().map(|(chunk, len)| Piece { chunk: ChunkId(*chunk), len: *len }).collect();

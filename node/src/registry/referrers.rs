@@ -2,40 +2,45 @@
 //! refers to. One that lies elsewhere is read from there alone: the root of what it belongs to, that one's list, itself; what it names
 //! stays where it is.
 //!
-//! **If a provider dies** the next one is asked. What nobody gives within [`SOON`] is not there now; the next request looks again.
+//! **If a provider dies,** or says nothing for [`PATIENCE`], another is asked. What nobody gives within [`SOON`] after the request is
+//! not there now; the next request looks again.
 //!
-//! **Bounds.** [`MAX_SEEKERS`] requests at one time, each with [`AT_ONCE`] manifests; a list of [`MAX_LIST`] bytes; [`MAX_KNOWN`]
-//! manifests are remembered, but for those that refer to something with more than [`MAX_DESCRIBED`] bytes.
+//! **Bounds.** [`MAX_READERS`] manifests are read at one time, for all requests together, each with a list of [`MAX_LIST`] bytes at the
+//! most; [`MAX_KNOWN`] are remembered, but for those that refer to something with more than [`MAX_DESCRIBED`] bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures::StreamExt;
 use moyai_protocol::catalog::{ImageHeld, OriginalHeld};
-use moyai_protocol::id::ChunkId;
-use moyai_runtime::image::{Original, OriginalRoot, Source, digest_text};
+use moyai_protocol::id::{ChunkId, NodeId};
+use moyai_runtime::image::{Blob, Content, Original, OriginalRoot, Source, digest_text, parse_digest};
 use moyai_runtime::store::Store;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::MAX_MANIFEST;
 use crate::daemon::driver::Handle;
 use crate::net::data::{DataPlane, addresses_of};
 
-/// Requests that are answered at one time, and manifests that each of them reads.
-const MAX_SEEKERS: usize = 2;
-const AT_ONCE: usize = 4;
+/// Manifests that are read at one time, and of one request.
+const MAX_READERS: usize = 4;
+const AT_ONCE: usize = 2;
 /// Of what a manifest belongs to: it names what some 14 GiB consist of.
 const MAX_LIST: u64 = 8 << 20;
 const MAX_KNOWN: usize = 4096;
 const MAX_DESCRIBED: usize = 4096;
-/// How long one is waited for.
+/// How long all that a request asks for is waited for, and one node.
 const SOON: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// What the manifests of this mesh refer to.
 pub(super) struct Referrers {
@@ -57,27 +62,27 @@ struct Referrer {
 
 impl Referrers {
     pub(super) fn new(handle: Handle, store: Arc<Store>, plane: Arc<DataPlane>) -> Self {
-        Referrers { handle, store, plane, places: Semaphore::new(MAX_SEEKERS), known: Mutex::default() }
+        Referrers { handle, store, plane, places: Semaphore::new(MAX_READERS), known: Mutex::default() }
     }
 
     /// Descriptors of those among `all` that refer to `subject`, and are of this kind if one is given.
     pub(super) async fn of(&self, all: &[ImageHeld], subject: &str, kind: Option<&str>) -> anyhow::Result<Vec<Value>> {
-        let _place = self.places.acquire().await?;
         let manifests: BTreeMap<ChunkId, OriginalHeld> =
             all.iter().filter_map(|held| held.original.clone()).map(|made_of| (made_of.root, made_of)).collect();
-        let look = |made_of: OriginalHeld| async move { self.look(&made_of).await };
+        let until = Instant::now() + SOON;
+        let look = |made_of: OriginalHeld| async move { self.look(&made_of, until).await };
         let looks = futures::stream::iter(manifests.into_values()).map(look);
         let found: Vec<Option<Arc<Referrer>>> = looks.buffered(AT_ONCE).collect().await;
         let refer = |one: &Arc<Referrer>| one.subject == subject && kind.is_none_or(|kind| one.kind == kind);
         Ok(found.into_iter().flatten().filter(refer).map(|one| one.descriptor.clone()).collect())
     }
 
-    /// What one refers to, if it can be had now.
-    async fn look(&self, made_of: &OriginalHeld) -> Option<Arc<Referrer>> {
+    /// What one refers to, if it can be had by then.
+    async fn look(&self, made_of: &OriginalHeld, until: Instant) -> Option<Arc<Referrer>> {
         if let Some(known) = self.known().get(&made_of.root) {
             return known.clone();
         }
-        let read = tokio::time::timeout(SOON, self.manifest(made_of)).await;
+        let read = tokio::time::timeout_at(until, self.manifest(made_of)).await;
         let (media_type, bytes) = match read.context("nobody gives it in time").and_then(|read| read) {
             Ok(manifest) => manifest,
             Err(error) => {
@@ -103,6 +108,7 @@ impl Referrers {
 
     /// A manifest's media type and bytes.
     async fn manifest(&self, made_of: &OriginalHeld) -> anyhow::Result<(String, Vec<u8>)> {
+        let _place = self.places.acquire().await?;
         let (store, root) = (Arc::clone(&self.store), made_of.root);
         let here = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
             let Some(original) = store.original(&root.0)? else { return Ok(None) };
@@ -112,56 +118,82 @@ impl Referrers {
             store.read_blob(top)?.read_to_end(&mut bytes)?;
             Ok(Some((top.media_type.clone(), bytes)))
         });
-        if let Some(here) = here.await?? {
+        // What is damaged here others may have whole.
+        if let Ok(Some(here)) = here.await? {
             return Ok(here);
         }
         let providers = self.handle.ask(move |node, _| {
             let providers = node.holders(&root);
             providers.map(|provider| (provider, addresses_of(node, &provider))).collect::<Vec<_>>()
         });
-        let providers = providers.await.map_err(|_| anyhow::anyhow!("the daemon ends"))?;
+        let mut providers = providers.await.map_err(|_| anyhow::anyhow!("the daemon ends"))?;
+        fastrand::shuffle(&mut providers);
         let mut last = anyhow::anyhow!("no live node has it");
         for (provider, addresses) in providers {
-            let read = |chunks: Vec<([u8; 32], u32)>| {
-                let addresses = &addresses;
-                async move { self.plane.read(provider, addresses, root, &chunks).await }
-            };
-            let manifest = async {
-                let bytes = read(vec![(root.0, 0)]).await?;
-                let list = OriginalRoot::decode(&bytes).context("it is an image's root")?;
-                let list = list.map_err(anyhow::Error::msg)?.list;
-                ensure!(list.size() <= MAX_LIST, "its list has {} bytes", list.size());
-                let original = Original::decode(&read(list.chunks).await?).map_err(anyhow::Error::msg)?;
-                let top = original.manifest();
-                let Source::Verbatim(content) = &top.source else { anyhow::bail!("it is no manifest") };
-                ensure!(content.size() <= MAX_MANIFEST as u64, "a manifest of {} bytes", content.size());
-                let bytes = read(content.chunks.clone()).await?;
-                let digest: [u8; 32] = Sha256::digest(&bytes).into();
-                ensure!(digest == made_of.digest.0, "it is {}", digest_text(&digest));
-                Ok((top.media_type.clone(), bytes))
-            };
-            match manifest.await {
-                Ok(manifest) => return Ok(manifest),
-                Err(error) => last = error,
+            match tokio::time::timeout(PATIENCE, self.manifest_of(provider, &addresses, made_of)).await {
+                Ok(Ok(manifest)) => return Ok(manifest),
+                Ok(Err(error)) => last = error,
+                Err(_) => last = anyhow::anyhow!("node {} does not answer", provider.short()),
             }
         }
         Err(last)
     }
+
+    /// The same as one node has it.
+    async fn manifest_of(
+        &self,
+        provider: NodeId,
+        addresses: &[SocketAddr],
+        made_of: &OriginalHeld,
+    ) -> anyhow::Result<(String, Vec<u8>)> {
+        let root = made_of.root;
+        let read = |content: Content| async move { self.plane.read(provider, addresses, root, &content.chunks).await };
+        let bytes = read(Content { chunks: vec![(root.0, 0)] }).await?;
+        let list = OriginalRoot::decode(&bytes).context("it is an image's root")?.map_err(anyhow::Error::msg)?.list;
+        ensure!(list.size() <= MAX_LIST, "its list has {} bytes", list.size());
+        let original = Original::decode(&read(list).await?).map_err(anyhow::Error::msg)?;
+        let Blob { media_type, source: Source::Verbatim(content), .. } = original.manifest() else {
+            anyhow::bail!("it is no manifest")
+        };
+        ensure!(content.size() <= MAX_MANIFEST as u64, "a manifest of {} bytes", content.size());
+        let bytes = read(content.clone()).await?;
+        let digest: [u8; 32] = Sha256::digest(&bytes).into();
+        ensure!(digest == made_of.digest.0, "it is {}", digest_text(&digest));
+        Ok((media_type.clone(), bytes))
+    }
+}
+
+/// What counts of a manifest here.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    subject: Option<Part>,
+    artifact_type: Option<String>,
+    config: Option<Part>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Part {
+    digest: String,
+    media_type: Option<String>,
 }
 
 impl Referrer {
     /// What a manifest refers to, if it does.
     fn read(media_type: &str, bytes: &[u8]) -> Option<Referrer> {
-        let manifest: Value = serde_json::from_slice(bytes).ok()?;
-        let subject = manifest["subject"]["digest"].as_str()?.to_owned();
-        let kind = [&manifest["artifactType"], &manifest["config"]["mediaType"]];
-        let kind = kind.into_iter().filter_map(Value::as_str).find(|kind| !kind.is_empty()).unwrap_or_default();
+        let Manifest { subject, artifact_type, config, annotations } = serde_json::from_slice(bytes).ok()?;
+        let subject = subject?.digest;
+        parse_digest(&subject)?;
+        let kinds = [artifact_type, config.and_then(|config| config.media_type)];
+        let kind = kinds.into_iter().flatten().find(|kind| !kind.is_empty()).unwrap_or_default();
         let digest = digest_text(&Sha256::digest(bytes).into());
         let mut descriptor =
             json!({"mediaType": media_type, "digest": digest, "size": bytes.len(), "artifactType": kind});
-        if manifest["annotations"].is_object() {
-            descriptor["annotations"] = manifest["annotations"].clone();
+        if let Some(annotations) = annotations {
+            descriptor["annotations"] = json!(annotations);
         }
-        Some(Referrer { subject, kind: kind.to_owned(), descriptor })
+        Some(Referrer { subject, kind, descriptor })
     }
 }

@@ -188,6 +188,8 @@ struct Provider {
     /// Of one that has all: what it had given before that, or to this node in vain. Those it went to may be gone, and who is here
     /// tells so himself.
     before: Option<Bitfield>,
+    /// All that it had given when it said so last.
+    last: Bitfield,
     /// It sent a wrong chunk.
     banned: bool,
     rest_until: Instant,
@@ -578,7 +580,8 @@ impl Exchange {
                 continue;
             }
             if download.contents {
-                // Whoever has asked this one a moment ago has said what it has with that; a batch may have told it too.
+                // Whoever has asked this one a moment ago has said what it has with that; a batch may have told it too. Who answers is
+                // asked at each other look.
                 let is_due = |provider: &Provider| provider.heard.is_none_or(|heard| now.since(heard) >= LOOK);
                 let asked = download.providers.iter().filter(|(_, provider)| !provider.complete && is_due(provider));
                 let bits = Some(download.have.to_bytes());
@@ -701,8 +704,11 @@ impl Provider {
     /// that goes to others; `own` are the words of what this node has or asks for, of a list of `count` pieces.
     fn has_given(&mut self, has: &mut Bitfield, own: impl Fn(usize) -> u64, count: usize) {
         let is_first = self.before.is_none();
+        // What it does not say twice it has taken back: one that says it not may be older.
+        let last = std::mem::replace(&mut self.last, has.clone());
+        has.add(&last);
         let before = self.before.get_or_insert_with(|| has.clone());
-        // What it has taken back it may give again.
+        // And may give it again.
         before.retain(has);
         // Where nothing is left that it could give for the first time, nothing tells.
         let tells = pieces_in(0..count, |at| !(has.word(at) | own(at))).next().is_some();
@@ -714,7 +720,7 @@ impl Provider {
 
     /// What it has given of another list, or before it turned out not to have all, tells nothing.
     fn forget_given(&mut self) {
-        (self.before, self.took, self.gives_others) = (None, (0, 0), None);
+        (self.before, self.last, self.took, self.gives_others) = (None, Bitfield::default(), (0, 0), None);
     }
 
     /// How long its batches take, as far as that is still believed.
@@ -832,6 +838,7 @@ impl Download {
         let Some(provider) = self.providers.get_mut(node).filter(|provider| !provider.complete) else { return };
         provider.complete = true;
         // What it has is no news any more, and what it gives is another matter.
+        provider.forget_given();
         self.has_now(node, Bitfield::default());
     }
 
@@ -844,7 +851,7 @@ impl Download {
         }
     }
 
-    /// The same behind a batch. It was so when the batch ended: what was heard while that was written may be later.
+    /// The same behind a batch. It was so when the batch ended: what was heard while that was written, or on another line, may be later.
     fn told_behind(&mut self, node: &NodeId, bits: &[u8], now: Instant) {
         let Some(provider) = self.providers.get_mut(node) else { return };
         let mut has = Bitfield::from_bytes(bits, self.pieces.len());

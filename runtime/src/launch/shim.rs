@@ -208,6 +208,7 @@ fn start_in(config: &Config, launch: &Launch, group: &Group) -> Result<Started, 
         plain_sources: true,
         trampoline: None,
         born: Some(&watch),
+        rooted: None,
     })?;
     let ended = |error: Failure| {
         // Whoever is told that it failed must not find it running.

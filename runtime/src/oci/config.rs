@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use nix::mount::MsFlags;
 use oci_spec::runtime::{
     Capability, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, Process, Spec,
 };
@@ -111,6 +112,17 @@ impl Config {
         if !root.is_dir() {
             return Err(field("root.path", format!("{} is no folder", root.display())));
         }
+        let mut left_out = left_out;
+        if !owns_mounts(&spec) && asks_for_mounts(&spec) {
+            if root == Path::new("/") {
+                let reason =
+                    "the machine's own, and linux.namespaces has no new mount: what is mounted would be the machine's";
+                return Err(field("root.path", reason));
+            }
+            let reason =
+                "linux.namespaces: no new mount: what is masked or read-only binds nobody who may change his root";
+            left_out.push(reason.to_owned());
+        }
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let filter = profile.map(filter_of).transpose()?;
         Ok(Config { spec, bundle, root, filter, left_out })
@@ -197,9 +209,8 @@ fn check(spec: &Spec) -> Result<(), ConfigError> {
     for (at, mount) in spec.mounts().iter().flatten().enumerate() {
         check_mount(at, mount)?;
     }
-    if spec.root().as_ref().is_some_and(|root| root.path() == "/") && !owns_mounts(spec) && asks_for_mounts(spec) {
-        let reason = "the machine's own, and linux.namespaces has no new mount: what is mounted would be the machine's";
-        return Err(field("root.path", reason));
+    if !owns_mounts(spec) && asks_for_mounts(spec) {
+        check_among_others(linux)?;
     }
     check_linux(linux, &isolated)?;
     check_hooks(spec.hooks().as_ref())
@@ -319,13 +330,29 @@ fn check_mount(at: usize, mount: &Mount) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// What cannot be had among others' mounts.
+fn check_among_others(linux: &Linux) -> Result<(), ConfigError> {
+    let spread = linux.rootfs_propagation().as_deref().and_then(mounts::propagation);
+    if spread.is_some_and(|flag| flag.intersects(MsFlags::MS_SLAVE | MsFlags::MS_SHARED)) {
+        let reason = "linux.namespaces has no new mount: what is mounted inside would be mounted outside";
+        return Err(field("linux.rootfsPropagation", reason));
+    }
+    let own = linux.namespaces().iter().flatten().filter(|it| it.path().is_none());
+    if own.into_iter().any(|it| it.typ() == LinuxNamespaceType::User) {
+        let reason = "a new user and no new mount: whoever lives in the one may mount nothing in others' mounts";
+        return Err(field("linux.namespaces", reason));
+    }
+    Ok(())
+}
+
 /// Whether a container has a mount namespace that is made for it.
 pub(super) fn owns_mounts(spec: &Spec) -> bool {
     let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     listed.into_iter().flatten().any(|it| it.typ() == LinuxNamespaceType::Mount && it.path().is_none())
 }
 
-/// Whether something is mounted at or below its root, or made there.
+/// Whether something is mounted at or below its root, or made there. Where it has others' mounts, and not that either, nothing is: its
+/// root is a changed one then, or in a namespace that it joins that one's.
 pub(super) fn asks_for_mounts(spec: &Spec) -> bool {
     let empty = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&empty);

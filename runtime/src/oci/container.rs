@@ -5,6 +5,7 @@
 //!           config.json    the bundle's, as it was then: `exec` and hooks go by it, whatever becomes of the bundle
 //!           cgroup         written before there is a process: what a `create` that died has left is found by it
 //!           bundle         the bundle's folder, told of while there is no `state.json`
+//!           mounted        its root's mount, of one that has others' mounts; written before anything is mounted inside
 //!           gate           a socket where its first process waits; deleted by `start`, so that there is one start
 //! ```
 //!
@@ -15,7 +16,7 @@
 //! lock on `state.json`, until all that is left is to wait for a process.
 //!
 //! **If one dies** in `create`, a folder without a state is left, which `delete --force` removes; the process inside ends by itself with
-//! the channel. A container that has others' mounts leaves its root mounted then, on the bundle's.
+//! the channel.
 
 use std::cell::OnceCell;
 use std::ffi::OsString;
@@ -60,9 +61,13 @@ struct Record {
     cgroup: String,
     /// RFC 3339.
     created: String,
-    /// Its root, where that is mounted among others' mounts.
-    #[serde(default)]
-    mounted: Option<u64>,
+}
+
+/// The root of one that has others' mounts.
+#[derive(Serialize, Deserialize)]
+struct Mounted {
+    mount: u64,
+    root: PathBuf,
 }
 
 /// What a container is now.
@@ -237,6 +242,7 @@ impl Containers {
                         group.kill();
                         drop(group.delete());
                     }
+                    unmount(&dir)?;
                     fs::remove_dir_all(&dir).map_err(|error| failure(error.to_string()))
                 }
                 (true, false) => Err(failure(format!("`{id}` is being created; `delete --force` deletes it anyway"))),
@@ -356,6 +362,11 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
             true => Some(sys::bind(&dir.join("gate")).map_err(|error| failed("listen", error))?),
             false => None,
         };
+        let rooted = |mount| {
+            let text = serde_json::to_vec(&Mounted { mount, root: config.root.clone() }).map_err(io::Error::from);
+            let written = text.and_then(|text| write_whole(&dir.join("mounted"), &text));
+            written.map_err(|error| failed("write", error))
+        };
         let spawned = spawn(&Job {
             config: &config,
             id,
@@ -371,12 +382,13 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
             plain_sources: false,
             trampoline: way.trampoline.as_ref(),
             born: None,
+            rooted: Some(&rooted),
         })?;
         match console.map(Console::master).transpose() {
             Ok(master) => Ok((spawned, master.flatten())),
             Err(error) => {
                 kill_and_reap(&spawned.pidfd);
-                spawned.mounted.inspect(|mount| unmount_root(&config, *mount));
+                unmount(dir)?;
                 Err(error)
             }
         }
@@ -396,7 +408,6 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
         root: config.root.clone(),
         cgroup,
         created: crate::container::timestamp(SystemTime::now()),
-        mounted: spawned.mounted,
     };
     let written = write_record(dir, &record).and_then(|file| match &creation.pid_file {
         Some(path) => write_whole(path, spawned.pid.to_string().as_bytes()).map(|()| file),
@@ -410,11 +421,18 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
         }
         Err(error) => {
             kill_and_reap(&spawned.pidfd);
-            record.mounted.inspect(|mount| unmount_root(&config, *mount));
-            drop(group.delete());
+            drop((unmount(dir), group.delete()));
             Err(failure(format!("cannot write down that `{id}` was made: {error}")))
         }
     }
+}
+
+/// Takes away what is mounted of one that has others' mounts.
+fn unmount(dir: &Path) -> Result<(), Failure> {
+    let Ok(text) = fs::read(dir.join("mounted")) else { return Ok(()) };
+    let Ok(Mounted { mount, root }) = serde_json::from_slice(&text) else { return Ok(()) };
+    let config = Config::load_started(dir).map_err(|error| failure(error.to_string()))?;
+    unmount_root(&config.spec, &root, mount)
 }
 
 fn write_record(dir: &Path, record: &Record) -> io::Result<File> {
@@ -657,7 +675,7 @@ impl Container {
         self.group().kill();
         // What is left of the group stands in nobody's way; the next of this name takes it over.
         drop(self.group().delete_soon());
-        self.record.mounted.inspect(|mount| unmount_root(config, *mount));
+        unmount(&self.dir)?;
         let removed = fs::remove_dir_all(&self.dir);
         removed.map_err(|error| failure(format!("cannot delete {}: {error}", self.dir.display())))?;
         run_hooks_after(config, &self.record.id, "poststop", "stopped", 0);

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -78,7 +79,7 @@ fn enter(added: &Added<'_>, mut channel: UnixStream) -> ! {
     let (pid, pidfd) = added.container;
     let entered = join_groups(added.group.dirs()).and_then(|()| {
         // Through the host's /proc; what is left out was told of when the container was made.
-        set_oom_score(Some(added.process))?;
+        set_oom_score(Some(added.process), Path::new("/proc"))?;
         let kinds = different(pid);
         let root = if owns_mounts(&added.config.spec) { None } else { Some(root_of(pid, pidfd)?) };
         sys::enter_namespaces(pidfd.as_fd(), kinds)

@@ -16,7 +16,7 @@ use oci_spec::runtime::{Process, Spec};
 use super::config::asks_for_mounts;
 use super::namespaces::{self, Namespaces};
 use super::process::{self, Listener, Program};
-use super::rootfs::{Plan, Sources};
+use super::rootfs::{Plan, Rootfs, Sources};
 use super::spawn::{Job, Message, Stdio, framed, has_early_hooks, number, state, tell, wait};
 use super::trampoline::Trampoline;
 use super::{Failure, console, failure, hooks, reaper};
@@ -111,8 +111,9 @@ impl Init<'_> {
         if !self.namespaces.needs_usher() {
             join_groups(self.groups)?;
         }
+        self.sources.enter_proc().map_err(|error| failure(error.to_string()))?;
         // While this is still a process of the host's root.
-        if let Some(text) = set_oom_score(spec.process().as_ref())? {
+        if let Some(text) = set_oom_score(spec.process().as_ref(), Path::new(""))? {
             tell(channel, &Message::Warning(text));
         }
         if self.namespaces.makes(libc::CLONE_NEWUSER) {
@@ -165,20 +166,21 @@ impl Init<'_> {
         self.spec().process().as_ref().map_or(Ok(()), process::limit)
     }
 
-    /// What is set through the host's /proc.
+    /// What is set through the host's /proc, in which this process is.
     fn settle(&self) -> Result<(), Failure> {
         let spec = self.spec();
         for (name, value) in spec.linux().as_ref().and_then(|linux| linux.sysctl().as_ref()).into_iter().flatten() {
-            let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-            fs::write(&path, value)
-                .map_err(|error| failure(format!("linux.sysctl[{name}]: cannot write {}: {error}", path.display())))?;
+            let path = Path::new("sys").join(name.replace('.', "/"));
+            fs::write(&path, value).map_err(|error| {
+                failure(format!("linux.sysctl[{name}]: cannot write /proc/{}: {error}", path.display()))
+            })?;
         }
         let process = spec.process().as_ref();
         if let Some(profile) =
             process.and_then(|process| process.apparmor_profile().as_ref()).filter(|it| !it.is_empty())
         {
-            let file = Path::new("/proc/self/attr/apparmor/exec");
-            let file = if file.exists() { file } else { Path::new("/proc/self/attr/exec") };
+            let file = Path::new("self/attr/apparmor/exec");
+            let file = if file.exists() { file } else { Path::new("self/attr/exec") };
             let enabled =
                 fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'));
             if !enabled {
@@ -191,7 +193,7 @@ impl Init<'_> {
             if !Path::new("/sys/fs/selinux/enforce").exists() {
                 return Err(failure(format!("process.selinuxLabel: {label}: this kernel runs without SELinux")));
             }
-            fs::write("/proc/self/attr/exec", label)
+            fs::write("self/attr/exec", label)
                 .map_err(|error| failure(format!("process.selinuxLabel: {label}: {error}")))?;
         }
         process::set_personality(spec)?;
@@ -215,7 +217,8 @@ impl Init<'_> {
         if !owns_mounts && !asks_for_mounts(spec) {
             run_hooks(channel)?;
             if self.namespaces.all & libc::CLONE_NEWNS as u64 != 0 {
-                return Ok(());
+                // Not the host's /proc, where this process was.
+                return nix::unistd::chdir("/").map_err(|error| failure(format!("cannot enter /: {error}")));
             }
             // With the host's mounts: its files are found by their names from another root.
             return nix::unistd::chroot(&config.root)
@@ -225,10 +228,10 @@ impl Init<'_> {
         let own_cgroups = self.namespaces.makes(libc::CLONE_NEWCGROUP);
         let (root, sources, groups) = (&config.root, &self.sources, self.groups);
         let plan = Plan { spec, root, sources, own_cgroups, groups, owns_mounts };
-        let root = plan.build().map_err(|error| failure(error.to_string()))?;
-        if let Some(mount) = root.among_others {
-            tell(channel, &Message::Mounted(mount));
-        }
+        let root = plan.attach().map_err(|error| failure(error.to_string()))?;
+        remember(&root, channel).inspect_err(|_| root.detach())?;
+        plan.fill(&root).map_err(|error| failure(error.to_string()))?;
+        nix::unistd::fchdir(root.fd()).map_err(|error| failure(format!("cannot enter its root: {error}")))?;
         run_hooks(channel)?;
         let process = spec.process().as_ref().filter(|process| process.terminal().unwrap_or(false));
         let terminal = process.map(|process| console::make(process, root.fd(), self.job.console)).transpose()?;
@@ -300,6 +303,16 @@ impl Init<'_> {
     }
 }
 
+/// Where its mount is among others' mounts, the parent is to know it before anything is inside.
+fn remember(root: &Rootfs, channel: &mut UnixStream) -> Result<(), Failure> {
+    let mount = root.among_others();
+    let mount = mount.map_err(|error| failure(format!("cannot tell its root from others' mounts: {error}")))?;
+    mount.map_or(Ok(()), |mount| {
+        tell(channel, &Message::Mounted(mount));
+        wait(channel)
+    })
+}
+
 /// Whether AppArmor or SELinux is to confine it, which they do from its next exec on.
 pub(super) fn is_labelled(process: &Process) -> bool {
     [process.apparmor_profile(), process.selinux_label()].into_iter().flatten().any(|label| !label.is_empty())
@@ -324,11 +337,11 @@ pub(super) fn close_all_but(preserve: u32, own: impl Iterator<Item = RawFd>) -> 
 }
 
 /// Sets how soon the kernel kills this process for memory. What it may not set is told.
-pub(super) fn set_oom_score(process: Option<&Process>) -> Result<Option<String>, Failure> {
+pub(super) fn set_oom_score(process: Option<&Process>, proc: &Path) -> Result<Option<String>, Failure> {
     let Some(score) = process.and_then(|process| process.oom_score_adj()) else { return Ok(None) };
-    let file = "/proc/self/oom_score_adj";
-    let now = fs::read_to_string(file).unwrap_or_default();
-    match if now.trim() == score.to_string() { Ok(()) } else { fs::write(file, score.to_string()) } {
+    let file = proc.join("self/oom_score_adj");
+    let now = fs::read_to_string(&file).unwrap_or_default();
+    match if now.trim() == score.to_string() { Ok(()) } else { fs::write(&file, score.to_string()) } {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Some(format!(
             "process.oomScoreAdj stays at {}: this process may not lower it (CAP_SYS_RESOURCE)",
             now.trim()

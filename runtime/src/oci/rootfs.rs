@@ -60,6 +60,8 @@ pub(super) struct Sources {
     mounts: Vec<Option<(OwnedFd, bool)>>,
     /// The host's devices, for a container that may not make its own.
     devices: Vec<(PathBuf, OwnedFd)>,
+    /// The host's /proc: that of a namespace that is joined may be anything.
+    proc: OwnedFd,
 }
 
 /// What every container has in /dev (runtime-spec config-linux.md, "Default Devices").
@@ -78,7 +80,8 @@ impl Sources {
     pub(super) fn take(spec: &Spec, bundle: &Path, binds_devices: bool, plain: bool) -> Result<Sources, RootfsError> {
         let linux = spec.linux().as_ref();
         let own = linux.and_then(|linux| Some((linux.uid_mappings().as_deref()?, linux.gid_mappings().as_deref()?)));
-        let mut sources = Sources { mounts: Vec::new(), devices: Vec::new() };
+        let proc = open(Path::new("/proc"), OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let mut sources = Sources { mounts: Vec::new(), devices: Vec::new(), proc };
         // A copy of a mount of the host's is its peer: what was mounted on it inside would appear outside.
         let root = linux.and_then(|linux| linux.rootfs_propagation().as_deref()).and_then(mounts::propagation);
         let follows = root.is_some_and(|flag| flag.intersects(MsFlags::MS_SLAVE | MsFlags::MS_SHARED));
@@ -98,6 +101,11 @@ impl Sources {
             }
         }
         Ok(sources)
+    }
+
+    /// Goes to the host's /proc, where paths of it begin.
+    pub(super) fn enter_proc(&self) -> Result<(), RootfsError> {
+        nix::unistd::fchdir(&self.proc).step("enter", "/proc")
     }
 }
 
@@ -164,47 +172,52 @@ pub(super) struct Plan<'a> {
 pub(super) struct Rootfs {
     root: PathBuf,
     fd: OwnedFd,
-    /// Its mount, where that is among others' mounts: with it goes what is mounted inside.
-    pub(super) among_others: Option<u64>,
+    /// Its mount is among others' mounts: with it goes what is mounted inside.
+    among_others: bool,
 }
 
 impl Plan<'_> {
-    /// Puts it together, inside the container's mount namespace.
-    pub(super) fn build(&self) -> Result<Rootfs, RootfsError> {
-        // Devices have the modes that are asked for; the program gets its own umask later.
-        nix::sys::stat::umask(Mode::empty());
+    /// Has something at its root that can become one, inside the container's mount namespace.
+    pub(super) fn attach(&self) -> Result<Rootfs, RootfsError> {
+        self.sources.enter_proc()?;
+        if !self.owns_mounts {
+            return self.attach_among_others();
+        }
         let linux = self.spec.linux().as_ref();
         let spread = linux.and_then(|linux| linux.rootfs_propagation().as_deref()).and_then(mounts::propagation);
         // What the host mounts later may come in; what is mounted here never goes out.
         let private = spread.is_none_or(|flag| flag.intersects(MsFlags::MS_PRIVATE | MsFlags::MS_UNBINDABLE));
         let kind = if private { MsFlags::MS_PRIVATE } else { MsFlags::MS_SLAVE };
-        if self.owns_mounts {
-            mount(NONE, "/", NONE, MsFlags::MS_REC | kind, NONE).step("make private", "/")?;
-        }
+        mount(NONE, "/", NONE, MsFlags::MS_REC | kind, NONE).step("make private", "/")?;
         let mut fd = open(self.root, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         // Only a mount can become a root, and of a namespace with users of its own only one that was made there.
         let tree = sys::clone_mount(fd.as_fd(), true).step("bind", self.root)?;
         sys::attach_mount(tree.as_fd(), fd.as_fd()).step("bind", self.root)?;
         fd = open(self.root, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-        let mut root = Rootfs { root: self.root.to_owned(), fd, among_others: None };
-        if !self.owns_mounts {
-            root.among_others = mount_id(self.root);
-            let alone = MountChange { propagation: MsFlags::MS_PRIVATE.bits(), ..MountChange::default() };
-            let filled = sys::change_mount(tree.as_fd(), &alone, true).step("make private", self.root);
-            return match filled.and_then(|()| self.fill(&root)) {
-                Ok(()) => Ok(root),
-                Err(error) => {
-                    let _gone = umount2(&by_fd(&root.fd), MntFlags::MNT_DETACH);
-                    Err(error)
-                }
-            };
-        }
-        self.fill(&root)?;
-        Ok(root)
+        Ok(Rootfs { root: self.root.to_owned(), fd, among_others: false })
     }
 
-    /// Mounts what is to be inside, and makes its devices.
-    fn fill(&self, root: &Rootfs) -> Result<(), RootfsError> {
+    /// The same where others live too. What comes to those who follow their mounts goes with it, since nothing is mounted inside that is
+    /// not its own.
+    fn attach_among_others(&self) -> Result<Rootfs, RootfsError> {
+        let below = open_plain(self.root).step("open", self.root)?;
+        let fd = sys::clone_mount(below.as_fd(), false).step("bind", self.root)?;
+        sys::attach_mount(fd.as_fd(), below.as_fd()).step("bind", self.root)?;
+        let root = Rootfs { root: self.root.to_owned(), fd, among_others: true };
+        let alone = MountChange { propagation: MsFlags::MS_PRIVATE.bits(), ..MountChange::default() };
+        match sys::change_mount(root.fd.as_fd(), &alone, false).step("make private", self.root) {
+            Ok(()) => Ok(root),
+            Err(error) => {
+                root.detach();
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts it together.
+    pub(super) fn fill(&self, root: &Rootfs) -> Result<(), RootfsError> {
+        // Devices have the modes that are asked for; the program gets its own umask later.
+        nix::sys::stat::umask(Mode::empty());
         let mut own_dev = true;
         for (at, entry) in self.spec.mounts().iter().flatten().enumerate() {
             own_dev &= destination(entry) != Path::new("/dev") || self.sources.mounts[at].is_none();
@@ -395,6 +408,16 @@ impl Rootfs {
         make_device(&folder, Path::new(name), kind, number, mode, Some(owner)).step("make", path)
     }
 
+    /// Its mount, where that is among others' mounts.
+    pub(super) fn among_others(&self) -> io::Result<Option<u64>> {
+        if self.among_others { mount_of(&self.fd).map(Some) } else { Ok(None) }
+    }
+
+    /// Takes that away, as long as it is not entered.
+    pub(super) fn detach(&self) {
+        let _gone = umount2(&by_fd(&self.fd), MntFlags::MNT_DETACH);
+    }
+
     /// Binds a terminal on /dev/console.
     pub(super) fn console(&self, terminal: &OwnedFd) -> Result<(), RootfsError> {
         let path = Path::new("/dev/console");
@@ -406,7 +429,7 @@ impl Rootfs {
     /// Makes it this process's root, and closes what the container is not to see or change.
     pub(super) fn enter(&self, spec: &Spec, pivot: bool) -> Result<(), RootfsError> {
         nix::unistd::fchdir(&self.fd).step("enter", &self.root)?;
-        if self.among_others.is_some() {
+        if self.among_others {
             nix::unistd::chroot(".").step("enter", &self.root)?;
         } else if pivot {
             // Stacking the old root under the new one at the same place saves a folder for it in the image (pivot_root(2)).
@@ -517,22 +540,40 @@ fn within(folder: &Path, to: &Path) -> PathBuf {
     path
 }
 
-/// The mount on top at `path` (statx(2), Linux 5.8).
-pub(super) fn mount_id(path: &Path) -> Option<u64> {
-    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
-    // SAFETY: statx is plain data; zero is a valid value for it.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends with a NUL, and the kernel writes one statx, which lives for the whole call.
-    let result = unsafe {
-        libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_SYMLINK_NOFOLLOW, libc::STATX_MNT_ID, &mut found)
-    };
-    (result == 0 && found.stx_mask & libc::STATX_MNT_ID != 0).then_some(found.stx_mnt_id)
+/// Opens a folder whose path has no links, which others could change.
+fn open_plain(path: &Path) -> io::Result<OwnedFd> {
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC);
+    Ok(openat2(nix::fcntl::AT_FDCWD, path, how.resolve(ResolveFlag::RESOLVE_NO_SYMLINKS))?)
 }
 
-/// Takes away a mount at `path` with all that is mounted inside, if it is there still.
-pub(super) fn unmount(path: &Path, id: u64) {
-    if mount_id(path) == Some(id) {
-        let _gone = umount2(path, MntFlags::MNT_DETACH);
+/// The mount in which something lies, as /proc/self/mountinfo numbers it (statx(2), Linux 5.8).
+fn mount_of(fd: &OwnedFd) -> io::Result<u64> {
+    // SAFETY: statx is plain data; zero is a valid value for it.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is an empty string that ends with NUL, and the kernel writes one statx, which lives for the whole call.
+    let result =
+        unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &mut found) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if found.stx_mask & libc::STATX_MNT_ID == 0 {
+        return Err(io::Error::from_raw_os_error(libc::ENOSYS));
+    }
+    Ok(found.stx_mnt_id)
+}
+
+/// Takes away a mount at `path` with all that is mounted inside, if it is there still; not what others have mounted over it.
+pub(super) fn unmount(path: &Path, id: u64) -> io::Result<()> {
+    match open_plain(path).and_then(|fd| mount_of(&fd)) {
+        Ok(found) if found == id => return Ok(umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    match table.lines().any(|line| line.split(' ').next() == Some(&id.to_string())) {
+        true => Err(io::Error::other("something else is mounted over it")),
+        false => Ok(()),
     }
 }
 
@@ -548,9 +589,9 @@ fn is_dir(fd: &OwnedFd) -> io::Result<bool> {
     Ok(fstat(fd)?.st_mode & libc::S_IFMT == libc::S_IFDIR)
 }
 
-/// The descriptor as a path that mount(2) takes.
+/// The descriptor as a path that mount(2) takes, while this process is in the host's /proc ([`Sources::enter_proc`]).
 fn by_fd(fd: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+    PathBuf::from(format!("self/fd/{}", fd.as_raw_fd()))
 }
 
 fn make_device(

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType};
+use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 
 use super::init::Init;
@@ -73,6 +73,8 @@ pub(crate) struct Job<'a> {
     pub(crate) trampoline: Option<&'a Trampoline>,
     /// Called with its first process as soon as there is one.
     pub(crate) born: Option<&'a Born<'a>>,
+    /// Called with its root's mount, where that is among others' mounts: whoever deletes it takes that away ([`unmount_root`]).
+    pub(crate) rooted: Option<&'a dyn Fn(u64) -> Result<(), Failure>>,
 }
 
 /// What is done with a process that has just been made.
@@ -84,8 +86,6 @@ pub(crate) struct Spawned {
     pub(crate) pidfd: OwnedFd,
     /// What could not be done and does not keep it from running.
     pub(crate) warnings: Vec<String>,
-    /// Its root, where that is mounted among others' mounts; whoever deletes it takes that away ([`unmount_root`]).
-    pub(crate) mounted: Option<u64>,
     /// Of one that waits at its gate: it opens it when it hears something here, and ends when it does not.
     channel: Option<UnixStream>,
 }
@@ -103,7 +103,7 @@ impl Spawned {
         warnings: Vec<String>,
     ) -> Result<Spawned, Failure> {
         match (result, known) {
-            (Ok(()), Some((pid, pidfd))) => Ok(Spawned { pid, pidfd, warnings, mounted: None, channel: None }),
+            (Ok(()), Some((pid, pidfd))) => Ok(Spawned { pid, pidfd, warnings, channel: None }),
             (Ok(()), None) => Err(failure("it was made, and has no number".to_owned())),
             (Err(error), known) => {
                 if let Some((_, pidfd)) = known {
@@ -124,7 +124,7 @@ pub(super) enum Message {
     Number,
     /// It is in a new user namespace that has no ids yet.
     Map,
-    /// Its root is this mount, among others' mounts.
+    /// Its root is this mount, among others' mounts; it waits until that is written down.
     Mounted(u64),
     /// Its file system is put together, and not yet entered.
     Hooks,
@@ -234,7 +234,10 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
                     break Err(error);
                 }
             }
-            Ok(Some(Message::Mounted(mount))) => mounted = Some(mount),
+            Ok(Some(Message::Mounted(mount))) => {
+                mounted = Some(mount);
+                begun = job.rooted.map_or(Ok(()), |rooted| rooted(mount)).and_then(|()| go_on(channel));
+            }
             Ok(Some(Message::Hooks)) => {
                 let ran = run_early_hooks(job, pid).and_then(|()| go_on(channel));
                 if let Err(error) = ran {
@@ -262,32 +265,37 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
     }
     let settled = Spawned::settle(result, known, warnings);
     match (settled, mounted) {
-        (Ok(spawned), _) => Ok(Spawned { mounted, ..spawned }),
-        (Err(error), None) => Err(error),
-        (Err(error), Some(mount)) => {
-            unmount_root(job.config, mount);
+        (Err(mut error), Some(mount)) => {
+            if let Err(left) = unmount_root(&job.config.spec, &job.config.root, mount) {
+                error.reason = format!("{}; and {}", error.reason, left.reason);
+            }
             Err(error)
         }
+        (settled, _) => settled,
     }
 }
 
 /// Takes away a root that was mounted among others' mounts: this process's, or those of the namespace that the container joined, if
 /// that is there still. This process must have one thread.
-pub(super) fn unmount_root(config: &Config, mount: u64) {
-    let listed = config.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+pub(super) fn unmount_root(spec: &Spec, root: &Path, mount: u64) -> Result<(), Failure> {
+    let failed = |reason: String| failure(format!("{} stays mounted: {reason}", root.display()));
+    let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     let mut joined = listed.into_iter().flatten().filter(|it| it.typ() == LinuxNamespaceType::Mount);
-    let Some(path) = joined.find_map(|it| it.path().as_ref()) else { return rootfs::unmount(&config.root, mount) };
-    let Ok(namespace) = File::open(path) else { return };
+    let Some(path) = joined.find_map(|it| it.path().as_ref()) else {
+        return rootfs::unmount(root, mount).map_err(|error| failed(error.to_string()));
+    };
+    let Ok(namespace) = File::open(path) else { return Ok(()) };
     // SAFETY: by this function's contract there is one thread.
-    match unsafe { sys::clone_into(0) } {
-        Ok(sys::Cloned::Child) => {
-            if sys::enter_namespaces(namespace.as_fd(), libc::CLONE_NEWNS as u64).is_ok() {
-                rootfs::unmount(&config.root, mount);
-            }
-            std::process::exit(0)
+    match unsafe { sys::clone_into(0) }.map_err(|error| failed(error.to_string()))? {
+        sys::Cloned::Child => {
+            let entered = sys::enter_namespaces(namespace.as_fd(), libc::CLONE_NEWNS as u64);
+            let unmounted = entered.and_then(|()| rootfs::unmount(root, mount));
+            std::process::exit(unmounted.is_err().into())
         }
-        Ok(sys::Cloned::Parent { pidfd, .. }) => drop(reap(&pidfd)),
-        Err(_) => {}
+        sys::Cloned::Parent { pidfd, .. } => match reap(&pidfd) {
+            0 => Ok(()),
+            _ => Err(failed(format!("it is not to be had in {}", path.display()))),
+        },
     }
 }
 

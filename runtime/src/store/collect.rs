@@ -144,6 +144,7 @@ impl Store {
         }
         let used: BTreeSet<PathBuf> = complete.iter().chain(&keep).map(|root| self.rootfs_dir(root)).collect();
         let layers: BTreeSet<PathBuf> = kept.layers.iter().map(|layer| self.layer_dir(layer)).collect();
+        // Those have links to the files, whose room is free only without.
         let folders = ["rootfs", "layers"].iter().flat_map(|name| folders(&self.dir.join(name)));
         for dir in folders.filter(|dir| !used.contains(dir) && !layers.contains(dir)) {
             self.move_away(&dir, &mut away);
@@ -185,15 +186,18 @@ impl Store {
         Ok(Removed::Freed(freed))
     }
 
-    /// Takes a file or a folder away, whole; whether it was there.
+    /// Takes a file or a folder away, whole; whether it is gone.
     pub(super) fn move_away(&self, path: &Path, away: &mut Away) -> bool {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let to = self.dir.join("tmp").join(format!("gone-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         match fs::rename(path, &to) {
             Ok(()) => away.moved.push(to),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
-            // A full disk may have no room for its name.
-            Err(_) => away.freed += remove(path),
+            // A full disk may have no room for its name. A folder stays as it is.
+            Err(error) if error.kind() != io::ErrorKind::NotFound && path.is_file() => match remove(path) {
+                Ok(freed) => away.freed += freed,
+                Err(_) => return false,
+            },
+            Err(_) => return false,
         }
         true
     }
@@ -306,21 +310,25 @@ impl Store {
 }
 
 impl Away {
-    /// Removes them, folders with links to the files before those; how many bytes of files are free again. What stays goes at the next
-    /// start.
-    pub(super) fn free(self) -> u64 {
-        self.freed + self.moved.iter().rev().map(|path| remove(path)).sum::<u64>()
+    /// Removes them, the last first; how many bytes of files are free again. What stays goes at the next start.
+    pub(super) fn free(mut self) -> u64 {
+        self.freed + self.moved.drain(..).rev().filter_map(|path| remove(&path).ok()).sum::<u64>()
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        self.moved.iter().for_each(|path| drop(remove(path)));
     }
 }
 
 /// Removes a file or a folder, and tells how many bytes of a file are free again.
-fn remove(path: &Path) -> u64 {
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => drop(fs::remove_dir_all(path)),
-        Ok(found) if fs::remove_file(path).is_ok() => return own_blocks(&found),
-        _ => {}
+fn remove(path: &Path) -> io::Result<u64> {
+    let found = fs::symlink_metadata(path)?;
+    if found.is_dir() {
+        return fs::remove_dir_all(path).map(|()| 0);
     }
-    0
+    fs::remove_file(path).map(|()| own_blocks(&found))
 }
 
 /// Bytes that are free again when this is removed.
