@@ -1281,11 +1281,19 @@ fn what_is_mounted_among_others_mounts_is_found_again() {
     let under = within(Value::Null);
     under.begin();
     let over = Mounted::tmpfs(under.inside("").to_str().expect("a path"));
-    let refusal = under.oci(&["delete", "--force", under.id()]);
-    refused(&refusal.says("stays mounted"));
+    under.oci(&["kill", under.id(), "KILL"]).ok();
+    under.wait_until("stopped");
+    refused(&under.oci(&["delete", under.id()]).says("something else is mounted over it"));
     drop(over);
-    under.oci(&["delete", "--force", under.id()]).ok();
+    under.oci(&["delete", under.id()]).ok();
     assert_eq!(mounts_inside(&under, "self"), 0);
+    under.is_gone();
+    // One that somebody has taken away already.
+    let bare = within(Value::Null);
+    bare.begin();
+    tool("umount", &["-l", bare.inside("").to_str().expect("a path")]);
+    bare.oci(&["delete", "--force", bare.id()]).ok();
+    bare.is_gone();
 }
 
 #[test]

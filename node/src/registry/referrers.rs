@@ -2,11 +2,11 @@
 //! refers to. One that lies elsewhere is read from there alone: the root of what it belongs to, that one's list, itself; what it names
 //! stays where it is.
 //!
-//! **If a provider dies,** or says nothing for [`PATIENCE`], another is asked. What nobody gives within [`SOON`] after the request is
+//! **If a provider dies,** or takes longer than [`PATIENCE`], another is asked. What nobody gives within [`SOON`] after the request is
 //! not there now; the next request looks again.
 //!
-//! **Bounds.** [`MAX_READERS`] manifests are read at one time, for all requests together, each with a list of [`MAX_LIST`] bytes at the
-//! most; [`MAX_KNOWN`] are remembered, but for those that refer to something with more than [`MAX_DESCRIBED`] bytes.
+//! **Bounds.** [`MAX_READERS`] manifests are read from elsewhere at one time, for all requests together, each with a list of [`MAX_LIST`]
+//! bytes at the most; [`MAX_KNOWN`] are remembered, but for those that refer to something with more than [`MAX_DESCRIBED`] bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
@@ -31,7 +31,7 @@ use super::MAX_MANIFEST;
 use crate::daemon::driver::Handle;
 use crate::net::data::{DataPlane, addresses_of};
 
-/// Manifests that are read at one time, and of one request.
+/// Manifests that are read from elsewhere at one time, and of one request.
 const MAX_READERS: usize = 4;
 const AT_ONCE: usize = 2;
 /// Of what a manifest belongs to: it names what some 14 GiB consist of.
@@ -69,35 +69,50 @@ impl Referrers {
     pub(super) async fn of(&self, all: &[ImageHeld], subject: &str, kind: Option<&str>) -> anyhow::Result<Vec<Value>> {
         let manifests: BTreeMap<ChunkId, OriginalHeld> =
             all.iter().filter_map(|held| held.original.clone()).map(|made_of| (made_of.root, made_of)).collect();
+        let (mut found, mut elsewhere) = (BTreeMap::new(), Vec::new());
+        for (root, made_of) in manifests {
+            let known = self.known().get(&root).cloned();
+            match known {
+                Some(known) => drop(found.insert(root, known)),
+                None => match self.here(root).await {
+                    Ok(Some(manifest)) => drop(found.insert(root, self.remember(root, &manifest))),
+                    // What is damaged here others may have whole.
+                    Ok(None) | Err(_) => elsewhere.push(made_of),
+                },
+            }
+        }
+        // In another order each time: what cannot be had is not to keep the same ones from being looked for.
+        fastrand::shuffle(&mut elsewhere);
         let until = Instant::now() + SOON;
-        let look = |made_of: OriginalHeld| async move { self.look(&made_of, until).await };
-        let looks = futures::stream::iter(manifests.into_values()).map(look);
-        let found: Vec<Option<Arc<Referrer>>> = looks.buffered(AT_ONCE).collect().await;
+        let look = |made_of: OriginalHeld| async move { (made_of.root, self.look(&made_of, until).await) };
+        let looks = futures::stream::iter(elsewhere).map(look);
+        found.extend(looks.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await);
         let refer = |one: &Arc<Referrer>| one.subject == subject && kind.is_none_or(|kind| one.kind == kind);
-        Ok(found.into_iter().flatten().filter(refer).map(|one| one.descriptor.clone()).collect())
+        Ok(found.into_values().flatten().filter(refer).map(|one| one.descriptor.clone()).collect())
     }
 
-    /// What one refers to, if it can be had by then.
+    /// What one that lies elsewhere refers to, if it can be had by then.
     async fn look(&self, made_of: &OriginalHeld, until: Instant) -> Option<Arc<Referrer>> {
-        if let Some(known) = self.known().get(&made_of.root) {
-            return known.clone();
-        }
-        let read = tokio::time::timeout_at(until, self.manifest(made_of)).await;
-        let (media_type, bytes) = match read.context("nobody gives it in time").and_then(|read| read) {
-            Ok(manifest) => manifest,
+        let read = tokio::time::timeout_at(until, self.elsewhere(made_of)).await;
+        match read.context("nobody gives it in time").and_then(|read| read) {
+            Ok(manifest) => self.remember(made_of.root, &manifest),
             Err(error) => {
                 debug!(manifest = %digest_text(&made_of.digest.0), "not among the referrers for now: {error:#}");
-                return None;
+                None
             }
-        };
-        let found = Referrer::read(&media_type, &bytes).map(Arc::new);
+        }
+    }
+
+    /// What a manifest refers to, from now on known.
+    fn remember(&self, root: ChunkId, (media_type, bytes): &(String, Vec<u8>)) -> Option<Arc<Referrer>> {
+        let found = Referrer::read(media_type, bytes).map(Arc::new);
         let len = found.as_ref().map_or(0, |found| found.descriptor.to_string().len());
         let mut known = self.known();
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
         if len <= MAX_DESCRIBED {
-            known.insert(made_of.root, found.clone());
+            known.insert(root, found.clone());
         }
         found
     }
@@ -106,11 +121,10 @@ impl Referrers {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A manifest's media type and bytes.
-    async fn manifest(&self, made_of: &OriginalHeld) -> anyhow::Result<(String, Vec<u8>)> {
-        let _place = self.places.acquire().await?;
-        let (store, root) = (Arc::clone(&self.store), made_of.root);
-        let here = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+    /// A manifest's media type and bytes, if all that it belongs to is here.
+    async fn here(&self, root: ChunkId) -> anyhow::Result<Option<(String, Vec<u8>)>> {
+        let store = Arc::clone(&self.store);
+        let read = tokio::task::spawn_blocking(move || {
             let Some(original) = store.original(&root.0)? else { return Ok(None) };
             let top = original.manifest();
             ensure!(top.size <= MAX_MANIFEST as u64, "a manifest of {} bytes", top.size);
@@ -118,10 +132,13 @@ impl Referrers {
             store.read_blob(top)?.read_to_end(&mut bytes)?;
             Ok(Some((top.media_type.clone(), bytes)))
         });
-        // What is damaged here others may have whole.
-        if let Ok(Some(here)) = here.await? {
-            return Ok(here);
-        }
+        read.await?
+    }
+
+    /// The same as other nodes have it.
+    async fn elsewhere(&self, made_of: &OriginalHeld) -> anyhow::Result<(String, Vec<u8>)> {
+        let _place = self.places.acquire().await?;
+        let root = made_of.root;
         let providers = self.handle.ask(move |node, _| {
             let providers = node.holders(&root);
             providers.map(|provider| (provider, addresses_of(node, &provider))).collect::<Vec<_>>()
@@ -129,11 +146,13 @@ impl Referrers {
         let mut providers = providers.await.map_err(|_| anyhow::anyhow!("the daemon ends"))?;
         fastrand::shuffle(&mut providers);
         let mut last = anyhow::anyhow!("no live node has it");
-        for (provider, addresses) in providers {
-            match tokio::time::timeout(PATIENCE, self.manifest_of(provider, &addresses, made_of)).await {
+        for (at, (provider, addresses)) in providers.iter().enumerate() {
+            // The last one has all the time that is left.
+            let patience = if at + 1 < providers.len() { PATIENCE } else { SOON };
+            match tokio::time::timeout(patience, self.manifest_of(*provider, addresses, made_of)).await {
                 Ok(Ok(manifest)) => return Ok(manifest),
                 Ok(Err(error)) => last = error,
-                Err(_) => last = anyhow::anyhow!("node {} does not answer", provider.short()),
+                Err(_) => last = anyhow::anyhow!("node {} does not give it", provider.short()),
             }
         }
         Err(last)
@@ -167,23 +186,31 @@ impl Referrers {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Manifest {
-    subject: Option<Part>,
+    subject: Option<Subject>,
     artifact_type: Option<String>,
     config: Option<Part>,
-    annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+struct Subject {
+    digest: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Part {
-    digest: String,
     media_type: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Annotated {
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 impl Referrer {
     /// What a manifest refers to, if it does.
     fn read(media_type: &str, bytes: &[u8]) -> Option<Referrer> {
-        let Manifest { subject, artifact_type, config, annotations } = serde_json::from_slice(bytes).ok()?;
+        let Manifest { subject, artifact_type, config } = serde_json::from_slice(bytes).ok()?;
         let subject = subject?.digest;
         parse_digest(&subject)?;
         let kinds = [artifact_type, config.and_then(|config| config.media_type)];
@@ -191,9 +218,40 @@ impl Referrer {
         let digest = digest_text(&Sha256::digest(bytes).into());
         let mut descriptor =
             json!({"mediaType": media_type, "digest": digest, "size": bytes.len(), "artifactType": kind});
-        if let Some(annotations) = annotations {
+        // Those of which one is no text are none.
+        if let Ok(Annotated { annotations: Some(annotations) }) = serde_json::from_slice(bytes) {
             descriptor["annotations"] = json!(annotations);
         }
         Some(Referrer { subject, kind, descriptor })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_referrer_is_described_by_its_manifest() {
+        let subject = format!("sha256:{}", "5".repeat(64));
+        let read = |manifest: Value| Referrer::read("some/manifest", manifest.to_string().as_bytes());
+        let described = read(json!({
+            "subject": {"digest": subject}, "artifactType": "", "config": {"mediaType": "some/config"}, "annotations": {"a": "b"},
+        }));
+        let Referrer { subject: of, kind, descriptor } = described.expect("it refers to something");
+        assert_eq!((of, kind.as_str()), (subject.clone(), "some/config"));
+        assert_eq!(
+            (&descriptor["artifactType"], &descriptor["annotations"]),
+            (&json!("some/config"), &json!({"a": "b"}))
+        );
+        // What is wrong elsewhere does not hide it; without annotations that are texts it has none.
+        let odd =
+            read(json!({"subject": {"digest": subject}, "config": null, "layers": 5, "annotations": {"a": null}}));
+        let odd = odd.expect("it refers to something").descriptor;
+        assert_eq!((&odd["artifactType"], odd.get("annotations")), (&json!(""), None));
+        for none in
+            [json!({}), json!({"subject": {"digest": "x".repeat(1000)}}), json!({"subject": "sha256:5"}), json!([])]
+        {
+            assert_eq!(read(none), None);
+        }
     }
 }

@@ -35,9 +35,10 @@ use serde::{Deserialize, Serialize};
 
 use super::config::load_process;
 use super::exec::{Added, add};
+use super::others::Mounted;
 use super::relay::{follow_size, receive_fd, relay};
 use super::seal::{is_sealed, seal};
-use super::spawn::{Job, Message, Spawned, Stdio, receive, spawn, state as state_of, unmount_root};
+use super::spawn::{Job, Message, Spawned, Stdio, receive, spawn, state as state_of};
 use super::trampoline::Trampoline;
 use super::{Config, Failure, failure, hooks, kill_and_reap, reap};
 use crate::cgroup::Group;
@@ -61,13 +62,6 @@ struct Record {
     cgroup: String,
     /// RFC 3339.
     created: String,
-}
-
-/// The root of one that has others' mounts.
-#[derive(Serialize, Deserialize)]
-struct Mounted {
-    mount: u64,
-    root: PathBuf,
 }
 
 /// What a container is now.
@@ -161,8 +155,8 @@ impl Containers {
             made => made.map_err(|error| failure(format!("cannot make {}: {error}", dir.display())))?,
         }
         let made = make_in(&dir, id, config, creation, &way);
-        if made.is_err() {
-            // Nothing of it is to be found again.
+        if made.is_err() && !dir.join("mounted").exists() {
+            // Nothing of it is to be found again; but for what could not be taken away.
             drop(fs::remove_dir_all(&dir));
         }
         made
@@ -221,7 +215,7 @@ impl Containers {
         signals.attend_until_end(&spawned.pidfd, terminal);
         let code = reap(&spawned.pidfd);
         let mut warnings = spawned.warnings;
-        if !keep && let Err(error) = container.remove(&config) {
+        if !keep && let Err(error) = container.remove(&config, false) {
             // Its exit code says more.
             warnings.push(error.reason);
         }
@@ -242,7 +236,9 @@ impl Containers {
                         group.kill();
                         drop(group.delete());
                     }
-                    unmount(&dir)?;
+                    if let Err(left) = unmount(&dir) {
+                        eprintln!("warning: {}", left.reason);
+                    }
                     fs::remove_dir_all(&dir).map_err(|error| failure(error.to_string()))
                 }
                 (true, false) => Err(failure(format!("`{id}` is being created; `delete --force` deletes it anyway"))),
@@ -262,7 +258,7 @@ impl Containers {
             container.end()?;
         }
         let config = container.config()?;
-        container.remove(&config)
+        container.remove(&config, force)
     }
 }
 
@@ -388,7 +384,6 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
             Ok(master) => Ok((spawned, master.flatten())),
             Err(error) => {
                 kill_and_reap(&spawned.pidfd);
-                unmount(dir)?;
                 Err(error)
             }
         }
@@ -396,8 +391,9 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
     let (mut spawned, terminal) = match started {
         Ok(started) => started,
         Err(error) => {
+            let left = unmount(dir);
             drop(group.delete());
-            return Err(error);
+            return Err(together(error, left));
         }
     };
     let record = Record {
@@ -421,18 +417,33 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
         }
         Err(error) => {
             kill_and_reap(&spawned.pidfd);
-            drop((unmount(dir), group.delete()));
-            Err(failure(format!("cannot write down that `{id}` was made: {error}")))
+            let left = unmount(dir);
+            drop(group.delete());
+            Err(together(failure(format!("cannot write down that `{id}` was made: {error}")), left))
         }
     }
 }
 
 /// Takes away what is mounted of one that has others' mounts.
 fn unmount(dir: &Path) -> Result<(), Failure> {
-    let Ok(text) = fs::read(dir.join("mounted")) else { return Ok(()) };
-    let Ok(Mounted { mount, root }) = serde_json::from_slice(&text) else { return Ok(()) };
+    let path = dir.join("mounted");
+    let failed = |reason: String| failure(format!("{}: {reason}", path.display()));
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        read => read.map_err(|error| failed(error.to_string()))?,
+    };
+    let mounted: Mounted = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
     let config = Config::load_started(dir).map_err(|error| failure(error.to_string()))?;
-    unmount_root(&config.spec, &root, mount)
+    mounted.unmount(&config.spec)?;
+    fs::remove_file(&path).map_err(|error| failed(error.to_string()))
+}
+
+/// What failed, and what could not be taken back of it.
+fn together(mut error: Failure, left: Result<(), Failure>) -> Failure {
+    if let Err(left) = left {
+        error.reason = format!("{}; and {}", error.reason, left.reason);
+    }
+    error
 }
 
 fn write_record(dir: &Path, record: &Record) -> io::Result<File> {
@@ -670,12 +681,15 @@ impl Container {
         Ok((reap(&new.pidfd), new.warnings))
     }
 
-    fn remove(&self, config: &Config) -> Result<(), Failure> {
+    fn remove(&self, config: &Config, force: bool) -> Result<(), Failure> {
         // Its first process has ended. Without a pid namespace of its own it may have left others.
         self.group().kill();
         // What is left of the group stands in nobody's way; the next of this name takes it over.
         drop(self.group().delete_soon());
-        unmount(&self.dir)?;
+        match unmount(&self.dir) {
+            Err(left) if force => eprintln!("warning: {}", left.reason),
+            unmounted => unmounted?,
+        }
         let removed = fs::remove_dir_all(&self.dir);
         removed.map_err(|error| failure(format!("cannot delete {}: {error}", self.dir.display())))?;
         run_hooks_after(config, &self.record.id, "poststop", "stopped", 0);

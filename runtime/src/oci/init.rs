@@ -215,10 +215,14 @@ impl Init<'_> {
         };
         let owns_mounts = self.namespaces.makes(libc::CLONE_NEWNS);
         if !owns_mounts && !asks_for_mounts(spec) {
+            let joined = self.namespaces.all & libc::CLONE_NEWNS as u64 != 0;
+            // Not the host's /proc, where this process was.
+            let folder = if joined { Path::new("/") } else { &config.root };
+            let entered = nix::unistd::chdir(folder);
+            entered.map_err(|error| failure(format!("cannot enter {}: {error}", folder.display())))?;
             run_hooks(channel)?;
-            if self.namespaces.all & libc::CLONE_NEWNS as u64 != 0 {
-                // Not the host's /proc, where this process was.
-                return nix::unistd::chdir("/").map_err(|error| failure(format!("cannot enter /: {error}")));
+            if joined {
+                return Ok(());
             }
             // With the host's mounts: its files are found by their names from another root.
             return nix::unistd::chroot(&config.root)

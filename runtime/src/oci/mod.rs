@@ -43,6 +43,7 @@ mod hooks;
 mod init;
 mod mounts;
 mod namespaces;
+mod others;
 mod process;
 mod reaper;
 mod relay;

@@ -17,6 +17,7 @@ use nix::sys::stat::{Mode, SFlag, fstat, makedev, mkdirat, mknodat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxIdMapping, Mount, Spec};
 
 use super::mounts::{self, Options};
+use super::others::{MountId, open_plain};
 use super::shift;
 use crate::sys::{self, MountChange};
 
@@ -409,8 +410,8 @@ impl Rootfs {
     }
 
     /// Its mount, where that is among others' mounts.
-    pub(super) fn among_others(&self) -> io::Result<Option<u64>> {
-        if self.among_others { mount_of(&self.fd).map(Some) } else { Ok(None) }
+    pub(super) fn among_others(&self) -> io::Result<Option<MountId>> {
+        if self.among_others { MountId::of(&self.fd).map(Some) } else { Ok(None) }
     }
 
     /// Takes that away, as long as it is not entered.
@@ -538,43 +539,6 @@ fn within(folder: &Path, to: &Path) -> PathBuf {
         }
     }
     path
-}
-
-/// Opens a folder whose path has no links, which others could change.
-fn open_plain(path: &Path) -> io::Result<OwnedFd> {
-    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC);
-    Ok(openat2(nix::fcntl::AT_FDCWD, path, how.resolve(ResolveFlag::RESOLVE_NO_SYMLINKS))?)
-}
-
-/// The mount in which something lies, as /proc/self/mountinfo numbers it (statx(2), Linux 5.8).
-fn mount_of(fd: &OwnedFd) -> io::Result<u64> {
-    // SAFETY: statx is plain data; zero is a valid value for it.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the path is an empty string that ends with NUL, and the kernel writes one statx, which lives for the whole call.
-    let result =
-        unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_MNT_ID, &mut found) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if found.stx_mask & libc::STATX_MNT_ID == 0 {
-        return Err(io::Error::from_raw_os_error(libc::ENOSYS));
-    }
-    Ok(found.stx_mnt_id)
-}
-
-/// Takes away a mount at `path` with all that is mounted inside, if it is there still; not what others have mounted over it.
-pub(super) fn unmount(path: &Path, id: u64) -> io::Result<()> {
-    match open_plain(path).and_then(|fd| mount_of(&fd)) {
-        Ok(found) if found == id => return Ok(umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    }
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    match table.lines().any(|line| line.split(' ').next() == Some(&id.to_string())) {
-        true => Err(io::Error::other("something else is mounted over it")),
-        false => Ok(()),
-    }
 }
 
 fn is_absent(error: &io::Error) -> bool {

@@ -1,18 +1,18 @@
 //! The parent's part of a start; see [`super`].
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Hook, Hooks};
 use serde::{Deserialize, Serialize};
 
 use super::init::Init;
 use super::namespaces::{self, Namespaces};
+use super::others::MountId;
 use super::process::{Listener, Unstarted};
-use super::rootfs::{self, Sources};
+use super::rootfs::Sources;
 use super::trampoline::Trampoline;
 use super::{Config, Failure, failure, hooks, kill_and_reap, reap};
 use crate::cgroup::Group;
@@ -73,12 +73,15 @@ pub(crate) struct Job<'a> {
     pub(crate) trampoline: Option<&'a Trampoline>,
     /// Called with its first process as soon as there is one.
     pub(crate) born: Option<&'a Born<'a>>,
-    /// Called with its root's mount, where that is among others' mounts: whoever deletes it takes that away ([`unmount_root`]).
-    pub(crate) rooted: Option<&'a dyn Fn(u64) -> Result<(), Failure>>,
+    /// Called with its root's mount, where that is among others' mounts ([`super::others`]).
+    pub(crate) rooted: Option<&'a Rooted<'a>>,
 }
 
 /// What is done with a process that has just been made.
 pub(crate) type Born<'a> = dyn Fn(BorrowedFd<'_>) -> Result<(), Failure> + 'a;
+
+/// What is done with a root's mount that has just been made.
+pub(crate) type Rooted<'a> = dyn Fn(MountId) -> Result<(), Failure> + 'a;
 
 /// What was started.
 pub(crate) struct Spawned {
@@ -125,7 +128,7 @@ pub(super) enum Message {
     /// It is in a new user namespace that has no ids yet.
     Map,
     /// Its root is this mount, among others' mounts; it waits until that is written down.
-    Mounted(u64),
+    Mounted(MountId),
     /// Its file system is put together, and not yet entered.
     Hooks,
     /// It waits at its gate.
@@ -207,7 +210,7 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
         Made::Known(pid, pidfd) => (Some((pid, pidfd)), None),
         Made::Ushered(usher) => (None, Some(usher)),
     };
-    let (mut warnings, mut mounted) = (job.config.left_out.clone(), None);
+    let mut warnings = job.config.left_out.clone();
     let born = |pidfd: &OwnedFd| job.born.map_or(Ok(()), |born| born(pidfd.as_fd()));
     let mut begun = known.as_ref().map_or(Ok(()), |(_, pidfd)| born(pidfd));
     let result = loop {
@@ -235,7 +238,6 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
                 }
             }
             Ok(Some(Message::Mounted(mount))) => {
-                mounted = Some(mount);
                 begun = job.rooted.map_or(Ok(()), |rooted| rooted(mount)).and_then(|()| go_on(channel));
             }
             Ok(Some(Message::Hooks)) => {
@@ -263,40 +265,7 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
     if let Some(usher) = usher {
         reap(&usher);
     }
-    let settled = Spawned::settle(result, known, warnings);
-    match (settled, mounted) {
-        (Err(mut error), Some(mount)) => {
-            if let Err(left) = unmount_root(&job.config.spec, &job.config.root, mount) {
-                error.reason = format!("{}; and {}", error.reason, left.reason);
-            }
-            Err(error)
-        }
-        (settled, _) => settled,
-    }
-}
-
-/// Takes away a root that was mounted among others' mounts: this process's, or those of the namespace that the container joined, if
-/// that is there still. This process must have one thread.
-pub(super) fn unmount_root(spec: &Spec, root: &Path, mount: u64) -> Result<(), Failure> {
-    let failed = |reason: String| failure(format!("{} stays mounted: {reason}", root.display()));
-    let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    let mut joined = listed.into_iter().flatten().filter(|it| it.typ() == LinuxNamespaceType::Mount);
-    let Some(path) = joined.find_map(|it| it.path().as_ref()) else {
-        return rootfs::unmount(root, mount).map_err(|error| failed(error.to_string()));
-    };
-    let Ok(namespace) = File::open(path) else { return Ok(()) };
-    // SAFETY: by this function's contract there is one thread.
-    match unsafe { sys::clone_into(0) }.map_err(|error| failed(error.to_string()))? {
-        sys::Cloned::Child => {
-            let entered = sys::enter_namespaces(namespace.as_fd(), libc::CLONE_NEWNS as u64);
-            let unmounted = entered.and_then(|()| rootfs::unmount(root, mount));
-            std::process::exit(unmounted.is_err().into())
-        }
-        sys::Cloned::Parent { pidfd, .. } => match reap(&pidfd) {
-            0 => Ok(()),
-            _ => Err(failed(format!("it is not to be had in {}", path.display()))),
-        },
-    }
+    Spawned::settle(result, known, warnings)
 }
 
 fn go_on(channel: &mut UnixStream) -> Result<(), Failure> {

@@ -115,6 +115,8 @@ impl Store {
     /// Removes what neither a complete image or original reaches, nor one of `keep` as far as it is here.
     pub fn sweep(&self, keep: &[Chunk]) -> Result<Removed, StoreError> {
         let objects: Vec<PathBuf> = folders(&self.dir.join("objects")).flat_map(|folder| folders(&folder)).collect();
+        // It outlives the locks also where something fails.
+        let mut away = Away::default();
         let Some(Still { complete, mut kept, locks }) = self.still(&[])? else { return Ok(Removed::Busy) };
         let stays = kept.contents.clone();
         let keep: Vec<Chunk> = self.recent().into_iter().chain(keep.iter().copied()).collect();
@@ -133,7 +135,6 @@ impl Store {
         }
         self.place_elsewhere(&stays, &mut elsewhere)?;
         self.index.sweep(&elsewhere, &goes, &|layer| !kept.layers.contains(layer))?;
-        let mut away = Away::default();
         for path in objects {
             let id = path.file_name().and_then(|name| data_encoding::HEXLOWER.decode(name.as_encoded_bytes()).ok());
             let id: Option<ContentId> = id.and_then(|id| id.try_into().ok());
@@ -155,6 +156,7 @@ impl Store {
 
     /// Removes images and originals, and what nothing else reaches. `keep` are those on their way here.
     pub fn remove(&self, roots: &[Chunk], keep: &[Chunk]) -> Result<Removed, StoreError> {
+        let mut away = Away::default();
         let Some(Still { complete, mut kept, locks }) = self.still(roots)? else { return Ok(Removed::Busy) };
         let mut doomed = Reached::default();
         let stays = Reached { contents: kept.contents.clone(), blobs: kept.blobs.clone(), ..Reached::default() };
@@ -170,7 +172,6 @@ impl Store {
         doomed.contents.retain(|id, _| !kept.contents.contains_key(id) && !awaited.contains(id));
         doomed.layers.retain(|layer| !kept.layers.contains(layer));
         let removal = self.removal(roots, &stays, &doomed)?;
-        let mut away = Away::default();
         roots.iter().for_each(|root| _ = self.move_away(&self.rootfs_dir(root), &mut away));
         self.index.remove(&removal)?;
         doomed.layers.iter().for_each(|layer| _ = self.move_away(&self.layer_dir(layer), &mut away));
