@@ -138,6 +138,16 @@ pub(crate) fn die_with_parent() {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }
 
+/// Gives the kernel back what this process has freed. Threads that come and go each leave theirs to the allocator (mallopt(3),
+/// M_ARENA_MAX): three imports held 60 MiB that nothing used.
+pub(crate) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes an integer, and locks each of the allocator's parts itself.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Which side of a clone this is.
 pub(crate) enum Cloned {
     /// The new process.

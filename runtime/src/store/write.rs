@@ -390,5 +390,6 @@ impl Drop for Writer<'_> {
             written.iter().for_each(|(path, content)| self.take_back(path, content.as_ref()));
         }
         self.store.importing.fetch_sub(1, Ordering::AcqRel);
+        crate::sys::give_memory_back();
     }
 }
