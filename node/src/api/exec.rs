@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
 use super::server::{Failed, State, failed, find};
-use crate::net::data::ExecRequest;
+use crate::net::data::{ExecRequest, addresses_of};
 
 #[derive(Deserialize)]
 pub(super) struct ExecQuery {
@@ -36,11 +36,10 @@ pub(super) async fn exec(
         });
         running.next().map(|placement| {
             let (workload, replica, epoch) = (placement.workload, placement.replica, placement.fact.epoch);
-            let data = node.catalog().node(&placement.node).map(|fact| fact.data.clone()).unwrap_or_default();
-            (placement.node, data, PlacementId { workload, replica, epoch })
+            (placement.node, addresses_of(node, &placement.node), PlacementId { workload, replica, epoch })
         })
     });
-    let Some((node, data, placement)) = place.await? else {
+    let Some((node, addresses, placement)) = place.await? else {
         return Err(failed(format!("{name} does not run anywhere"), format!("`moyai why {name}` says why")));
     };
     let request = ExecRequest { placement, task };
@@ -52,7 +51,6 @@ pub(super) async fn exec(
         let (read, write) = line.into_split();
         return Ok(joined(body, read, write));
     }
-    let addresses: Vec<_> = data.iter().filter_map(|text| text.parse().ok()).collect();
     let (send, receive) = state.plane.exec(node, &addresses, request).await.map_err(|error| {
         failed(format!("the node that runs it does not answer: {error}"), "`moyai nodes` shows which are alive")
     })?;

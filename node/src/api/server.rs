@@ -1,6 +1,7 @@
 //! The daemon's side of the local API.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,7 +37,7 @@ use crate::daemon::home::random;
 use crate::daemon::images::Images;
 use crate::daemon::problem;
 use crate::net::admission::{Gate, InviteError, unix_now};
-use crate::net::data::{DataPlane, ExecSource, LogRequest, LogSource};
+use crate::net::data::{DataPlane, ExecSource, LogRequest, LogSource, addresses_of};
 use crate::pieces::Pieces;
 use crate::registry::outside::Outside;
 
@@ -432,10 +433,7 @@ async fn logs(
     let places = state.handle.ask(move |node, _| {
         let places = view::log_places(node, found).into_iter();
         places
-            .map(|(replica, place, placement)| {
-                let data = node.catalog().node(&place).map(|fact| fact.data.clone()).unwrap_or_default();
-                (replica, place, data, placement)
-            })
+            .map(|(replica, place, placement)| (replica, place, addresses_of(node, &place), placement))
             .collect::<Vec<_>>()
     });
     let places = places.await?;
@@ -446,9 +444,9 @@ async fn logs(
         ));
     }
     let (lines, receiver) = mpsc::channel::<Result<Bytes, io::Error>>(256);
-    for (replica, place, data, placement) in places {
+    for (replica, place, addresses, placement) in places {
         let request = LogRequest { placement, follow: query.follow, tail: query.tail, audit: query.audit };
-        tokio::spawn(copy_log(state.clone(), replica, place, data, request, lines.clone()));
+        tokio::spawn(copy_log(state.clone(), replica, place, addresses, request, lines.clone()));
     }
     Ok(Body::from_stream(ReceiverStream::new(receiver)).into_response())
 }
@@ -457,7 +455,7 @@ async fn copy_log(
     state: State,
     replica: u32,
     place: NodeId,
-    data: Vec<String>,
+    addresses: Vec<SocketAddr>,
     request: LogRequest,
     lines: mpsc::Sender<Result<Bytes, io::Error>>,
 ) {
@@ -467,7 +465,6 @@ async fn copy_log(
             state.logs.send(request, sink).await;
             Ok(())
         } else {
-            let addresses: Vec<_> = data.iter().filter_map(|text| text.parse().ok()).collect();
             state.plane.logs(place, &addresses, request, sink).await
         }
     };

@@ -365,18 +365,13 @@ impl Registry {
     async fn read_manifest(&self, digest: &[u8; 32]) -> Result<Option<(String, Vec<u8>)>, Refusal> {
         let (store, uploads, digest) = (Arc::clone(&self.store), Arc::clone(&self.uploads), *digest);
         let read = tokio::task::spawn_blocking(move || -> anyhow::Result<Option<(String, Vec<u8>)>> {
-            let mut bytes = Vec::new();
             if let Some(staged) = uploads.blob(&digest).filter(|staged| !staged.media_type.is_empty()) {
+                let mut bytes = Vec::new();
                 let (_, mut file) = uploads.read(&digest).context("it has just been deleted")?;
                 file.read_to_end(&mut bytes)?;
                 return Ok(Some((staged.media_type, bytes)));
             }
-            let Some((blob, mut reader)) = store.blob(&digest)? else { return Ok(None) };
-            if blob.media_type.is_empty() || blob.size > MAX_MANIFEST as u64 {
-                return Ok(None);
-            }
-            reader.read_to_end(&mut bytes)?;
-            Ok(Some((blob.media_type, bytes)))
+            held_manifest(&store, &digest)
         });
         read.await.map_err(internal)?.map_err(internal)
     }
@@ -675,6 +670,17 @@ impl Registry {
             false => Err(unknown_blob(text)),
         }
     }
+}
+
+/// A manifest of an original that is here: its media type and bytes.
+fn held_manifest(store: &Store, digest: &[u8; 32]) -> anyhow::Result<Option<(String, Vec<u8>)>> {
+    let Some((blob, mut reader)) = store.blob(digest)? else { return Ok(None) };
+    if blob.media_type.is_empty() || blob.size > MAX_MANIFEST as u64 {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes)?;
+    Ok(Some((blob.media_type, bytes)))
 }
 
 /// A blob of an original that is here, as an import reads it.

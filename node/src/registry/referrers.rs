@@ -9,7 +9,6 @@
 //! bytes at the most; [`MAX_KNOWN`] are remembered, but for those that refer to something with more than [`MAX_DESCRIBED`] bytes.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,7 +26,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::MAX_MANIFEST;
+use super::{MAX_MANIFEST, held_manifest};
 use crate::daemon::driver::Handle;
 use crate::net::data::{DataPlane, addresses_of};
 
@@ -74,7 +73,7 @@ impl Referrers {
             let known = self.known().get(&root).cloned();
             match known {
                 Some(known) => drop(found.insert(root, known)),
-                None => match self.here(root).await {
+                None => match self.here(&made_of).await {
                     Ok(Some(manifest)) => drop(found.insert(root, self.remember(root, &manifest))),
                     // What is damaged here others may have whole.
                     Ok(None) | Err(_) => elsewhere.push(made_of),
@@ -121,18 +120,10 @@ impl Referrers {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A manifest's media type and bytes, if all that it belongs to is here.
-    async fn here(&self, root: ChunkId) -> anyhow::Result<Option<(String, Vec<u8>)>> {
-        let store = Arc::clone(&self.store);
-        let read = tokio::task::spawn_blocking(move || {
-            let Some(original) = store.original(&root.0)? else { return Ok(None) };
-            let top = original.manifest();
-            ensure!(top.size <= MAX_MANIFEST as u64, "a manifest of {} bytes", top.size);
-            let mut bytes = Vec::new();
-            store.read_blob(top)?.read_to_end(&mut bytes)?;
-            Ok(Some((top.media_type.clone(), bytes)))
-        });
-        read.await?
+    /// A manifest's media type and bytes, if it is here.
+    async fn here(&self, made_of: &OriginalHeld) -> anyhow::Result<Option<(String, Vec<u8>)>> {
+        let (store, digest) = (Arc::clone(&self.store), made_of.digest.0);
+        tokio::task::spawn_blocking(move || held_manifest(&store, &digest)).await?
     }
 
     /// The same as other nodes have it.

@@ -113,7 +113,7 @@ impl Config {
             return Err(field("root.path", format!("{} is no folder", root.display())));
         }
         let mut left_out = left_out;
-        if !owns_mounts(&spec) && asks_for_mounts(&spec) {
+        if mounts_among_others(&spec) {
             if root == Path::new("/") {
                 let reason =
                     "the machine's own, and linux.namespaces has no new mount: what is mounted would be the machine's";
@@ -209,7 +209,7 @@ fn check(spec: &Spec) -> Result<(), ConfigError> {
     for (at, mount) in spec.mounts().iter().flatten().enumerate() {
         check_mount(at, mount)?;
     }
-    if !owns_mounts(spec) && asks_for_mounts(spec) {
+    if mounts_among_others(spec) {
         check_among_others(linux)?;
     }
     check_linux(linux, &isolated)?;
@@ -349,6 +349,10 @@ fn check_among_others(linux: &Linux) -> Result<(), ConfigError> {
 pub(super) fn owns_mounts(spec: &Spec) -> bool {
     let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     listed.into_iter().flatten().any(|it| it.typ() == LinuxNamespaceType::Mount && it.path().is_none())
+}
+
+fn mounts_among_others(spec: &Spec) -> bool {
+    !owns_mounts(spec) && asks_for_mounts(spec)
 }
 
 /// Whether something is mounted at or below its root, or made there. Where it has others' mounts, and not that either, nothing is: its

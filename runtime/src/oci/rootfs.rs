@@ -178,9 +178,8 @@ pub(super) struct Rootfs {
 }
 
 impl Plan<'_> {
-    /// Has something at its root that can become one, inside the container's mount namespace.
+    /// Has something at its root that can become one, inside the container's mount namespace, by a process in the host's /proc.
     pub(super) fn attach(&self) -> Result<Rootfs, RootfsError> {
-        self.sources.enter_proc()?;
         if !self.owns_mounts {
             return self.attach_among_others();
         }

@@ -138,9 +138,10 @@ impl Store {
         for path in objects {
             let id = path.file_name().and_then(|name| data_encoding::HEXLOWER.decode(name.as_encoded_bytes()).ok());
             let id: Option<ContentId> = id.and_then(|id| id.try_into().ok());
-            if id.is_none_or(|id| goes(&id)) {
-                id.inspect(|id| lock(&self.fresh).forget(id));
-                self.move_away(&path, &mut away);
+            match id {
+                Some(id) if goes(&id) => _ = self.move_object_away(&id, &mut away),
+                Some(_) => {}
+                None => _ = self.move_away(&path, &mut away),
             }
         }
         let used: BTreeSet<PathBuf> = complete.iter().chain(&keep).map(|root| self.rootfs_dir(root)).collect();
@@ -177,14 +178,19 @@ impl Store {
         doomed.layers.iter().for_each(|layer| _ = self.move_away(&self.layer_dir(layer), &mut away));
         let mut freed = 0;
         for (id, content) in &doomed.contents {
-            lock(&self.fresh).forget(id);
-            if self.move_away(&self.object(id), &mut away) {
+            if self.move_object_away(id, &mut away) {
                 freed += content.size();
             }
         }
         drop(locks);
         away.free();
         Ok(Removed::Freed(freed))
+    }
+
+    /// Takes a content's file away; whether it is gone.
+    fn move_object_away(&self, id: &ContentId, away: &mut Away) -> bool {
+        lock(&self.fresh).forget(id);
+        self.move_away(&self.object(id), away)
     }
 
     /// Takes a file or a folder away, whole; whether it is gone.

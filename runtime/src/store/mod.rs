@@ -525,10 +525,10 @@ impl Store {
         self.index.forget(&[chunks, &meanwhile].concat())
     }
 
-    /// Removes a content's file; whether it was there.
-    fn discard(&self, id: &ContentId) -> bool {
+    /// Removes a content's file, if it is there.
+    fn discard(&self, id: &ContentId) {
         lock(&self.fresh).forget(id);
-        fs::remove_file(self.object(id)).is_ok()
+        drop(fs::remove_file(self.object(id)));
     }
 }
 
