@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// What a v2 group gives to its children.
-const CONTROLLERS: &str = "+cpu +memory +pids";
+/// What a v2 group gives to its children, as far as it has them.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
 /// One host's cgroups.
 #[derive(Clone, Debug)]
@@ -47,7 +47,10 @@ impl Cgroups {
                 put(&dir.join("cgroup.clone_children"), "1");
             }
             if self.v2 {
-                put(&parent.join("cgroup.subtree_control"), CONTROLLERS);
+                let has = fs::read_to_string(parent.join("cgroup.controllers")).expect("a group of v2");
+                for name in has.split_whitespace().filter(|name| CONTROLLERS.contains(name)) {
+                    put(&parent.join("cgroup.subtree_control"), &format!("+{name}"));
+                }
             }
         }
     }
@@ -68,7 +71,10 @@ impl Cgroups {
         if self.v2 {
             return format!(
                 "mount -t cgroup2 cgroup2 {ROOT}; mkdir {ROOT}/system; echo $$ > {ROOT}/system/cgroup.procs
-                echo {CONTROLLERS} > {ROOT}/cgroup.subtree_control\n"
+                for name in $(grep -owE '{}' {ROOT}/cgroup.controllers); do
+                    echo +$name > {ROOT}/cgroup.subtree_control
+                done\n",
+                CONTROLLERS.join("|")
             );
         }
         let mut script = format!("mount -t tmpfs tmpfs {ROOT}\n");

@@ -609,11 +609,17 @@ fn outside_with_tls(lab: &Lab, one: &Host) -> (Background, String) {
     (registry, authority)
 }
 
+/// Runs `moyai VERB` that starts the host's daemon, which then trusts these authorities alone.
+fn start_trusting(host: &Host, verb: &str, authorities: &str) {
+    let (data, trusting) = (host.data.to_string_lossy(), format!("SSL_CERT_FILE={authorities}"));
+    let moyai = moyai_tests::lab::binary();
+    host.run("env", &["-u", "SSL_CERT_DIR", &trusting, &moyai.to_string_lossy(), "--data", &data, verb]).ok();
+}
+
 /// Starts a node's daemon again, which then trusts this authority.
 fn trust(host: &Host, authority: &str) {
     host.moyai(&["down"]).ok();
-    let (data, trusting) = (host.data.to_string_lossy(), format!("SSL_CERT_FILE={authority}"));
-    host.run("env", &[&trusting, &moyai_tests::lab::binary().to_string_lossy(), "--data", &data, "up"]).ok();
+    start_trusting(host, "up", authority);
 }
 
 #[test]
@@ -626,6 +632,22 @@ fn a_registry_outside_must_show_a_good_certificate() {
     trust(two, &authority);
     two.moyai(&["pull", "10.77.0.1:5003/alp:1"]).ok();
     two.moyai(&["run", "--rm", "10.77.0.1:5003/alp:1", "true"]).ok();
+}
+
+#[test]
+fn a_machine_without_certificates_runs_and_pulls_when_it_has_some() {
+    let lab = Lab::new(2);
+    let [one, two] = lab.hosts();
+    let (_registry, authority) = outside_with_tls(&lab, one);
+    let installed = lab.folder().join("installed.pem");
+    start_trusting(two, "init", &installed.to_string_lossy());
+    let refused = two.moyai(&["pull", "10.77.0.1:5003/alp:1"]);
+    let said = "error: 10.77.0.1:5003/alp:1: this machine has no certificates to know the registry 10.77.0.1:5003 by";
+    refused.fails(1).says(said).says("install");
+    // One of its own is spoken to without.
+    two.moyai(&["pull", "127.0.0.1:5009/alp:1"]).fails(1).says("127.0.0.1:5009 cannot be reached");
+    std::fs::copy(authority, installed).expect("a file");
+    two.moyai(&["pull", "10.77.0.1:5003/alp:1"]).ok();
 }
 
 #[test]

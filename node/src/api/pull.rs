@@ -259,10 +259,11 @@ async fn bring_in(state: &State, wish: &Wish, progress: &Progress) -> Result<Ima
             OutsideError::Unreachable { .. } => {
                 "`moyai images` lists what the mesh has itself; pull again to go on".to_owned()
             }
+            OutsideError::Certificates { .. } => "install ca-certificates; there is no need to restart".to_owned(),
             OutsideError::Unknown { .. } => "`moyai images` lists what the mesh has itself".to_owned(),
             _ => String::new(),
         };
-        Failure { error: format!("{}: {error}", reference.familiar()), hint }
+        Failure { error: error.to_string(), hint }
     })?;
     let (store, outside) = (Arc::clone(&state.store), state.outside.clone());
     // Until it has its name, nothing else says that it is needed.
@@ -284,7 +285,7 @@ async fn bring_in(state: &State, wish: &Wish, progress: &Progress) -> Result<Ima
             ImportError::TooLarge { .. } => "`skopeo copy` it to an archive, and `moyai load --limit` takes it",
             _ => "its registry has it so, or it came damaged: pull again; nothing was stored",
         };
-        Failure { error: format!("{}: {error}", reference.familiar()), hint: hint.to_owned() }
+        Failure { error: error.to_string(), hint: hint.to_owned() }
     })?;
     let held = held_as(reference.clone(), &imported);
     match state.handle.command(Command::ImageAdded(held.clone())).await {

@@ -17,7 +17,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -99,6 +99,14 @@ pub enum OutsideError {
     /// What was sent is not what was named.
     #[error("what the registry sent as {0} is something else")]
     Digest(String),
+    /// No registry can be told from somebody who says to be it.
+    #[error("this machine has no certificates to know the registry {host} by: {reason}")]
+    Certificates {
+        /// Which.
+        host: String,
+        /// What is wrong with them.
+        reason: String,
+    },
     /// The disk.
     #[error("cannot keep it: {0}")]
     Disk(#[from] io::Error),
@@ -128,7 +136,8 @@ type Alone = tokio::sync::Mutex<()>;
 /// Pulls from outside.
 #[derive(Clone)]
 pub struct Outside {
-    client: Client,
+    /// Made when it is needed: a machine without certificates may get some, and runs without.
+    client: Arc<OnceLock<Client>>,
     dir: PathBuf,
     /// Blobs that are on their way; whoever else wants one waits.
     coming: Arc<Mutex<HashMap<[u8; 32], Weak<Alone>>>>,
@@ -136,7 +145,7 @@ pub struct Outside {
 
 /// One repository of a registry, for one pull.
 struct Session<'a> {
-    client: &'a Client,
+    client: Client,
     host: String,
     /// `https://host/v2/repository`.
     base: String,
@@ -162,9 +171,24 @@ impl Outside {
                 fs::remove_file(entry.path())?;
             }
         }
+        Ok(Outside { client: Arc::default(), dir: dir.to_owned(), coming: Arc::default() })
+    }
+
+    fn client(&self, reference: &Reference) -> Result<Client, OutsideError> {
+        if let Some(client) = self.client.get() {
+            return Ok(client.clone());
+        }
         let agent = concat!("moyai/", env!("CARGO_PKG_VERSION"));
-        let client = Client::builder().user_agent(agent).connect_timeout(CONNECT).read_timeout(STALL).build()?;
-        Ok(Outside { client, dir: dir.to_owned(), coming: Arc::default() })
+        let builder = || Client::builder().user_agent(agent).connect_timeout(CONNECT).read_timeout(STALL);
+        match builder().build() {
+            Ok(client) => Ok(self.client.get_or_init(|| client).clone()),
+            // One that trusts nobody suffices where nobody is asked for a certificate.
+            Err(error) => {
+                let without = builder().tls_certs_only([]).build().ok().filter(|_| is_of_this_machine(reference));
+                let host = host(reference).0.to_owned();
+                without.ok_or_else(|| OutsideError::Certificates { host, reason: root_cause(&error) })
+            }
+        }
     }
 
     /// Fetches all of an image that `has` does not know.
@@ -175,7 +199,7 @@ impl Outside {
         has: &(dyn Fn(&[u8; 32]) -> bool + Sync),
         progress: &Progress,
     ) -> Result<Pulled, OutsideError> {
-        let mut session = Session::new(&self.client, reference, credentials);
+        let mut session = Session::new(self.client(reference)?, reference, credentials);
         let (mut manifest, mut media_type) = session.manifest(reference.tag()).await?;
         if media::is_index(&media_type) {
             let index: Value = serde_json::from_slice(&manifest).map_err(|error| session.wrong(error))?;
@@ -358,9 +382,23 @@ pub fn is_of_this_machine(reference: &Reference) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// The registry that a name says, and what it is called there.
+fn host(reference: &Reference) -> (&str, &str) {
+    reference.name().split_once('/').unwrap_or((DOCKER_HOST, reference.name()))
+}
+
+/// The first error of a client's says where, those below it why.
+fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(below) = cause.source() {
+        cause = below;
+    }
+    cause.to_string()
+}
+
 impl<'a> Session<'a> {
-    fn new(client: &'a Client, reference: &Reference, credentials: Option<&'a Credentials>) -> Session<'a> {
-        let (host, repository) = reference.name().split_once('/').unwrap_or((DOCKER_HOST, reference.name()));
+    fn new(client: Client, reference: &Reference, credentials: Option<&'a Credentials>) -> Session<'a> {
+        let (host, repository) = host(reference);
         // As docker does: this machine's own may do without TLS.
         let scheme = if is_of_this_machine(reference) { "http" } else { "https" };
         let server = if host == DOCKER_HOST { DOCKER_REGISTRY } else { host };
@@ -378,14 +416,7 @@ impl<'a> Session<'a> {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> OutsideError {
-        // The first says where, those below it why.
-        let mut reason = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            reason = cause.to_string();
-            source = cause.source();
-        }
-        self.broken(&reason)
+        self.broken(&root_cause(error))
     }
 
     /// A manifest by tag or digest, with its media type.
@@ -525,8 +556,8 @@ mod tests {
 
     #[test]
     fn only_this_machine_s_registry_goes_without_tls() {
-        let client = Client::new();
-        let base = |name: &str| Session::new(&client, &name.parse().expect("a name"), None).base;
+        let client = Client::builder().tls_certs_only([]).build().expect("a client");
+        let base = |name: &str| Session::new(client.clone(), &name.parse().expect("a name"), None).base;
         assert_eq!(base("alpine"), "https://registry-1.docker.io/v2/library/alpine");
         assert_eq!(base("reg.example:5000/a/b:1"), "https://reg.example:5000/v2/a/b");
         assert_eq!(base("localhost:5001/a"), "http://localhost:5001/v2/a");
