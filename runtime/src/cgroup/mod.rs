@@ -28,7 +28,7 @@ const ALWAYS: [&str; 6] = ["memory", "cpu", "cpuacct", "pids", "devices", "freez
 const ALWAYS_V2: [&str; 3] = ["memory", "cpu", "pids"];
 const TOP: &str = "/sys/fs/cgroup";
 
-/// Why a limit could not be set up. The group may exist in part; [`Group::delete`] removes it.
+/// Why a limit could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// The group could not be made.
@@ -71,37 +71,64 @@ pub struct Group {
     dirs: Vec<PathBuf>,
 }
 
-impl Group {
-    /// Makes the group `path` (no leading slash) and sets its limits. An ordinary user's containers have none, and no limits.
-    pub fn create(path: &str, resources: Option<&LinuxResources>) -> Result<Group, CgroupError> {
+/// A group that is to be made. Where it will be is known before, so that it can be made beside whoever is to join it.
+pub(crate) struct Planned<'a> {
+    group: Group,
+    path: &'a str,
+    resources: Option<&'a LinuxResources>,
+    settings: Vec<settings::Setting>,
+    /// Of v1.
+    inner: Option<Cgroup>,
+}
+
+impl<'a> Planned<'a> {
+    /// The group `path` (no leading slash) with its limits. An ordinary user's containers have none, and no limits.
+    pub(crate) fn new(path: &'a str, resources: Option<&'a LinuxResources>) -> Planned<'a> {
+        let planned =
+            |v2, dirs, settings, inner| Planned { group: Group { v2, dirs }, path, resources, settings, inner };
         if is_rootless() {
-            return Ok(Group { v2: false, dirs: Vec::new() });
+            return planned(false, Vec::new(), Vec::new(), None);
         }
-        let failed = |reason: String| CgroupError::Create { path: path.to_owned(), reason };
         let hierarchy = hierarchies::auto();
         let v2 = hierarchy.v2();
         let settings = settings::of(resources, v2);
         if v2 {
-            let group = Group { v2, dirs: vec![make_v2(path, &settings).map_err(|error| failed(error.to_string()))?] };
-            settings.iter().try_for_each(|setting| group.set(setting))?;
-            group.limit_devices(resources)?;
-            return Ok(group);
+            return planned(v2, vec![Path::new(TOP).join(path)], settings, None);
         }
         let wanted = ALWAYS.into_iter().chain(settings.iter().map(|setting| setting.controller));
         let controllers = available(&*hierarchy, wanted);
-        let inner = Cgroup::new_with_specified_controllers(hierarchy, path, Some(controllers))
-            .map_err(|error| failed(describe(&error)))?;
-        let group = Group { v2, dirs: dirs(&inner) };
-        if let Some(missing) = group.dirs.iter().find(|dir| !dir.join("cgroup.procs").exists()) {
-            return Err(failed(format!("{} is no cgroup", missing.display())));
-        }
-        for setting in &settings {
-            group.set(setting)?;
-        }
-        group.limit_devices(resources)?;
-        Ok(group)
+        let inner = Cgroup::load_with_specified_controllers(hierarchy, path, controllers);
+        planned(v2, dirs(&inner), settings, Some(inner))
     }
 
+    /// Makes it and sets its limits. When that fails it may be there in part: [`Group::delete`] removes it.
+    pub(crate) fn make(&self) -> Result<(), CgroupError> {
+        let group = &self.group;
+        let failed = |reason: String| CgroupError::Create { path: self.path.to_owned(), reason };
+        if let Some(inner) = &self.inner {
+            inner.create().map_err(|error| failed(describe(&error)))?;
+            if let Some(missing) = group.dirs.iter().find(|dir| !dir.join("cgroup.procs").exists()) {
+                return Err(failed(format!("{} is no cgroup", missing.display())));
+            }
+        } else if group.v2 {
+            make_v2(self.path, &self.settings).map_err(|error| failed(error.to_string()))?;
+        }
+        self.settings.iter().try_for_each(|setting| group.set(setting))?;
+        group.limit_devices(self.resources)
+    }
+
+    /// What it will be, or is in part.
+    pub(crate) fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// What it is.
+    pub(crate) fn into_group(self) -> Group {
+        self.group
+    }
+}
+
+impl Group {
     /// The group `path` as it is.
     pub fn load(path: &str) -> Group {
         if is_rootless() {
@@ -252,11 +279,21 @@ impl Group {
         match write_existing(&path, &setting.value) {
             // Kernels without swap accounting, or without the scheduler for block devices, have nothing to limit.
             Err(error) if setting.may_lack && error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.lacks(setting.hierarchy()) => {
+                let (controller, field) = (setting.hierarchy().to_owned(), setting.field.clone());
+                Err(CgroupError::NoController { controller, field })
+            }
             written => {
                 let (field, value) = (setting.field.clone(), setting.value.clone());
                 written.map_err(|source| CgroupError::Limit { field, path, value, source })
             }
         }
+    }
+
+    /// Whether a controller of v2 is not handed down to it, because the machine has none or a group above keeps it.
+    fn lacks(&self, controller: &str) -> bool {
+        let has = |text: String| text.split_whitespace().any(|have| have == controller);
+        self.v2 && !self.read("", "cgroup.controllers").is_some_and(has)
     }
 
     fn limit_devices(&self, resources: Option<&LinuxResources>) -> Result<(), CgroupError> {
@@ -274,7 +311,7 @@ fn write_existing(path: &Path, value: &str) -> io::Result<()> {
 
 /// Makes a group of v2, with the controllers that its limits need handed down to it. cgroups-rs takes the freezer for a
 /// controller there, and refuses what has none.
-fn make_v2(path: &str, settings: &[settings::Setting]) -> io::Result<PathBuf> {
+fn make_v2(path: &str, settings: &[settings::Setting]) -> io::Result<()> {
     let mut wanted: Vec<&str> =
         ALWAYS_V2.into_iter().chain(settings.iter().map(|setting| setting.hierarchy())).collect();
     wanted.sort_unstable();
@@ -292,7 +329,7 @@ fn make_v2(path: &str, settings: &[settings::Setting]) -> io::Result<PathBuf> {
             made => made?,
         }
     }
-    Ok(dir)
+    Ok(())
 }
 
 fn collect(dir: &Path, pids: &mut Vec<i32>) {

@@ -1,6 +1,6 @@
 //! The parent of one container.
 //!
-//! Steps: cgroup, mount namespace, overlay; clone init; wait until it has become the program or says why not; then
+//! Steps: mount namespace, overlay; clone init; cgroup; wait until it has become the program or says why not; then
 //! serve until the container has ended: its output, who is attached to it ([`super::attach`]), whoever asks at the socket, and its
 //! pidfd. Signals
 //! are not waited for: a lost SIGCHLD has hung other runtimes (runc #5208), a pidfd cannot be lost.
@@ -28,7 +28,7 @@ use nix::sched::CloneFlags;
 use super::attach::{Users, Wait};
 use super::external::External;
 use super::{lease, overlay};
-use crate::cgroup::Group;
+use crate::cgroup::{Group, Planned};
 use crate::container::{Exit, Failure, Launch, LogWriter, Report, Stream, open_deadline};
 use crate::oci::{self, Config, Job, Stdio, failure, reap};
 use crate::seccomp::questions;
@@ -99,14 +99,11 @@ fn start() -> Result<Container, Failure> {
         return serving.inspect_err(|_| external.delete());
     }
     let resources = config.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let group = Group::create(&launch.cgroup, resources).map_err(|error| {
-        drop(Group::load(&launch.cgroup).delete());
-        failure(error.to_string())
-    })?;
-    match start_in(&config, &launch, &group) {
-        Ok(started) => started.serve_from(group, None),
+    let planned = Planned::new(&launch.cgroup, resources);
+    match start_in(&config, &launch, &planned) {
+        Ok(started) => started.serve_from(planned.into_group(), None),
         Err(error) => {
-            drop(group.delete());
+            drop(planned.group().delete());
             Err(error)
         }
     }
@@ -175,7 +172,7 @@ fn is_terminal(config: &Config) -> bool {
     config.spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false))
 }
 
-fn start_in(config: &Config, launch: &Launch, group: &Group) -> Result<Started, Failure> {
+fn start_in(config: &Config, launch: &Launch, group: &Planned<'_>) -> Result<Started, Failure> {
     let deadline = deadline()?;
     let watcher = RefCell::new(None);
     let watch = |container: BorrowedFd<'_>| {
@@ -195,7 +192,7 @@ fn start_in(config: &Config, launch: &Launch, group: &Group) -> Result<Started, 
     let spawned = oci::spawn(&Job {
         config,
         id: launch.cgroup.as_str(),
-        group: Some(group),
+        group,
         stdio,
         console: consoles.as_ref().map(|(_, its)| its),
         gate: None,

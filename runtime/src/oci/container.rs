@@ -41,7 +41,7 @@ use super::seal::{is_sealed, seal};
 use super::spawn::{Job, Message, Spawned, Stdio, receive, spawn, state as state_of};
 use super::trampoline::Trampoline;
 use super::{Config, Failure, failure, hooks, kill_and_reap, reap};
-use crate::cgroup::Group;
+use crate::cgroup::{Group, Planned};
 use crate::sys;
 
 /// Where containers are kept when nothing else is said.
@@ -347,10 +347,7 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
     // Whoever deletes what a `create` that died has left finds its processes by it.
     fs::write(dir.join("cgroup"), &cgroup).map_err(|error| failed("write", error))?;
     fs::write(dir.join("bundle"), config.bundle.as_os_str().as_bytes()).map_err(|error| failed("write", error))?;
-    let group = Group::create(&cgroup, resources).map_err(|error| {
-        drop(Group::load(&cgroup).delete());
-        failure(error.to_string())
-    })?;
+    let planned = Planned::new(&cgroup, resources);
     let started = (|| {
         let terminal = config.spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false));
         let console = Console::of(terminal, creation.console_socket.as_ref(), way.attends)?;
@@ -366,7 +363,7 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
         let spawned = spawn(&Job {
             config: &config,
             id,
-            group: Some(&group),
+            group: &planned,
             stdio: Stdio::Inherit,
             console: console.as_ref().map(|console| &console.away),
             gate: gate.as_ref(),
@@ -392,17 +389,18 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
         Ok(started) => started,
         Err(error) => {
             let left = unmount(dir);
-            drop(group.delete());
+            drop(planned.group().delete());
             return Err(together(error, left));
         }
     };
+    let group = planned.into_group();
     let record = Record {
         id: id.to_owned(),
         pid: spawned.pid,
         started: start_time(spawned.pid).unwrap_or(0),
         bundle: config.bundle.clone(),
         root: config.root.clone(),
-        cgroup,
+        cgroup: cgroup.clone(),
         created: crate::container::timestamp(SystemTime::now()),
     };
     let written = write_record(dir, &record).and_then(|file| match &creation.pid_file {

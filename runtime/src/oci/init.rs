@@ -37,7 +37,8 @@ impl Init<'_> {
         let spec = &self.job.config.spec;
         // Whoever lives in what is entered is not to look into this one (CVE-2016-9962).
         sys::hide_from_others();
-        let entered = join_groups(self.groups)
+        let entered = self
+            .join_groups(&mut channel)
             .and_then(|()| {
                 if self.namespaces.makes(namespaces::CLONE_NEWTIME as i32) {
                     namespaces::make_time(spec)
@@ -76,13 +77,15 @@ impl Init<'_> {
         if self.namespaces.needs_usher() && wait(&mut channel).is_err() {
             std::process::exit(1);
         }
-        if let Some(listener) = &mut self.listener
+        let begun = self.begin(&mut channel);
+        if begun.is_ok()
+            && let Some(listener) = &mut self.listener
             && let Ok(number) = number(&mut channel)
         {
             listener.state["pid"] = number.into();
             listener.state["state"]["pid"] = number.into();
         }
-        let error = match self.prepare(&mut channel) {
+        let error = match begun.and_then(|()| self.prepare(&mut channel)) {
             Ok(program) => {
                 if let Some(gate) = self.job.gate {
                     tell(&mut channel, &Message::Created);
@@ -105,12 +108,24 @@ impl Init<'_> {
         &self.job.config.spec
     }
 
+    /// What it does while its parent makes its cgroups; and joins them.
+    fn begin(&self, channel: &mut UnixStream) -> Result<(), Failure> {
+        if self.namespaces.makes(libc::CLONE_NEWNET) {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|error| failure(format!("cannot make a network namespace: {error}")))?;
+        }
+        // The usher has, and this process with it.
+        if self.namespaces.needs_usher() { Ok(()) } else { self.join_groups(channel) }
+    }
+
+    fn join_groups(&self, channel: &mut UnixStream) -> Result<(), Failure> {
+        wait(channel)?;
+        join_groups(self.groups)
+    }
+
     /// Everything up to the moment at which the container is created.
     fn prepare(&self, channel: &mut UnixStream) -> Result<Option<Program>, Failure> {
         let spec = self.spec();
-        if !self.namespaces.needs_usher() {
-            join_groups(self.groups)?;
-        }
         self.sources.enter_proc().map_err(|error| failure(error.to_string()))?;
         // While this is still a process of the host's root.
         if let Some(text) = set_oom_score(spec.process().as_ref(), Path::new(""))? {

@@ -8,7 +8,9 @@
 //! takes what is bound in, opens namespaces
 //! clone3 ───────────────────────────────────→ (only where namespaces are joined,
 //!                                              or a clock is set)
-//!                                              setns …, clone3 CLONE_PARENT → joins its cgroups
+//!   makes its cgroups                                                        makes its network namespace
+//!                                 ─────────→ (without an usher, ──────────→) joins its cgroups
+//!                                              setns …, clone3 CLONE_PARENT → makes its network namespace
 //!                                 ←───────── Pid
 //!   writes uid_map, gid_map       ←──────────────────────────────────────── Map    (new user namespace)
 //!                                 ─────────────────────────────────────────→ go on

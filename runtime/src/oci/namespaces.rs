@@ -11,7 +11,8 @@ use crate::sys;
 
 /// A container's namespaces.
 pub(super) struct Namespaces {
-    /// Made with its first process: `CLONE_NEW*`. Of cgroups it is made later: its root is then the container's group.
+    /// Made with its first process: `CLONE_NEW*`. Of cgroups it is made later: its root is then the container's group. Of the network
+    /// it is made by that process, which takes as long as all others, beside its parent's work.
     pub(super) new: u64,
     /// Entered by it, in this order.
     pub(super) joined: Vec<(u64, OwnedFd)>,
@@ -84,7 +85,7 @@ impl Namespaces {
 
     /// What the clone that makes the first process makes with it.
     pub(super) fn with_clone(&self) -> u64 {
-        self.new & !(libc::CLONE_NEWCGROUP as u64 | CLONE_NEWTIME)
+        self.new & !(libc::CLONE_NEWCGROUP as u64 | libc::CLONE_NEWNET as u64 | CLONE_NEWTIME)
     }
 
     /// Whether another process has to go first: to enter what exists, which a process does with its children only, or to set

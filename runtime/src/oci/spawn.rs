@@ -1,9 +1,9 @@
 //! The parent's part of a start; see [`super`].
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 
 use oci_spec::runtime::{Hook, Hooks};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use super::process::{Listener, Unstarted};
 use super::rootfs::Sources;
 use super::trampoline::Trampoline;
 use super::{Config, Failure, failure, hooks, kill_and_reap, reap};
-use crate::cgroup::Group;
+use crate::cgroup::Planned;
 use crate::rootless::is_rootless;
 use crate::sys;
 
@@ -52,7 +52,8 @@ impl Stdio {
 pub(crate) struct Job<'a> {
     pub(crate) config: &'a Config,
     pub(crate) id: &'a str,
-    pub(crate) group: Option<&'a Group>,
+    /// Made when there is a first process, and before that joins it.
+    pub(crate) group: &'a Planned<'a>,
     pub(crate) stdio: Stdio,
     /// Where the master of its terminal goes.
     pub(crate) console: Option<&'a UnixStream>,
@@ -165,8 +166,7 @@ pub(crate) fn spawn(job: &Job<'_>) -> Result<Spawned, Failure> {
         .map_err(|error| failure(error.to_string()))?;
     let listener = listen(job)?;
     let (mut mine, its) = UnixStream::pair().map_err(|error| failure(format!("cannot make a channel: {error}")))?;
-    let groups: &[PathBuf] = job.group.map_or(&[], Group::dirs);
-    let init = Init { job, namespaces: &namespaces, sources, groups, listener };
+    let init = Init { job, namespaces: &namespaces, sources, groups: job.group.group().dirs(), listener };
     let failed = |error: std::io::Error| failure(format!("cannot make the container's namespaces: {error}"));
     let made = if namespaces.needs_usher() {
         // SAFETY: by this function's contract there is one thread.
@@ -212,7 +212,12 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
     };
     let mut warnings = job.config.left_out.clone();
     let born = |pidfd: &OwnedFd| job.born.map_or(Ok(()), |born| born(pidfd.as_fd()));
-    let mut begun = known.as_ref().map_or(Ok(()), |(_, pidfd)| born(pidfd));
+    let grouped = job.group.make().map_err(|error| failure(error.to_string())).and_then(|()| go_on(channel));
+    if grouped.is_err() {
+        // Who waits for it ends.
+        drop(channel.shutdown(Shutdown::Both));
+    }
+    let mut begun = grouped.and_then(|()| known.as_ref().map_or(Ok(()), |(_, pidfd)| born(pidfd)));
     let result = loop {
         if let Err(error) = begun {
             break Err(error);
