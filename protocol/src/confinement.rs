@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{Io, Limits, OWN_DISK, numbers};
+use crate::limits::{Io, Limits, OWN_DISK, Ulimit, numbers};
 use crate::lookup::Lookup;
 use crate::workload::{SpecError, is_name};
 
@@ -152,6 +152,11 @@ pub struct Offers {
     pub processors: BTreeSet<u32>,
     /// Memory nodes (NUMA) that they may have memory of.
     pub memory_nodes: BTreeSet<u32>,
+    /// The highest hard limits of processes that it may give, by their names ([`ULIMITS`](crate::limits::ULIMITS)); what is not here it
+    /// may raise as far as anybody.
+    pub ulimits: BTreeMap<String, u64>,
+    /// Controllers of cgroups that containers would be limited by, and that it has not.
+    pub missing_controllers: BTreeSet<String>,
     /// Its node runs as an ordinary user: it has no bridge, no limits and no ids for a strict sandbox.
     pub ordinary: bool,
 }
@@ -178,6 +183,21 @@ impl Offers {
             }
             if asked.limits.need_root() {
                 return lacks("shares and limits of its processors, memory and storage");
+            }
+        }
+        let sets = asked.limits.cpus.is_some() || asked.limits.mems.is_some();
+        let limited = [
+            (sets, "cpuset", "sets of processors or memory nodes"),
+            (!asked.io.is_usual(), "io", "limits of its disks"),
+        ];
+        for (_, controller, what) in limited.into_iter().filter(|(asked, ..)| *asked) {
+            if self.missing_controllers.contains(controller) {
+                return Some(format!("{what}, as it has no {controller} controller in its cgroups"));
+            }
+        }
+        for Ulimit { name, hard, .. } in &asked.limits.ulimits {
+            if let Some(most) = self.ulimits.get(name).filter(|most| hard > most) {
+                return Some(format!("a limit of {hard} for {name}, as it may not give more than {most}"));
             }
         }
         let parts = [

@@ -1,8 +1,8 @@
 //! How much of its machine's parts a container has, beyond the cores, memory and processes that every workload can ask for.
 //!
 //! The names, units and meanings are docker's. A node that has no cgroups to hold a container to them with, or not those processors,
-//! does not bid on it ([`Offers::lacks`](crate::confinement::Offers::lacks)). What else a machine's kernel may not grant (swap that
-//! is not counted, a process limit above the node's own) is known there alone, and is as it would be without.
+//! or may not raise a process limit so far, does not bid on it ([`Offers::lacks`](crate::confinement::Offers::lacks)). What else a
+//! machine's kernel may not grant (swap that is not counted) is known there alone, and is as it would be without.
 
 use std::collections::{BTreeMap, BTreeSet};
 

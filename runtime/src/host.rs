@@ -1,5 +1,6 @@
 //! The machine: what it has, how busy it is, what this process may do on it, and other hosts' namespaces.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +36,17 @@ pub fn parts() -> (String, String) {
     let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let list = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("0").trim().to_owned();
     (list("Cpus_allowed_list:"), list("Mems_allowed_list:"))
+}
+
+/// The highest hard limit that this process may give to others, by `setrlimit(2)`'s names in small letters and without `RLIMIT_`;
+/// none where it may raise its own (CAP_SYS_RESOURCE).
+pub fn highest_limit(name: &str) -> Option<u64> {
+    crate::oci::highest_limit(crate::container::limit_kind(name)?)
+}
+
+/// Controllers of cgroups, by their names in v2, that only some containers need and none can have here.
+pub fn missing_controllers() -> BTreeSet<String> {
+    crate::cgroup::missing().into_iter().map(str::to_owned).collect()
 }
 
 /// Share of the last ten seconds in which some task waited for a processor, 0–100 (Documentation/accounting/psi.rst);

@@ -203,6 +203,24 @@ fn it_has_what_was_asked_for_of_processors_memory_and_the_kernel() {
 }
 
 #[test]
+fn a_limit_that_a_node_may_not_give_is_refused() {
+    let lab = Lab::new(1);
+    let [one] = lab.hosts();
+    let (data, moyai) = (one.data.to_string_lossy(), moyai_tests::lab::binary());
+    // As below systemd with a CapabilityBoundingSet=, or in a container.
+    let script = "ulimit -Hn 5000; exec setpriv --bounding-set=-sys_resource --inh-caps=-sys_resource \"$@\"";
+    one.run("bash", &["-c", script, "_", &moyai.to_string_lossy(), "--data", &data, "init"]).ok();
+    one.load(&images::alpine());
+    let limited = |hard: &str| {
+        let limit = format!("nofile=10:{hard}");
+        one.moyai(&["run", "--rm", "--ulimit", &limit, "alpine", "sh", "-c", "ulimit -Hn"])
+    };
+    assert_eq!(limited("5000").ok().text(), "5000");
+    let reason = "does not offer a limit of 5001 for nofile, as it may not give more than 5000";
+    limited("5001").fails(125).says(reason);
+}
+
+#[test]
 fn a_container_that_writes_without_end_fills_its_own_disk_alone() {
     let lab = two_hosts();
     let [one, two] = lab.hosts();

@@ -37,7 +37,7 @@ use libp2p::Multiaddr;
 use moyai_protocol::confinement::Offers;
 use moyai_protocol::contract::Command;
 use moyai_protocol::id::ChunkId;
-use moyai_protocol::limits::numbers;
+use moyai_protocol::limits::{ULIMITS, numbers};
 use moyai_protocol::node::{Config, Restored};
 use moyai_protocol::trust::{Chain, node_of};
 use moyai_runtime::cdi::{self, Registry};
@@ -428,6 +428,11 @@ fn offers(
         runtimes: runtimes.keys().cloned().collect(),
         processors: numbers(&processors).unwrap_or_default(),
         memory_nodes: numbers(&memory_nodes).unwrap_or_default(),
+        ulimits: ULIMITS
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), moyai_runtime::host::highest_limit(name)?)))
+            .collect(),
+        missing_controllers: moyai_runtime::host::missing_controllers(),
         ordinary: moyai_runtime::rootless::is_rootless(),
     }
 }

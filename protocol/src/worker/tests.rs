@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use crate::confinement::{Confinement, Device, Mount, MountKind, Network, Port, Sandbox};
+use crate::limits::{UNLIMITED, Ulimit};
 use crate::trust::Chain;
 use crate::workload::tests::spec;
 
@@ -278,6 +279,8 @@ fn what_a_machine_does_not_offer_is_refused() {
         runtimes: vec!["crun".to_owned()],
         processors: BTreeSet::from([0, 1]),
         memory_nodes: BTreeSet::from([0]),
+        ulimits: BTreeMap::from([("nofile".to_owned(), 1024)]),
+        missing_controllers: BTreeSet::from(["io".to_owned()]),
         ordinary: false,
     };
     let mut worker = Worker::new(BTreeMap::new(), offers);
@@ -305,6 +308,13 @@ fn what_a_machine_does_not_offer_is_refused() {
     assert_eq!(refused(&|asked| asked.limits.cpus = Some("0-1".to_owned())), None);
     assert_eq!(refused(&|asked| asked.limits.cpus = Some("1-2,7".to_owned())), lacks("processor 2"));
     assert_eq!(refused(&|asked| asked.limits.mems = Some("1".to_owned())), lacks("memory node 1"));
+    let ulimit = |name: &str, hard| vec![Ulimit { name: name.to_owned(), soft: 1, hard }];
+    assert_eq!(refused(&|asked| asked.limits.ulimits = ulimit("nofile", 1024)), None);
+    assert_eq!(refused(&|asked| asked.limits.ulimits = ulimit("nproc", UNLIMITED)), None);
+    let too_high = lacks("a limit of 1025 for nofile, as it may not give more than 1024");
+    assert_eq!(refused(&|asked| asked.limits.ulimits = ulimit("nofile", 1025)), too_high);
+    let slow = lacks("limits of its disks, as it has no io controller in its cgroups");
+    assert_eq!(refused(&|asked| asked.io.weight = Some(100)), slow);
     let count = |kind: &str, count| Device::Count { kind: kind.to_owned(), count };
     assert_eq!(refused(&|asked| asked.devices = vec![count("gpu", 3)]), lacks("3 gpu"));
     assert_eq!(refused(&|asked| asked.devices = vec![count("fpga", 0)]), lacks("1 fpga"));

@@ -304,6 +304,31 @@ impl Group {
     }
 }
 
+/// Controllers, by their names in v2, that only some containers need and none can have on this machine.
+pub(crate) fn missing() -> Vec<&'static str> {
+    // An ordinary user's containers have none at all.
+    if is_rootless() {
+        return Vec::new();
+    }
+    let hierarchy = hierarchies::auto();
+    let has: Vec<String> = if hierarchy.v2() {
+        let text = fs::read_to_string(Path::new(TOP).join("cgroup.controllers")).unwrap_or_default();
+        text.split_whitespace().map(str::to_owned).collect()
+    } else {
+        hierarchy.subsystems().iter().map(Subsystem::controller_name).collect()
+    };
+    let is_missing = |name: &str| !has.iter().any(|have| have == name);
+    let mut missing = Vec::new();
+    if is_missing("cpuset") {
+        missing.push("cpuset");
+    }
+    // blkio is what v1 calls it.
+    if is_missing("io") && is_missing("blkio") {
+        missing.push("io");
+    }
+    missing
+}
+
 /// Writes to a file that is there: the kernel's folders let none be made, and say so in another way than "not found".
 fn write_existing(path: &Path, value: &str) -> io::Result<()> {
     io::Write::write_all(&mut fs::File::options().write(true).open(path)?, value.as_bytes())

@@ -521,9 +521,13 @@ fn cpu(limits: &Limits) -> Result<Option<LinuxCpu>, OciSpecError> {
     Ok(Some(cpu))
 }
 
+/// What the specification calls the limit of a process that is called `name` here.
+pub(crate) fn limit_kind(name: &str) -> Option<PosixRlimitType> {
+    serde_json::from_value(format!("RLIMIT_{}", name.to_ascii_uppercase()).into()).ok()
+}
+
 fn rlimit((name, soft, hard): &(String, u64, u64)) -> Result<PosixRlimit, BundleError> {
-    let kind = serde_json::Value::String(format!("RLIMIT_{}", name.to_ascii_uppercase()));
-    let kind: PosixRlimitType = serde_json::from_value(kind).map_err(|_| BundleError::Limit(name.clone()))?;
+    let kind = limit_kind(name).ok_or_else(|| BundleError::Limit(name.clone()))?;
     Ok(PosixRlimitBuilder::default().typ(kind).soft(*soft).hard(*hard).build()?)
 }
 

@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::store::ImageFile;
 use crate::sys;
 
+pub(crate) use bundle::limit_kind;
 pub use bundle::{BundleError, Limits, Lookup, Network, Put, Request, example as example_spec, write as write_bundle};
 pub use disks::{DiskError, Throttle, ThrottleKind};
 pub use log::{LogLine, LogReader, LogWriter, Stream, timestamp};

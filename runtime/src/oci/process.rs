@@ -47,9 +47,8 @@ pub(super) struct Listener {
 /// What will be left out, and does not keep it from running.
 pub(super) fn foresee(process: &Process) -> Vec<String> {
     let mut left_out = Vec::new();
-    let may_raise = sys::may_raise_limits();
     for limit in process.rlimits().iter().flatten() {
-        if !may_raise && sys::hard_limit(resource(limit.typ())).is_ok_and(|hard| limit.hard() > hard) {
+        if highest_limit(limit.typ()).is_some_and(|highest| limit.hard() > highest) {
             left_out.push(format!(
                 "process.rlimits: {} stays as it is: this process may not raise it (CAP_SYS_RESOURCE)",
                 limit.typ()
@@ -74,6 +73,11 @@ pub(super) fn foresee(process: &Process) -> Vec<String> {
         ));
     }
     left_out
+}
+
+/// The highest hard limit that this process may give, where it may not raise its own.
+pub(crate) fn highest_limit(kind: PosixRlimitType) -> Option<u64> {
+    if sys::may_raise_limits() { None } else { sys::hard_limit(resource(kind)).ok() }
 }
 
 /// Limits and scheduling, but for what [`foresee`] has told of.
