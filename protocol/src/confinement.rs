@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{Io, Limits, OWN_DISK, Ulimit, numbers};
+use crate::limits::{Io, Limits, OWN_DISK, UNLIMITED, Ulimit, numbers};
 use crate::lookup::Lookup;
 use crate::workload::{SpecError, is_name};
 
@@ -152,8 +152,8 @@ pub struct Offers {
     pub processors: BTreeSet<u32>,
     /// Memory nodes (NUMA) that they may have memory of.
     pub memory_nodes: BTreeSet<u32>,
-    /// The highest hard limits of processes that it may give, by their names ([`ULIMITS`](crate::limits::ULIMITS)); what is not here it
-    /// may raise as far as anybody.
+    /// The highest hard limits of processes that it may give, by their names ([`ULIMITS`](crate::limits::ULIMITS)); of those that are
+    /// not here any.
     pub ulimits: BTreeMap<String, u64>,
     /// Controllers of cgroups that containers would be limited by, and that it has not.
     pub missing_controllers: BTreeSet<String>,
@@ -197,7 +197,8 @@ impl Offers {
         }
         for Ulimit { name, hard, .. } in &asked.limits.ulimits {
             if let Some(most) = self.ulimits.get(name).filter(|most| hard > most) {
-                return Some(format!("a limit of {hard} for {name}, as it may not give more than {most}"));
+                let asked = if *hard == UNLIMITED { "no limit".to_owned() } else { format!("a limit of {hard}") };
+                return Some(format!("{asked} for {name}, as it may not give more than {most}"));
             }
         }
         let parts = [

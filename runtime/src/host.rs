@@ -39,12 +39,12 @@ pub fn parts() -> (String, String) {
 }
 
 /// The highest hard limit that this process may give to others, by `setrlimit(2)`'s names in small letters and without `RLIMIT_`;
-/// none where it may raise its own (CAP_SYS_RESOURCE).
+/// none is any.
 pub fn highest_limit(name: &str) -> Option<u64> {
     crate::oci::highest_limit(crate::container::limit_kind(name)?)
 }
 
-/// Controllers of cgroups, by their names in v2, that only some containers need and none can have here.
+/// Controllers of cgroups, by their names in v2, that some workloads ask for and none can have here.
 pub fn missing_controllers() -> BTreeSet<String> {
     crate::cgroup::missing().into_iter().map(str::to_owned).collect()
 }

@@ -499,12 +499,12 @@ pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &limit, std::ptr::null::<u8>()) }).map(drop)
 }
 
-/// The hard limit of this process.
-pub(crate) fn hard_limit(resource: u32) -> io::Result<u64> {
+/// The soft and the hard limit of this process.
+pub(crate) fn limits(resource: u32) -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: no new limit is given; the old one is written to a structure that lives for the whole call.
     check(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<u8>(), &mut limit) })?;
-    Ok(limit.rlim_max)
+    Ok((limit.rlim_cur, limit.rlim_max))
 }
 
 /// Whether this process may raise hard limits.

@@ -208,7 +208,7 @@ fn a_limit_that_a_node_may_not_give_is_refused() {
     let [one] = lab.hosts();
     let (data, moyai) = (one.data.to_string_lossy(), moyai_tests::lab::binary());
     // As below systemd with a CapabilityBoundingSet=, or in a container.
-    let script = "ulimit -Hn 5000; exec setpriv --bounding-set=-sys_resource --inh-caps=-sys_resource \"$@\"";
+    let script = "ulimit -n 5000; exec setpriv --bounding-set=-sys_resource --inh-caps=-sys_resource \"$@\"";
     one.run("bash", &["-c", script, "_", &moyai.to_string_lossy(), "--data", &data, "init"]).ok();
     one.load(&images::alpine());
     let limited = |hard: &str| {

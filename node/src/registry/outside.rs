@@ -185,8 +185,9 @@ impl Outside {
             // One that trusts nobody suffices where nobody is asked for a certificate.
             Err(error) => {
                 let without = builder().tls_certs_only([]).build().ok().filter(|_| is_of_this_machine(reference));
-                let host = host(reference).0.to_owned();
-                without.ok_or_else(|| OutsideError::Certificates { host, reason: root_cause(&error) })
+                let (host, reason) = (host(reference).0.to_owned(), root_cause(&error));
+                let reason = reason.trim_start_matches("unexpected error: ").to_owned();
+                without.ok_or(OutsideError::Certificates { host, reason })
             }
         }
     }

@@ -313,6 +313,8 @@ fn what_a_machine_does_not_offer_is_refused() {
     assert_eq!(refused(&|asked| asked.limits.ulimits = ulimit("nproc", UNLIMITED)), None);
     let too_high = lacks("a limit of 1025 for nofile, as it may not give more than 1024");
     assert_eq!(refused(&|asked| asked.limits.ulimits = ulimit("nofile", 1025)), too_high);
+    let none = lacks("no limit for nofile, as it may not give more than 1024");
+    assert_eq!(refused(&|asked| asked.limits.ulimits = ulimit("nofile", UNLIMITED)), none);
     let slow = lacks("limits of its disks, as it has no io controller in its cgroups");
     assert_eq!(refused(&|asked| asked.io.weight = Some(100)), slow);
     let count = |kind: &str, count| Device::Count { kind: kind.to_owned(), count };

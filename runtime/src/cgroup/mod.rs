@@ -52,8 +52,11 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
-    /// No hierarchy has the controller for a limit that was asked for.
-    #[error("linux.resources.{field}: this machine has no `{controller}` controller in its cgroups to enforce it with")]
+    /// It has not the controller for a limit that was asked for: no hierarchy has, or a group above does not hand it down.
+    #[error(
+        "linux.resources.{field}: its cgroup has no `{controller}` controller to enforce it with: this machine has none, or a group \
+above does not hand it down"
+    )]
     NoController {
         /// Which.
         controller: String,
@@ -111,7 +114,8 @@ impl<'a> Planned<'a> {
                 return Err(failed(format!("{} is no cgroup", missing.display())));
             }
         } else if group.v2 {
-            make_v2(self.path, &self.settings).map_err(|error| failed(error.to_string()))?;
+            let made = group.dirs.iter().try_for_each(|dir| make_v2(dir, &self.settings));
+            made.map_err(|error| failed(error.to_string()))?;
         }
         self.settings.iter().try_for_each(|setting| group.set(setting))?;
         group.limit_devices(self.resources)
@@ -148,6 +152,11 @@ impl Group {
     /// Changes the limits of a group that exists.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
         let settings = settings::of(Some(resources), self.v2);
+        if let Some(dir) = self.dirs.first().filter(|_| self.v2) {
+            // What nothing has needed before. Where it does not work, the limit itself says so.
+            let above: Vec<&Path> = dir.ancestors().skip(1).take_while(|above| above.starts_with(TOP)).collect();
+            above.into_iter().rev().for_each(|above| drop(hand_down(above, &settings)));
+        }
         settings.iter().try_for_each(|setting| self.set(setting))
     }
 
@@ -293,7 +302,8 @@ impl Group {
     /// Whether a controller of v2 is not handed down to it, because the machine has none or a group above keeps it.
     fn lacks(&self, controller: &str) -> bool {
         let has = |text: String| text.split_whitespace().any(|have| have == controller);
-        self.v2 && !self.read("", "cgroup.controllers").is_some_and(has)
+        // What begins so is no controller's.
+        self.v2 && controller != "cgroup" && !self.read("", "cgroup.controllers").is_some_and(has)
     }
 
     fn limit_devices(&self, resources: Option<&LinuxResources>) -> Result<(), CgroupError> {
@@ -304,7 +314,7 @@ impl Group {
     }
 }
 
-/// Controllers, by their names in v2, that only some containers need and none can have on this machine.
+/// Controllers, by their names in v2, that some workloads ask for and none can have on this machine.
 pub(crate) fn missing() -> Vec<&'static str> {
     // An ordinary user's containers have none at all.
     if is_rootless() {
@@ -336,23 +346,29 @@ fn write_existing(path: &Path, value: &str) -> io::Result<()> {
 
 /// Makes a group of v2, with the controllers that its limits need handed down to it. cgroups-rs takes the freezer for a
 /// controller there, and refuses what has none.
-fn make_v2(path: &str, settings: &[settings::Setting]) -> io::Result<()> {
+fn make_v2(dir: &Path, settings: &[settings::Setting]) -> io::Result<()> {
+    let mut at = PathBuf::from(TOP);
+    for part in dir.strip_prefix(TOP).unwrap_or(dir) {
+        hand_down(&at, settings)?;
+        at.push(part);
+        match fs::create_dir(&at) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
+    }
+    Ok(())
+}
+
+/// Lets the groups below one of v2 have the controllers that limits need.
+fn hand_down(from: &Path, settings: &[settings::Setting]) -> io::Result<()> {
     let mut wanted: Vec<&str> =
         ALWAYS_V2.into_iter().chain(settings.iter().map(|setting| setting.hierarchy())).collect();
     wanted.sort_unstable();
     wanted.dedup();
-    let mut dir = PathBuf::from(TOP);
-    for part in Path::new(path) {
-        let there = fs::read_to_string(dir.join("cgroup.controllers"))?;
-        for name in wanted.iter().filter(|name| there.split_whitespace().any(|have| have == **name)) {
-            // Where it is handed down already, or cannot be because processes sit there, the limit itself says so.
-            drop(write_existing(&dir.join("cgroup.subtree_control"), &format!("+{name}")));
-        }
-        dir.push(part);
-        match fs::create_dir(&dir) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            made => made?,
-        }
+    let there = fs::read_to_string(from.join("cgroup.controllers"))?;
+    for name in wanted.iter().filter(|name| there.split_whitespace().any(|have| have == **name)) {
+        // Where it is handed down already, or cannot be because processes sit there, the limit itself says so.
+        drop(write_existing(&from.join("cgroup.subtree_control"), &format!("+{name}")));
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! - the **zygote**, started before the daemon has threads, waits on a socket and forks a shim for each request: a
 //!   fork from a daemon with 200 MB takes 25 ms and may only run async-signal-safe code, one from the zygote is cheap
 //!   and may run anything;
-//! - a **shim** is the parent of one container: it makes its cgroup and rootfs, clones its first process, keeps its
+//! - a **shim** is the parent of one container: it makes its rootfs, clones its first process, makes its cgroup, keeps its
 //!   output, and writes down how it ended. It outlives the daemon and the zygote;
 //! - **init** is the first process inside, until it becomes the container's program ([`crate::oci`]).
 //!

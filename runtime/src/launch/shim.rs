@@ -172,7 +172,7 @@ fn is_terminal(config: &Config) -> bool {
     config.spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false))
 }
 
-fn start_in(config: &Config, launch: &Launch, group: &Planned<'_>) -> Result<Started, Failure> {
+fn start_in(config: &Config, launch: &Launch, cgroup: &Planned<'_>) -> Result<Started, Failure> {
     let deadline = deadline()?;
     let watcher = RefCell::new(None);
     let watch = |container: BorrowedFd<'_>| {
@@ -192,7 +192,7 @@ fn start_in(config: &Config, launch: &Launch, group: &Planned<'_>) -> Result<Sta
     let spawned = oci::spawn(&Job {
         config,
         id: launch.cgroup.as_str(),
-        group,
+        cgroup,
         stdio,
         console: consoles.as_ref().map(|(_, its)| its),
         gate: None,

@@ -363,7 +363,7 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
         let spawned = spawn(&Job {
             config: &config,
             id,
-            group: &planned,
+            cgroup: &planned,
             stdio: Stdio::Inherit,
             console: console.as_ref().map(|console| &console.away),
             gate: gate.as_ref(),

@@ -45,6 +45,7 @@ pub(crate) fn add(added: &Added<'_>) -> Result<Spawned, Failure> {
     }
     let failed = |error: std::io::Error| failure(format!("cannot add a process: {error}"));
     let (mut mine, its) = UnixStream::pair().map_err(failed)?;
+    let mut warnings = process::raise_limits(added.process);
     // SAFETY: by this function's contract there is one thread.
     let usher = match unsafe { sys::clone_into(0) }.map_err(failed)? {
         sys::Cloned::Child => {
@@ -55,7 +56,6 @@ pub(crate) fn add(added: &Added<'_>) -> Result<Spawned, Failure> {
     };
     drop(its);
     let mut known = None;
-    let mut warnings = Vec::new();
     let result = loop {
         match receive(&mut mine) {
             Ok(Some(Message::Pid(pid))) => match sys::pidfd_open(pid) {

@@ -27,7 +27,6 @@ pub(super) struct Init<'a> {
     pub(super) job: &'a Job<'a>,
     pub(super) namespaces: &'a Namespaces,
     pub(super) sources: Sources,
-    pub(super) groups: &'a [PathBuf],
     pub(super) listener: Option<Listener>,
 }
 
@@ -108,19 +107,25 @@ impl Init<'_> {
         &self.job.config.spec
     }
 
-    /// What it does while its parent makes its cgroups; and joins them.
+    /// Makes its network namespace, without an usher while its parent makes its cgroups; and joins them.
     fn begin(&self, channel: &mut UnixStream) -> Result<(), Failure> {
-        if self.namespaces.makes(libc::CLONE_NEWNET) {
-            unshare(CloneFlags::CLONE_NEWNET)
-                .map_err(|error| failure(format!("cannot make a network namespace: {error}")))?;
-        }
+        let made = if self.namespaces.makes(libc::CLONE_NEWNET) { unshare(CloneFlags::CLONE_NEWNET) } else { Ok(()) };
         // The usher has, and this process with it.
-        if self.namespaces.needs_usher() { Ok(()) } else { self.join_groups(channel) }
+        if !self.namespaces.needs_usher() {
+            self.join_groups(channel)?;
+        }
+        // Not before its parent listens.
+        made.map_err(|error| failure(format!("cannot make a network namespace: {error}")))
     }
 
+    /// When they are made.
     fn join_groups(&self, channel: &mut UnixStream) -> Result<(), Failure> {
         wait(channel)?;
-        join_groups(self.groups)
+        join_groups(self.groups())
+    }
+
+    fn groups(&self) -> &[PathBuf] {
+        self.job.cgroup.group().dirs()
     }
 
     /// Everything up to the moment at which the container is created.
@@ -245,7 +250,7 @@ impl Init<'_> {
                 .map_err(|error| failure(format!("cannot enter {}: {error}", config.root.display())));
         }
         let own_cgroups = self.namespaces.makes(libc::CLONE_NEWCGROUP);
-        let (root, sources, groups) = (&config.root, &self.sources, self.groups);
+        let (root, sources, groups) = (&config.root, &self.sources, self.groups());
         let plan = Plan { spec, root, sources, own_cgroups, groups, owns_mounts };
         let root = plan.attach().map_err(|error| failure(error.to_string()))?;
         remember(&root, channel).inspect_err(|_| root.detach())?;

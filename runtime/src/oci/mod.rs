@@ -5,13 +5,17 @@
 //!
 //! ```text
 //! parent (shim, or `moyai oci create`)        usher                        init
-//! takes what is bound in, opens namespaces
+//! takes what is bound in, opens namespaces,
+//! raises its limits to what is asked for
 //! clone3 ───────────────────────────────────→ (only where namespaces are joined,
 //!                                              or a clock is set)
-//!   makes its cgroups                                                        makes its network namespace
+//!   makes its cgroups                                                        makes its network namespace (with an usher, later)
 //!                                 ─────────→ (without an usher, ──────────→) joins its cgroups
-//!                                              setns …, clone3 CLONE_PARENT → makes its network namespace
+//!                                              setns …, clone3 CLONE_PARENT →
 //!                                 ←───────── Pid
+//!                                 ─────────────────────────────────────────→ (after an usher)
+//!                                 ←──────────────────────────────────────── Number (where its filter has a listener)
+//!   the number it has here        ─────────────────────────────────────────→
 //!   writes uid_map, gid_map       ←──────────────────────────────────────── Map    (new user namespace)
 //!                                 ─────────────────────────────────────────→ go on
 //!                                                                            settings, mounts, devices
@@ -23,8 +27,7 @@
 //!   writes its state down         ─────────────────────────────────────────→ go on
 //!                                                                            waits at its gate, a socket
 //!                                                                            limits, user
-//!                                 ←──────────────────────────────────────── Number (where its filter has a listener)
-//!   the number it has here        ─────────────────────────────────────────→ filter, exec
+//!                                                                            filter, exec
 //!                                 ←──────────────────────────────────────── the end of the channel, or Error
 //! ```
 //!

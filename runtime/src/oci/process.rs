@@ -47,14 +47,6 @@ pub(super) struct Listener {
 /// What will be left out, and does not keep it from running.
 pub(super) fn foresee(process: &Process) -> Vec<String> {
     let mut left_out = Vec::new();
-    for limit in process.rlimits().iter().flatten() {
-        if highest_limit(limit.typ()).is_some_and(|highest| limit.hard() > highest) {
-            left_out.push(format!(
-                "process.rlimits: {} stays as it is: this process may not raise it (CAP_SYS_RESOURCE)",
-                limit.typ()
-            ));
-        }
-    }
     let had = sys::bounding_set();
     let sets = process.capabilities().as_ref();
     let mut lacking: Vec<Capability> =
@@ -75,12 +67,34 @@ pub(super) fn foresee(process: &Process) -> Vec<String> {
     left_out
 }
 
-/// The highest hard limit that this process may give, where it may not raise its own.
+/// The highest hard limit that this process may give; none is any.
 pub(crate) fn highest_limit(kind: PosixRlimitType) -> Option<u64> {
-    if sys::may_raise_limits() { None } else { sys::hard_limit(resource(kind)).ok() }
+    if !sys::may_raise_limits() {
+        return sys::limits(resource(kind)).ok().map(|(_, hard)| hard);
+    }
+    // Of descriptors nobody has more (proc_sys_fs(5)).
+    let text =
+        if kind == PosixRlimitType::RlimitNofile { fs::read_to_string("/proc/sys/fs/nr_open").ok() } else { None };
+    text.and_then(|text| text.trim().parse().ok())
 }
 
-/// Limits and scheduling, but for what [`foresee`] has told of.
+/// Raises this process's own hard limits to those that a program is to have, whose process inherits them: in a user namespace
+/// nobody may raise them (prlimit(2)). What cannot be raised is returned, and the program goes without.
+pub(super) fn raise_limits(process: &Process) -> Vec<String> {
+    let mut left_out = Vec::new();
+    for limit in process.rlimits().iter().flatten() {
+        let Ok((soft, hard)) = sys::limits(resource(limit.typ())) else { continue };
+        if limit.hard() > hard && sys::set_limit(resource(limit.typ()), soft, limit.hard()).is_err() {
+            left_out.push(format!(
+                "process.rlimits: {} stays as it is: this process may not raise it above {hard}",
+                limit.typ()
+            ));
+        }
+    }
+    left_out
+}
+
+/// Limits and scheduling, but for what [`raise_limits`] has told of.
 pub(super) fn limit(process: &Process) -> Result<(), Failure> {
     for limit in process.rlimits().iter().flatten() {
         match sys::set_limit(resource(limit.typ()), limit.soft(), limit.hard()) {

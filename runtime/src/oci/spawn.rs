@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::init::Init;
 use super::namespaces::{self, Namespaces};
 use super::others::MountId;
-use super::process::{Listener, Unstarted};
+use super::process::{self, Listener, Unstarted};
 use super::rootfs::Sources;
 use super::trampoline::Trampoline;
 use super::{Config, Failure, failure, hooks, kill_and_reap, reap};
@@ -52,8 +52,8 @@ impl Stdio {
 pub(crate) struct Job<'a> {
     pub(crate) config: &'a Config,
     pub(crate) id: &'a str,
-    /// Made when there is a first process, and before that joins it.
-    pub(crate) group: &'a Planned<'a>,
+    /// Its cgroup, made when there is a first process, and before that joins it.
+    pub(crate) cgroup: &'a Planned<'a>,
     pub(crate) stdio: Stdio,
     /// Where the master of its terminal goes.
     pub(crate) console: Option<&'a UnixStream>,
@@ -166,7 +166,8 @@ pub(crate) fn spawn(job: &Job<'_>) -> Result<Spawned, Failure> {
         .map_err(|error| failure(error.to_string()))?;
     let listener = listen(job)?;
     let (mut mine, its) = UnixStream::pair().map_err(|error| failure(format!("cannot make a channel: {error}")))?;
-    let init = Init { job, namespaces: &namespaces, sources, groups: job.group.group().dirs(), listener };
+    let kept_limits = spec.process().as_ref().map(process::raise_limits).unwrap_or_default();
+    let init = Init { job, namespaces: &namespaces, sources, listener };
     let failed = |error: std::io::Error| failure(format!("cannot make the container's namespaces: {error}"));
     let made = if namespaces.needs_usher() {
         // SAFETY: by this function's contract there is one thread.
@@ -194,6 +195,7 @@ pub(crate) fn spawn(job: &Job<'_>) -> Result<Spawned, Failure> {
         }
     };
     let mut spawned = attend(job, &mut mine, made)?;
+    spawned.warnings.extend(kept_limits);
     spawned.channel = job.gate.map(|_| mine);
     Ok(spawned)
 }
@@ -212,12 +214,12 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
     };
     let mut warnings = job.config.left_out.clone();
     let born = |pidfd: &OwnedFd| job.born.map_or(Ok(()), |born| born(pidfd.as_fd()));
-    let grouped = job.group.make().map_err(|error| failure(error.to_string())).and_then(|()| go_on(channel));
-    if grouped.is_err() {
-        // Who waits for it ends.
+    let grouped = job.cgroup.make().map_err(|error| failure(error.to_string()));
+    let grouped = grouped.and_then(|()| known.as_ref().map_or(Ok(()), |(_, pidfd)| born(pidfd)));
+    let mut begun = grouped.and_then(|()| go_on(channel)).inspect_err(|_| {
+        // Whoever waits for it ends.
         drop(channel.shutdown(Shutdown::Both));
-    }
-    let mut begun = grouped.and_then(|()| known.as_ref().map_or(Ok(()), |(_, pidfd)| born(pidfd)));
+    });
     let result = loop {
         if let Err(error) = begun {
             break Err(error);
