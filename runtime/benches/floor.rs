@@ -1,6 +1,6 @@
-//! What a hundred containers of `/bin/true` at once take of the kernel itself: a start's system calls with nothing around them, and
-//! without those that count little (a filter, capabilities, device rules). No launcher that does this work is faster. With the folder
-//! of an OCI bundle as argument, `crun run` of that in the same rounds.
+//! About what a hundred containers of `/bin/true` at once take of the kernel itself: a start's system calls with nothing around them,
+//! and without those that count little (a filter, capabilities, device rules). With the folder of an OCI bundle as argument, `crun run`
+//! of that in the same rounds.
 //!
 //! `cargo bench -p moyai-runtime --bench floor -- BUNDLE`, as root. Prints medians; decides nothing.
 //!
@@ -20,6 +20,8 @@ use std::time::Instant;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, chdir, fork, pivot_root};
@@ -39,6 +41,11 @@ struct Way {
 }
 
 fn main() {
+    // Nothing of this process is a child's to put in order.
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
+        exit(101)
+    }));
     let bundle = std::env::args().nth(1).filter(|word| word != "--bench").map(PathBuf::from);
     let dir = tempfile::tempdir().expect("a folder");
     let image = dir.path().join("image");
@@ -115,11 +122,16 @@ fn round(dir: &Path, image: &Path, way: Way) -> f64 {
 }
 
 fn groups(at: usize) -> Vec<PathBuf> {
-    let name = format!("moyai-floor-{at}");
-    match Path::new(TOP).join("cgroup.controllers").exists() {
-        true => vec![Path::new(TOP).join(name)],
-        false => CONTROLLERS.iter().map(|controller| Path::new(TOP).join(controller).join(&name)).collect(),
+    let name = format!("moyai-floor-{}-{at}", std::process::id());
+    if Path::new(TOP).join("cgroup.controllers").exists() {
+        return vec![Path::new(TOP).join(name)];
     }
+    // Two may be one: `cpu,cpuacct`.
+    let hierarchy = |controller: &&str| fs::canonicalize(Path::new(TOP).join(controller)).expect("a hierarchy");
+    let mut groups: Vec<PathBuf> = CONTROLLERS.iter().map(hierarchy).collect();
+    groups.sort();
+    groups.dedup();
+    groups.into_iter().map(|group| group.join(&name)).collect()
 }
 
 impl One<'_> {
@@ -138,6 +150,7 @@ impl One<'_> {
 
     /// Makes it, and says when it has ended.
     fn parent(&self, line: UnixStream, way: Way) -> ! {
+        set_pdeathsig(Signal::SIGKILL).expect("a parent");
         unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
         mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).expect("its own mounts");
         let (gate, inside) = UnixStream::pair().expect("a socket");
@@ -146,9 +159,13 @@ impl One<'_> {
         unshare(kinds).expect("namespaces");
         // SAFETY: this process has one thread, so the child may run any code.
         let child = match unsafe { fork() }.expect("a process") {
-            ForkResult::Child => self.init(&inside),
+            ForkResult::Child => {
+                drop((gate, line));
+                self.init(&inside)
+            }
             ForkResult::Parent { child } => child,
         };
+        drop(inside);
         hear(&gate);
         if way.ahead {
             say(&line);
@@ -166,6 +183,7 @@ impl One<'_> {
 
     /// Becomes the program.
     fn init(&self, gate: &UnixStream) -> ! {
+        set_pdeathsig(Signal::SIGKILL).expect("a parent");
         let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let put = |what: &str, at: &Path, flags: MsFlags, options: Option<&str>| {
             mount(Some(what), at, Some(what), flags, options).unwrap_or_else(|error| panic!("{what}: {error}"));

@@ -847,12 +847,12 @@ fn descriptors_are_passed_on_when_asked() {
     assert_eq!(bundle.finish(command, "--preserve-fds 1").stdout, "from outside\n");
 }
 
-/// `moyai oci run` of a bundle by a shell that runs `before` first.
-fn run_after(bundle: &Bundle, before: &str, shell: &[&str]) -> moyai_tests::Output {
+/// `moyai oci ARGS` by a shell that does `before` first.
+fn after(bundle: &Bundle, before: &str, shell: &[&str], args: &[&str]) -> Output {
     bundle.write();
-    let inner = bundle.command(&["run", "--bundle", &bundle.text(""), bundle.id()]);
+    let inner = bundle.command(args);
     let mut command = Command::new(shell[0]);
-    command.args(&shell[1..]).args(["-c", &format!("{before}; exec \"$@\""), "_"]);
+    command.args(&shell[1..]).args(["-c", &format!("{before} && exec \"$@\""), "_"]);
     command.arg(inner.get_program()).args(inner.get_args());
     bundle.finish(command, before)
 }
@@ -862,31 +862,41 @@ fn a_limit_above_the_callers_is_given_by_whoever_may_raise_it() {
     const CAP_SYS_RESOURCE: u32 = 24;
     let status = fs::read_to_string("/proc/self/status").expect("a status");
     let had = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities");
-    let may_raise = u64::from_str_radix(had.trim(), 16).expect("a number") & 1 << CAP_SYS_RESOURCE != 0;
-    let limit = json!([{"type": "RLIMIT_MEMLOCK", "soft": 131_072, "hard": 131_072}]);
+    let had = u64::from_str_radix(had.trim(), 16).expect("a number") & 1 << CAP_SYS_RESOURCE != 0;
+    let may_raise = had && fs::read_to_string("/proc/self/uid_map").expect("a map").contains("4294967295");
     let maps = json!([{"containerID": 0, "hostID": 200_000, "size": 65536}]);
+    let asks = "ulimit -Sl; ulimit -Hl";
     for own_users in [false, true] {
-        let mut bundle = Bundle::new("ulimit -Sl; ulimit -Hl").set("/process/rlimits", limit.clone());
-        if own_users {
-            bundle = bundle.namespace("user", json!({"type": "user"}));
-            bundle = bundle.set("/linux/uidMappings", maps.clone()).set("/linux/gidMappings", maps.clone());
+        let limited = |script: &str| {
+            let limit = json!([{"type": "RLIMIT_MEMLOCK", "soft": 131_072, "hard": 131_072}]);
+            let bundle = Bundle::new(script).set("/process/rlimits", limit);
+            if !own_users {
+                return bundle;
+            }
             own(&bundle.path("rootfs"), 200_000);
-        }
-        let done = run_after(&bundle, "ulimit -l 64", &["bash"]).ok();
-        if may_raise {
-            assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("128\n128\n", ""), "own users: {own_users}");
-        } else {
-            let done = done.says("RLIMIT_MEMLOCK stays as it is: this process may not raise it above 65536");
-            assert_eq!(done.stdout, "64\n64\n");
-        }
+            let bundle = bundle.namespace("user", json!({"type": "user"}));
+            bundle.set("/linux/uidMappings", maps.clone()).set("/linux/gidMappings", maps.clone())
+        };
+        let lowered = |bundle: &Bundle, args: &[&str]| {
+            let done = after(bundle, "ulimit -l 64", &["bash"], args).ok();
+            let told = "RLIMIT_MEMLOCK stays as it is: this process may not give more than 65536";
+            assert_ne!(done.stderr.contains(told), may_raise, "{done}");
+            assert_eq!(done.stdout, if may_raise { "128\n128\n" } else { "64\n64\n" }, "own users: {own_users}");
+        };
+        let first = limited(asks);
+        lowered(&first, &["run", "--bundle", &first.text(""), first.id()]);
+        let second = limited("sleep 1000");
+        second.begin();
+        lowered(&second, &["exec", second.id(), "sh", "-c", asks]);
     }
 }
 
 #[test]
 fn a_network_namespace_that_cannot_be_made_is_the_reason() {
     let bundle = Bundle::new("true");
-    let before = "echo 0 >/proc/sys/user/max_net_namespaces";
-    let done = run_after(&bundle, before, &["unshare", "--user", "--map-root-user", "--mount", "bash"]);
+    let shell = ["unshare", "--user", "--map-root-user", "--mount", "bash"];
+    let run = ["run", "--bundle", &bundle.text(""), bundle.id()];
+    let done = after(&bundle, "echo 0 >/proc/sys/user/max_net_namespaces", &shell, &run);
     done.exits(125).says("cannot make a network namespace: ENOSPC");
 }
 

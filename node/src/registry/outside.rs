@@ -186,7 +186,7 @@ impl Outside {
             Err(error) => {
                 let without = builder().tls_certs_only([]).build().ok().filter(|_| is_of_this_machine(reference));
                 let (host, reason) = (host(reference).0.to_owned(), root_cause(&error));
-                let reason = reason.trim_start_matches("unexpected error: ").to_owned();
+                let reason = reason.strip_prefix("unexpected error: ").unwrap_or(&reason).to_owned();
                 without.ok_or(OutsideError::Certificates { host, reason })
             }
         }

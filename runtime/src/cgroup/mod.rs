@@ -154,8 +154,9 @@ impl Group {
         let settings = settings::of(Some(resources), self.v2);
         if let Some(dir) = self.dirs.first().filter(|_| self.v2) {
             // What nothing has needed before. Where it does not work, the limit itself says so.
+            let wanted: Vec<&str> = settings.iter().map(|setting| setting.hierarchy()).collect();
             let above: Vec<&Path> = dir.ancestors().skip(1).take_while(|above| above.starts_with(TOP)).collect();
-            above.into_iter().rev().for_each(|above| drop(hand_down(above, &settings)));
+            above.into_iter().rev().for_each(|above| drop(hand_down(above, &wanted)));
         }
         settings.iter().try_for_each(|setting| self.set(setting))
     }
@@ -347,9 +348,13 @@ fn write_existing(path: &Path, value: &str) -> io::Result<()> {
 /// Makes a group of v2, with the controllers that its limits need handed down to it. cgroups-rs takes the freezer for a
 /// controller there, and refuses what has none.
 fn make_v2(dir: &Path, settings: &[settings::Setting]) -> io::Result<()> {
+    let mut wanted: Vec<&str> =
+        ALWAYS_V2.into_iter().chain(settings.iter().map(|setting| setting.hierarchy())).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
     let mut at = PathBuf::from(TOP);
     for part in dir.strip_prefix(TOP).unwrap_or(dir) {
-        hand_down(&at, settings)?;
+        hand_down(&at, &wanted)?;
         at.push(part);
         match fs::create_dir(&at) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -359,12 +364,8 @@ fn make_v2(dir: &Path, settings: &[settings::Setting]) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the groups below one of v2 have the controllers that limits need.
-fn hand_down(from: &Path, settings: &[settings::Setting]) -> io::Result<()> {
-    let mut wanted: Vec<&str> =
-        ALWAYS_V2.into_iter().chain(settings.iter().map(|setting| setting.hierarchy())).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
+/// Lets the groups below one of v2 have these controllers.
+fn hand_down(from: &Path, wanted: &[&str]) -> io::Result<()> {
     let there = fs::read_to_string(from.join("cgroup.controllers"))?;
     for name in wanted.iter().filter(|name| there.split_whitespace().any(|have| have == **name)) {
         // Where it is handed down already, or cannot be because processes sit there, the limit itself says so.

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::trampoline::Trampoline;
 use super::{Failure, console, failure, workload};
+use crate::rootless::is_rootless;
 use crate::seccomp::Filter;
 use crate::sys;
 
@@ -69,7 +70,8 @@ pub(super) fn foresee(process: &Process) -> Vec<String> {
 
 /// The highest hard limit that this process may give; none is any.
 pub(crate) fn highest_limit(kind: PosixRlimitType) -> Option<u64> {
-    if !sys::may_raise_limits() {
+    // In a user namespace nobody may (prlimit(2)).
+    if is_rootless() || !sys::may_raise_limits() {
         return sys::limits(resource(kind)).ok().map(|(_, hard)| hard);
     }
     // Of descriptors nobody has more (proc_sys_fs(5)).
@@ -78,15 +80,18 @@ pub(crate) fn highest_limit(kind: PosixRlimitType) -> Option<u64> {
     text.and_then(|text| text.trim().parse().ok())
 }
 
-/// Raises this process's own hard limits to those that a program is to have, whose process inherits them: in a user namespace
-/// nobody may raise them (prlimit(2)). What cannot be raised is returned, and the program goes without.
+/// Raises this process's own hard limits to those that a program is to have, whose process inherits them: that may be in a user
+/// namespace, and cannot raise them there. What cannot be raised is returned, and the program goes without.
 pub(super) fn raise_limits(process: &Process) -> Vec<String> {
     let mut left_out = Vec::new();
     for limit in process.rlimits().iter().flatten() {
-        let Ok((soft, hard)) = sys::limits(resource(limit.typ())) else { continue };
-        if limit.hard() > hard && sys::set_limit(resource(limit.typ()), soft, limit.hard()).is_err() {
+        let kind = resource(limit.typ());
+        let Ok((soft, hard)) = sys::limits(kind) else { continue };
+        let highest = highest_limit(limit.typ()).unwrap_or(u64::MAX);
+        let raise = || if limit.hard() > hard { sys::set_limit(kind, soft, limit.hard()) } else { Ok(()) };
+        if limit.hard() > highest || raise().is_err() {
             left_out.push(format!(
-                "process.rlimits: {} stays as it is: this process may not raise it above {hard}",
+                "process.rlimits: {} stays as it is: this process may not give more than {highest}",
                 limit.typ()
             ));
         }

@@ -72,7 +72,7 @@ pub(crate) struct Job<'a> {
     pub(crate) plain_sources: bool,
     /// What keeps this program out of its reach, where that is not out of reach itself.
     pub(crate) trampoline: Option<&'a Trampoline>,
-    /// Called with its first process as soon as there is one.
+    /// Called with its first process when that and its cgroup are there; meanwhile it waits.
     pub(crate) born: Option<&'a Born<'a>>,
     /// Called with its root's mount, where that is among others' mounts ([`super::others`]).
     pub(crate) rooted: Option<&'a Rooted<'a>>,
