@@ -184,6 +184,7 @@ impl One<'_> {
     /// Becomes the program.
     fn init(&self, gate: &UnixStream) -> ! {
         set_pdeathsig(Signal::SIGKILL).expect("a parent");
+        unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
         let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let put = |what: &str, at: &Path, flags: MsFlags, options: Option<&str>| {
             mount(Some(what), at, Some(what), flags, options).unwrap_or_else(|error| panic!("{what}: {error}"));
