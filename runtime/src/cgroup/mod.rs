@@ -110,9 +110,6 @@ impl<'a> Planned<'a> {
         let failed = |reason: String| CgroupError::Create { path: self.path.to_owned(), reason };
         if let Some(inner) = &self.inner {
             inner.create().map_err(|error| failed(describe(&error)))?;
-            if let Some(missing) = group.dirs.iter().find(|dir| !dir.join("cgroup.procs").exists()) {
-                return Err(failed(format!("{} is no cgroup", missing.display())));
-            }
         } else if group.v2 {
             let made = group.dirs.iter().try_for_each(|dir| make_v2(dir, &self.settings));
             made.map_err(|error| failed(error.to_string()))?;

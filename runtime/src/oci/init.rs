@@ -380,10 +380,13 @@ pub(super) fn set_oom_score(process: Option<&Process>, proc: &Path) -> Result<Op
 /// an RCU grace period of 10 to 20 ms.
 pub(super) fn join_groups(groups: &[PathBuf]) -> Result<(), Failure> {
     for dir in groups {
-        let path = ["tasks", "cgroup.procs"].map(|file| dir.join(file)).into_iter().find(|path| path.exists());
-        let path = path.unwrap_or_else(|| dir.join("cgroup.procs"));
-        let joined = File::options().write(true).open(&path).and_then(|mut file| file.write_all(b"0"));
-        joined.map_err(|error| failure(format!("cannot join {}: {error}", path.display())))?;
+        let open = |file: &str| File::options().write(true).open(dir.join(file));
+        let opened = match open("tasks") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => open("cgroup.procs"),
+            opened => opened,
+        };
+        let joined = opened.and_then(|mut file| file.write_all(b"0"));
+        joined.map_err(|error| failure(format!("cannot join the cgroup {}: {error}", dir.display())))?;
     }
     Ok(())
 }
