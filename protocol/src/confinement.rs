@@ -157,6 +157,8 @@ pub struct Offers {
     pub ulimits: BTreeMap<String, u64>,
     /// Controllers of cgroups that containers would be limited by, and that it has not.
     pub missing_controllers: BTreeSet<String>,
+    /// Capabilities, without `CAP_`, that its node has not got itself.
+    pub missing_capabilities: BTreeSet<String>,
     /// Its node runs as an ordinary user: it has no bridge, no limits and no ids for a strict sandbox.
     pub ordinary: bool,
 }
@@ -194,6 +196,9 @@ impl Offers {
             if self.missing_controllers.contains(controller) {
                 return Some(format!("{what}, as it has no {controller} controller in its cgroups"));
             }
+        }
+        if let Some(name) = asked.cap_add.iter().find(|name| self.missing_capabilities.contains(*name)) {
+            return Some(format!("the capability {name}, as its node has not got it"));
         }
         for Ulimit { name, hard, .. } in &asked.limits.ulimits {
             if let Some(most) = self.ulimits.get(name).filter(|most| hard > most) {

@@ -44,6 +44,12 @@ pub fn highest_limit(name: &str) -> Option<u64> {
     crate::oci::highest_limit(crate::container::limit_kind(name)?)
 }
 
+/// Capabilities, without `CAP_`, that nothing that this process starts can have.
+pub fn missing_capabilities() -> BTreeSet<String> {
+    let names = crate::oci::missing_capabilities().into_iter();
+    names.map(|name| name.trim_start_matches("CAP_").to_owned()).collect()
+}
+
 /// Controllers of cgroups, by their names in v2, that some workloads ask for and none can have here.
 pub fn missing_controllers() -> BTreeSet<String> {
     crate::cgroup::missing().into_iter().map(str::to_owned).collect()

@@ -203,7 +203,7 @@ fn it_has_what_was_asked_for_of_processors_memory_and_the_kernel() {
 }
 
 #[test]
-fn a_limit_that_a_node_may_not_give_is_refused() {
+fn a_limit_or_capability_that_a_node_may_not_give_is_refused() {
     let lab = Lab::new(1);
     let [one] = lab.hosts();
     let (data, moyai) = (one.data.to_string_lossy(), moyai_tests::lab::binary());
@@ -218,6 +218,8 @@ fn a_limit_that_a_node_may_not_give_is_refused() {
     assert_eq!(limited("5000").ok().text(), "5000");
     let reason = "does not offer a limit of 5001 for nofile, as it may not give more than 5000";
     limited("5001").fails(125).says(reason);
+    let reason = "does not offer the capability SYS_RESOURCE, as its node has not got it";
+    one.moyai(&["run", "--rm", "--cap-add", "sys_resource", "alpine", "true"]).fails(125).says(reason);
 }
 
 #[test]

@@ -433,6 +433,7 @@ fn offers(
             .filter_map(|name| Some(((*name).to_owned(), moyai_runtime::host::highest_limit(name)?)))
             .collect(),
         missing_controllers: moyai_runtime::host::missing_controllers(),
+        missing_capabilities: moyai_runtime::host::missing_capabilities(),
         ordinary: moyai_runtime::rootless::is_rootless(),
     }
 }

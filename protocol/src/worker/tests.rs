@@ -281,6 +281,7 @@ fn what_a_machine_does_not_offer_is_refused() {
         memory_nodes: BTreeSet::from([0]),
         ulimits: BTreeMap::from([("nofile".to_owned(), 1024)]),
         missing_controllers: BTreeSet::from(["io".to_owned()]),
+        missing_capabilities: BTreeSet::from(["BPF".to_owned()]),
         ordinary: false,
     };
     let mut worker = Worker::new(BTreeMap::new(), offers);
@@ -308,6 +309,10 @@ fn what_a_machine_does_not_offer_is_refused() {
     assert_eq!(refused(&|asked| asked.limits.cpus = Some("0-1".to_owned())), None);
     assert_eq!(refused(&|asked| asked.limits.cpus = Some("1-2,7".to_owned())), lacks("processor 2"));
     assert_eq!(refused(&|asked| asked.limits.mems = Some("1".to_owned())), lacks("memory node 1"));
+    let with = |name: &str| vec![name.to_owned()];
+    assert_eq!(refused(&|asked| asked.cap_add = with("ALL")), None);
+    let bpf = lacks("the capability BPF, as its node has not got it");
+    assert_eq!(refused(&|asked| asked.cap_add = with("BPF")), bpf);
     let ulimit = |name: &str, hard| vec![Ulimit { name: name.to_owned(), soft: 1, hard }];
     assert_eq!(refused(&|asked| asked.limits.ulimits = ulimit("nofile", 1024)), None);
     assert_eq!(refused(&|asked| asked.limits.ulimits = ulimit("nproc", UNLIMITED)), None);

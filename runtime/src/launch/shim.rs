@@ -35,7 +35,8 @@ use crate::seccomp::questions;
 use crate::sys;
 
 const MAX_CLIENTS: usize = 8;
-const PIECE: usize = 64 * 1024;
+/// So much that the allocator maps it by itself: what a container does not write is never touched (mallopt(3), M_MMAP_THRESHOLD).
+const PIECE: usize = 128 * 1024;
 
 /// Runs a shim to its end. Never returns: it is a fork of the zygote.
 pub(super) fn run(dir: &Path, line: UnixStream) -> ! {
@@ -55,7 +56,7 @@ pub(super) fn run(dir: &Path, line: UnixStream) -> ! {
             1
         }
     };
-    std::process::exit(code)
+    sys::end(code)
 }
 
 struct Container {
@@ -101,7 +102,12 @@ fn start() -> Result<Container, Failure> {
     let resources = config.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let planned = Planned::new(&launch.cgroup, resources);
     match start_in(&config, &launch, &planned) {
-        Ok(started) => started.serve_from(planned.into_group(), None),
+        Ok(started) => {
+            let group = planned.into_group();
+            // It lies in pages that the first process has too: to give it back would copy them.
+            std::mem::forget(config);
+            started.serve_from(group, None)
+        }
         Err(error) => {
             drop(planned.group().delete());
             Err(error)

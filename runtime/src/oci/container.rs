@@ -701,7 +701,8 @@ fn run_hooks_after(config: &Config, id: &str, point: &str, status: &str, pid: i3
     let list = if point == "poststart" { own.poststart() } else { own.poststop() };
     for hook in list.iter().flatten() {
         let one = vec![hook.clone()];
-        if let Err(error) = hooks::run(point, Some(&one), state_of(config, id, status, pid).to_string().as_bytes()) {
+        let state = || state_of(config, id, status, pid).to_string().into_bytes();
+        if let Err(error) = hooks::run(point, Some(&one), &state) {
             eprintln!("warning: {}", error.reason);
         }
     }

@@ -17,10 +17,10 @@ use oci_spec::runtime::Hook;
 use super::{Failure, failure};
 use crate::sys;
 
-/// Runs the hooks of one point, in their order.
-pub(super) fn run(point: &str, hooks: Option<&Vec<Hook>>, state: &[u8]) -> Result<(), Failure> {
+/// Runs the hooks of one point, in their order. Without any nobody asks for the state.
+pub(super) fn run(point: &str, hooks: Option<&Vec<Hook>>, state: &dyn Fn() -> Vec<u8>) -> Result<(), Failure> {
     for (at, hook) in hooks.into_iter().flatten().enumerate() {
-        run_one(hook, state)
+        run_one(hook, &state())
             .map_err(|reason| failure(format!("hooks.{point}[{at}]: {}: {reason}", hook.path().display())))?;
     }
     Ok(())

@@ -231,7 +231,7 @@ impl Init<'_> {
                 tell(channel, &Message::Hooks);
                 wait(channel)?;
             }
-            hooks::run("createContainer", inside, &self.state("creating"))
+            hooks::run("createContainer", inside, &|| self.state("creating"))
         };
         let owns_mounts = self.namespaces.makes(libc::CLONE_NEWNS);
         if !owns_mounts && !asks_for_mounts(spec) {
@@ -295,14 +295,13 @@ impl Init<'_> {
         };
         let list = spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref());
         // They are the image's programs, and have no more rights than its own.
-        let state = self.state("created");
         let wants_init = reaper::is_wanted(spec);
         if wants_init && is_labelled(process) {
             let reason = "process 1 would be without the label that its program gets";
             return failure(format!("annotations[{}]: {reason}", reaper::ANNOTATION));
         }
         let last = |program: &Program| {
-            hooks::run("startContainer", list, &state)?;
+            hooks::run("startContainer", list, &|| self.state("created"))?;
             if wants_init {
                 let terminal = process.terminal().unwrap_or(false);
                 let error = |error| failure(format!("annotations[{}]: cannot fork: {error}", reaper::ANNOTATION));

@@ -65,7 +65,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 pub use config::{Config, ConfigError};
 pub(crate) use exec::{Added, add};
 pub use features::features;
-pub(crate) use process::highest_limit;
+pub(crate) use process::{highest_limit, missing_capabilities};
 pub(crate) use reaper::ANNOTATION as INIT;
 pub use relay::Raw;
 pub(crate) use relay::receive_fd;

@@ -471,6 +471,13 @@ fn number(capability: Capability) -> u32 {
     CAPABILITIES.iter().position(|known| *known == capability).map_or(LAST_CAPABILITY, |at| at as u32)
 }
 
+/// Those that nothing that this process starts can have, by name.
+pub(crate) fn missing_capabilities() -> Vec<String> {
+    let had = sys::bounding_set();
+    let names = capability_names().into_iter().enumerate();
+    names.filter(|(number, _)| had & 1 << number == 0).map(|(_, name)| name).collect()
+}
+
 /// All of them by name.
 pub(super) fn capability_names() -> Vec<String> {
     CAPABILITIES

@@ -284,8 +284,8 @@ fn run_early_hooks(job: &Job<'_>, pid: i32) -> Result<(), Failure> {
     let state = |status| state(job.config, job.id, status, pid).to_string().into_bytes();
     let own = job.config.spec.hooks().as_ref();
     // Before there were others it was the last of what is done before the start: so it is told still.
-    hooks::run("prestart", own.and_then(prestart), &state("created"))?;
-    hooks::run("createRuntime", own.and_then(|hooks| hooks.create_runtime().as_ref()), &state("creating"))
+    hooks::run("prestart", own.and_then(prestart), &|| state("created"))?;
+    hooks::run("createRuntime", own.and_then(|hooks| hooks.create_runtime().as_ref()), &|| state("creating"))
 }
 
 fn prestart(hooks: &Hooks) -> Option<&Vec<Hook>> {
