@@ -192,10 +192,10 @@ impl Offers {
             (sets, "cpuset", "sets of processors or memory nodes"),
             (!asked.io.is_usual(), "io", "limits of its disks"),
         ];
-        for (_, controller, what) in limited.into_iter().filter(|(asked, ..)| *asked) {
-            if self.missing_controllers.contains(controller) {
-                return Some(format!("{what}, as it has no {controller} controller in its cgroups"));
-            }
+        let lacking =
+            |(asked, controller, _): &(bool, &str, &str)| *asked && self.missing_controllers.contains(*controller);
+        if let Some((_, controller, what)) = limited.into_iter().find(lacking) {
+            return Some(format!("{what}, as it has no {controller} controller in its cgroups"));
         }
         if let Some(name) = asked.cap_add.iter().find(|name| self.missing_capabilities.contains(*name)) {
             return Some(format!("the capability {name}, as its node has not got it"));

@@ -11,13 +11,15 @@
 
 #![allow(unsafe_code)]
 
+mod beside;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio, exit};
-use std::time::Instant;
+use std::process::exit;
 
+use beside::{crun, milliseconds, print};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
@@ -63,15 +65,13 @@ fn main() {
             times.push(round(dir.path(), &image, *way));
         }
         if let Some(bundle) = &bundle {
-            theirs.push(crun(bundle));
+            theirs.push(milliseconds(|| crun(bundle, AT_ONCE)));
         }
     }
-    let named = ways.iter().map(|way| way.name).zip(times).chain([("crun", theirs)]);
-    for (name, mut times) in named.filter(|(_, times)| !times.is_empty()) {
-        times.sort_by(f64::total_cmp);
-        let median = times[times.len() / 2];
-        println!("{AT_ONCE} {name:10}  median {:6.1} ms, {:4.0} a second", median * 1e3, AT_ONCE as f64 / median);
+    for (way, times) in ways.iter().zip(&mut times) {
+        print(AT_ONCE, way.name, times);
     }
+    print(AT_ONCE, "by crun", &mut theirs);
 }
 
 /// One container.
@@ -82,7 +82,7 @@ struct One<'a> {
     groups: Vec<PathBuf>,
 }
 
-/// Seconds from the first word to the last answer.
+/// Milliseconds from the first word to the last answer.
 fn round(dir: &Path, image: &Path, way: Way) -> f64 {
     let one = |at: usize| {
         let dir = dir.join(at.to_string());
@@ -109,11 +109,11 @@ fn round(dir: &Path, image: &Path, way: Way) -> f64 {
     };
     let early: Vec<UnixStream> = all.iter().filter(|_| way.ahead).map(begin).collect();
     early.iter().for_each(hear);
-    let began = Instant::now();
-    let lines = if way.ahead { early } else { all.iter().map(begin).collect() };
-    lines.iter().for_each(say);
-    lines.iter().for_each(hear);
-    let took = began.elapsed().as_secs_f64();
+    let took = milliseconds(|| {
+        let lines = if way.ahead { early } else { all.iter().map(begin).collect() };
+        lines.iter().for_each(say);
+        lines.iter().for_each(hear);
+    });
     for _ in &all {
         nix::sys::wait::wait().expect("a child");
     }
@@ -245,16 +245,4 @@ fn say(mut line: &UnixStream) {
 
 fn hear(mut line: &UnixStream) {
     line.read_exact(&mut [0]).expect("somebody who says something");
-}
-
-fn crun(bundle: &Path) -> f64 {
-    let began = Instant::now();
-    let start = |at| {
-        let mut command = Command::new("crun");
-        command.arg("run").arg("--bundle").arg(bundle).arg(format!("moyai-floor-crun-{at}")).stdin(Stdio::null());
-        command.spawn().expect("crun")
-    };
-    let children: Vec<_> = (0..AT_ONCE).map(start).collect();
-    children.into_iter().for_each(|mut child| assert!(child.wait().expect("a child").success()));
-    began.elapsed().as_secs_f64()
 }

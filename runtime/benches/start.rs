@@ -6,13 +6,13 @@
 
 #[path = "../tests/archive/mod.rs"]
 mod archive;
+mod beside;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
 
 use archive::{archive, noise};
+use beside::{crun, milliseconds, print};
 use moyai_runtime::container::{self, Report, Request};
 use moyai_runtime::image::{Limits, Progress, import};
 use moyai_runtime::launch::{self, Launcher};
@@ -52,12 +52,8 @@ fn main() {
                 theirs.push(milliseconds(|| crun(bundle, count)));
             }
         }
-        for (who, times) in [("from the zygote", &mut ours), ("by crun", &mut theirs)] {
-            if !times.is_empty() {
-                let median = median(times);
-                println!("{count:3} {who:15}  median {median:6.1} ms, {:4.0} a second", count as f64 / median * 1e3);
-            }
-        }
+        print(count, "from the zygote", &mut ours);
+        print(count, "by crun", &mut theirs);
     }
 }
 
@@ -87,25 +83,4 @@ fn run(zygote: &Launcher, containers: &[PathBuf]) {
             }
         }
     }
-}
-
-fn crun(bundle: &Path, count: usize) {
-    let start = |at| {
-        let mut command = Command::new("crun");
-        command.arg("run").arg("--bundle").arg(bundle).arg(format!("moyai-bench-{at}")).stdin(Stdio::null());
-        command.spawn().expect("crun")
-    };
-    let children: Vec<_> = (0..count).map(start).collect();
-    children.into_iter().for_each(|mut child| assert!(child.wait().expect("a child").success()));
-}
-
-fn milliseconds(work: impl FnOnce()) -> f64 {
-    let began = Instant::now();
-    work();
-    began.elapsed().as_secs_f64() * 1e3
-}
-
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
 }

@@ -784,18 +784,22 @@ fn the_oom_score_priority_and_scheduler_are_set() {
     assert_eq!(lines[2], "3", "SCHED_BATCH");
 }
 
+/// `moyai oci ARGS` by a shell that does `before` first.
+fn after(bundle: &Bundle, before: &str, shell: &[&str], args: &[&str]) -> Output {
+    bundle.write();
+    let inner = bundle.command(args);
+    let mut command = Command::new(shell[0]);
+    command.args(&shell[1..]).args(["-c", &format!("{before} && exec \"$@\""), "_"]);
+    command.arg(inner.get_program()).args(inner.get_args());
+    bundle.finish(command, before)
+}
+
 #[test]
 fn descriptors_of_the_caller_are_not_seen_inside() {
     let bundle =
         Bundle::new("ls /proc/1/fd; for fd in 7 8 9; do ls -d /proc/self/fd/$fd/etc; done").set("/process/cwd", "/");
     bundle.write();
-    let through = |bundle: &Bundle, args: &[&str]| {
-        let inner = bundle.command(args);
-        let mut command = Command::new("sh");
-        command.args(["-c", "exec 7</ 8</etc 9</root; exec \"$@\"", "sh"]).arg(inner.get_program());
-        command.args(inner.get_args());
-        bundle.finish(command, "with open descriptors")
-    };
+    let through = |bundle: &Bundle, args: &[&str]| after(bundle, "exec 7</ 8</etc 9</root", &["sh"], args);
     let output = through(&bundle, &["run", "--bundle", &bundle.text(""), bundle.id()]);
     assert!(!output.stdout.contains("/etc"), "{output}");
     let fds: Vec<&str> = output.stdout.split_whitespace().filter(|fd| *fd != "255" && *fd != "10").collect();
@@ -814,14 +818,8 @@ fn a_working_folder_outside_of_the_container_is_refused() {
     for fd in 3..12 {
         let bundle = Bundle::new("ls -a; cat etc/shadow ../etc/shadow ../../../etc/shadow")
             .set("/process/cwd", format!("/proc/self/fd/{fd}"));
-        bundle.write();
-        let inner = bundle.command(&["run", "--bundle", &bundle.text(""), bundle.id()]);
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", "exec 7</ 8</etc 9</root; exec \"$@\"", "sh"])
-            .arg(inner.get_program())
-            .args(inner.get_args());
-        let output = bundle.finish(command, &format!("cwd /proc/self/fd/{fd}"));
+        let run = ["run", "--bundle", &bundle.text(""), bundle.id()];
+        let output = after(&bundle, "exec 7</ 8</etc 9</root", &["sh"], &run);
         assert!(!output.stdout.contains("root:"), "{output}");
         assert_ne!(output.code, 0, "{output}");
         bundle.is_gone();
@@ -839,22 +837,9 @@ fn a_working_folder_outside_of_the_container_is_refused() {
 fn descriptors_are_passed_on_when_asked() {
     let bundle = Bundle::new("cat <&3; ls /proc/self/fd/4 2>/dev/null; sleep 0");
     fs::write(bundle.path("given"), "from outside\n").expect("write");
-    bundle.write();
-    let inner = bundle.command(&["run", "--preserve-fds", "1", "--bundle", &bundle.text(""), bundle.id()]);
-    let mut command = Command::new("sh");
-    let script = format!("exec 3<{} 4</; exec \"$@\"", bundle.text("given"));
-    command.args(["-c", &script, "sh"]).arg(inner.get_program()).args(inner.get_args());
-    assert_eq!(bundle.finish(command, "--preserve-fds 1").stdout, "from outside\n");
-}
-
-/// `moyai oci ARGS` by a shell that does `before` first.
-fn after(bundle: &Bundle, before: &str, shell: &[&str], args: &[&str]) -> Output {
-    bundle.write();
-    let inner = bundle.command(args);
-    let mut command = Command::new(shell[0]);
-    command.args(&shell[1..]).args(["-c", &format!("{before} && exec \"$@\""), "_"]);
-    command.arg(inner.get_program()).args(inner.get_args());
-    bundle.finish(command, before)
+    let run = ["run", "--preserve-fds", "1", "--bundle", &bundle.text(""), bundle.id()];
+    let before = format!("exec 3<{} 4</", bundle.text("given"));
+    assert_eq!(after(&bundle, &before, &["sh"], &run).stdout, "from outside\n");
 }
 
 #[test]

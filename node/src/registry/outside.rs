@@ -180,16 +180,17 @@ impl Outside {
         }
         let agent = concat!("moyai/", env!("CARGO_PKG_VERSION"));
         let builder = || Client::builder().user_agent(agent).connect_timeout(CONNECT).read_timeout(STALL);
-        match builder().build() {
-            Ok(client) => Ok(self.client.get_or_init(|| client).clone()),
+        let built = match builder().build() {
+            Ok(client) => return Ok(self.client.get_or_init(|| client).clone()),
             // One that trusts nobody suffices where nobody is asked for a certificate.
-            Err(error) => {
-                let without = builder().tls_certs_only([]).build().ok().filter(|_| is_of_this_machine(reference));
-                let (host, reason) = (host(reference).0.to_owned(), root_cause(&error));
-                let reason = reason.strip_prefix("unexpected error: ").unwrap_or(&reason).to_owned();
-                without.ok_or(OutsideError::Certificates { host, reason })
-            }
-        }
+            Err(_) if is_of_this_machine(reference) => builder().tls_certs_only([]).build(),
+            failed => failed,
+        };
+        built.map_err(|error| {
+            let (host, reason) = (host(reference).0.to_owned(), root_cause(&error));
+            let reason = reason.strip_prefix("unexpected error: ").unwrap_or(&reason).to_owned();
+            OutsideError::Certificates { host, reason }
+        })
     }
 
     /// Fetches all of an image that `has` does not know.

@@ -110,7 +110,8 @@ impl<'a> Planned<'a> {
         let failed = |reason: String| CgroupError::Create { path: self.path.to_owned(), reason };
         if let Some(inner) = &self.inner {
             inner.create().map_err(|error| failed(describe(&error)))?;
-        } else if group.v2 {
+        } else {
+            // An ordinary user's has no folder.
             let made = group.dirs.iter().try_for_each(|dir| make_v2(dir, &self.settings));
             made.map_err(|error| failed(error.to_string()))?;
         }
@@ -299,9 +300,9 @@ impl Group {
 
     /// Whether a controller of v2 is not handed down to it, because the machine has none or a group above keeps it.
     fn lacks(&self, controller: &str) -> bool {
-        let has = |text: String| text.split_whitespace().any(|have| have == controller);
+        let has = |dir: &Path| controllers(dir).is_ok_and(|names| names.iter().any(|have| have == controller));
         // What begins so is no controller's.
-        self.v2 && controller != "cgroup" && !self.read("", "cgroup.controllers").is_some_and(has)
+        self.v2 && controller != "cgroup" && !self.dirs.first().is_some_and(|dir| has(dir))
     }
 
     fn limit_devices(&self, resources: Option<&LinuxResources>) -> Result<(), CgroupError> {
@@ -319,22 +320,22 @@ pub(crate) fn missing() -> Vec<&'static str> {
         return Vec::new();
     }
     let hierarchy = hierarchies::auto();
-    let has: Vec<String> = if hierarchy.v2() {
-        let text = fs::read_to_string(Path::new(TOP).join("cgroup.controllers")).unwrap_or_default();
-        text.split_whitespace().map(str::to_owned).collect()
+    let v2 = hierarchy.v2();
+    let has = if v2 {
+        controllers(Path::new(TOP)).unwrap_or_default()
     } else {
-        hierarchy.subsystems().iter().map(Subsystem::controller_name).collect()
+        available(&*hierarchy, settings::CONTROLLERS.into_iter())
     };
-    let is_missing = |name: &str| !has.iter().any(|have| have == name);
-    let mut missing = Vec::new();
-    if is_missing("cpuset") {
-        missing.push("cpuset");
-    }
-    // blkio is what v1 calls it.
-    if is_missing("io") && is_missing("blkio") {
-        missing.push("io");
-    }
-    missing
+    // By their names in v2 and v1.
+    let asked_for = [("cpuset", "cpuset"), ("io", "blkio")];
+    let is_there = |(name, v1): &(&str, &str)| has.iter().any(|have| have == if v2 { name } else { v1 });
+    asked_for.into_iter().filter(|names| !is_there(names)).map(|(name, _)| name).collect()
+}
+
+/// The controllers that a group of v2 has.
+fn controllers(dir: &Path) -> io::Result<Vec<String>> {
+    let text = fs::read_to_string(dir.join("cgroup.controllers"))?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
 }
 
 /// Writes to a file that is there: the kernel's folders let none be made, and say so in another way than "not found".
@@ -363,8 +364,8 @@ fn make_v2(dir: &Path, settings: &[settings::Setting]) -> io::Result<()> {
 
 /// Lets the groups below one of v2 have these controllers.
 fn hand_down(from: &Path, wanted: &[&str]) -> io::Result<()> {
-    let there = fs::read_to_string(from.join("cgroup.controllers"))?;
-    for name in wanted.iter().filter(|name| there.split_whitespace().any(|have| have == **name)) {
+    let there = controllers(from)?;
+    for name in wanted.iter().filter(|name| there.iter().any(|have| have == **name)) {
         // Where it is handed down already, or cannot be because processes sit there, the limit itself says so.
         drop(write_existing(&from.join("cgroup.subtree_control"), &format!("+{name}")));
     }

@@ -1,10 +1,9 @@
 //! The process that ends a container when its lease is over, whatever has become of everybody else.
 //!
-//! A shim whose container runs by a lease forks it as soon as there are its first process and its cgroup,
-//! and before that process goes on. It does nothing but wait, for
-//! that process to end or for the time in `deadline` to come, which the daemon moves on as the lease is renewed; then it
-//! looks once more, and kills. It writes nothing and reads eight bytes of a file that it has open: a shim that waits for
-//! a slow disk to take a line of the log does not hold it up.
+//! A shim whose container runs by a lease forks it as soon as there are its first process and its cgroup, and before that
+//! process goes on. It does nothing but wait, for that process to end or for the time in `deadline` to come, which the
+//! daemon moves on as the lease is renewed; then it looks once more, and kills. It writes nothing and reads eight bytes of
+//! a file that it has open: a shim that waits for a slow disk to take a line of the log does not hold it up.
 //!
 //! The timer runs on the boot clock, which goes on while the machine sleeps: a machine that wakes after its lease has
 //! ended kills first. What no process can see is a virtual machine that its host has stopped and started again: whatever

@@ -400,7 +400,7 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
         started: start_time(spawned.pid).unwrap_or(0),
         bundle: config.bundle.clone(),
         root: config.root.clone(),
-        cgroup: cgroup.clone(),
+        cgroup,
         created: crate::container::timestamp(SystemTime::now()),
     };
     let written = write_record(dir, &record).and_then(|file| match &creation.pid_file {

@@ -37,7 +37,7 @@ impl Init<'_> {
         // Whoever lives in what is entered is not to look into this one (CVE-2016-9962).
         sys::hide_from_others();
         let entered = self
-            .join_groups(&mut channel)
+            .join_made_groups(&mut channel)
             .and_then(|()| {
                 if self.namespaces.makes(namespaces::CLONE_NEWTIME as i32) {
                     namespaces::make_time(spec)
@@ -112,14 +112,14 @@ impl Init<'_> {
         let made = if self.namespaces.makes(libc::CLONE_NEWNET) { unshare(CloneFlags::CLONE_NEWNET) } else { Ok(()) };
         // The usher has, and this process with it.
         if !self.namespaces.needs_usher() {
-            self.join_groups(channel)?;
+            self.join_made_groups(channel)?;
         }
         // Not before its parent listens.
         made.map_err(|error| failure(format!("cannot make a network namespace: {error}")))
     }
 
-    /// When they are made.
-    fn join_groups(&self, channel: &mut UnixStream) -> Result<(), Failure> {
+    /// Joins its cgroups when its parent has made them.
+    fn join_made_groups(&self, channel: &mut UnixStream) -> Result<(), Failure> {
         wait(channel)?;
         join_groups(self.groups())
     }

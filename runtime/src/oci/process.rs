@@ -87,14 +87,15 @@ pub(super) fn raise_limits(process: &Process) -> Vec<String> {
     for limit in process.rlimits().iter().flatten() {
         let kind = resource(limit.typ());
         let Ok((soft, hard)) = sys::limits(kind) else { continue };
-        let highest = highest_limit(limit.typ()).unwrap_or(u64::MAX);
-        let raise = || if limit.hard() > hard { sys::set_limit(kind, soft, limit.hard()) } else { Ok(()) };
-        if limit.hard() > highest || raise().is_err() {
-            left_out.push(format!(
-                "process.rlimits: {} stays as it is: this process may not give more than {highest}",
-                limit.typ()
-            ));
-        }
+        let most = match highest_limit(limit.typ()) {
+            Some(highest) if limit.hard() > highest => highest,
+            _ if limit.hard() > hard && sys::set_limit(kind, soft, limit.hard()).is_err() => hard,
+            _ => continue,
+        };
+        left_out.push(format!(
+            "process.rlimits: {} stays as it is: this process may not give more than {most}",
+            limit.typ()
+        ));
     }
     left_out
 }
