@@ -1,8 +1,10 @@
-//! Containers of `/bin/true` from a zygote that is there: one after another, and a hundred at once. With the folder of an OCI bundle
-//! as argument, `crun run` of that in the same rounds.
+//! Containers of `/bin/true` from a zygote that is there, by its spares and by forks of it: one after another, and a hundred at once.
+//! With the folder of an OCI bundle as argument, `crun run` of that in the same rounds.
 //!
 //! `cargo bench -p moyai-runtime --bench start -- BUNDLE`, as root. Prints medians; decides nothing. From the bundle's being there to
-//! the shim's word that it has ended; each with a cgroup, an overlay, and every namespace but a user one.
+//! the shim's word that it has ended; each with a cgroup, an overlay, and every namespace but a user one. Before each there is time
+//! to make spares and to clear away what was before, which is not counted; one processor is kept busy meanwhile, since a
+//! machine that rests is slow for a while.
 
 #[path = "../tests/archive/mod.rs"]
 mod archive;
@@ -10,12 +12,13 @@ mod beside;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use archive::{archive, noise};
 use beside::{crun, milliseconds, print};
 use moyai_runtime::container::{self, Report, Request};
 use moyai_runtime::image::{Limits, Progress, import};
-use moyai_runtime::launch::{self, Launcher};
+use moyai_runtime::launch::{self, Kind, Launcher};
 use moyai_runtime::store::{Runnable, Store};
 
 const ROUNDS: usize = 30;
@@ -43,17 +46,33 @@ fn main() {
         (0..count).map(one).collect()
     };
     for (count, rounds) in [(1, ROUNDS), (AT_ONCE, ROUNDS_AT_ONCE)] {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for round in 0..rounds {
-            let containers = containers(round, count);
-            ours.push(milliseconds(|| run(&zygote, &containers)));
-            containers.iter().for_each(|dir| container::remove(dir).expect("a container's folder"));
-            if let Some(bundle) = &bundle {
+        // By their kind there are spares for the first alone.
+        let mut ours =
+            [("by a spare", Kind::Alone), ("by a fork", Kind::Other)].map(|(name, kind)| (name, kind, Vec::new()));
+        let mut theirs = Vec::new();
+        // The first round is for the zygote to learn what is asked for.
+        for round in 0..=rounds {
+            for (_, kind, times) in &mut ours {
+                let containers = containers(round, count);
+                rest(count);
+                let took = milliseconds(|| run(&zygote, &containers, *kind));
+                times.extend((round > 0).then_some(took));
+                containers.iter().for_each(|dir| container::remove(dir).expect("a container's folder"));
+            }
+            if let Some(bundle) = bundle.as_ref().filter(|_| round > 0) {
+                rest(count);
                 theirs.push(milliseconds(|| crun(bundle, count)));
             }
         }
-        print(count, "from the zygote", &mut ours);
+        ours.iter_mut().for_each(|(name, _, times)| print(count, name, times));
         print(count, "by crun", &mut theirs);
+    }
+}
+
+fn rest(count: usize) {
+    let until = Instant::now() + if count > 1 { Duration::from_millis(1500) } else { Duration::from_millis(20) };
+    while Instant::now() < until {
+        std::hint::spin_loop();
     }
 }
 
@@ -72,8 +91,8 @@ fn write(image: &Runnable, dir: &Path, cgroup: &str) -> PathBuf {
 }
 
 /// All of them, to their ends.
-fn run(zygote: &Launcher, containers: &[PathBuf]) {
-    let lines: Vec<_> = containers.iter().map(|dir| zygote.launch(dir).expect("a shim")).collect();
+fn run(zygote: &Launcher, containers: &[PathBuf], kind: Kind) {
+    let lines: Vec<_> = containers.iter().map(|dir| zygote.launch(dir, kind).expect("a shim")).collect();
     for line in lines {
         loop {
             match container::next_report(&line).expect("a shim's line") {

@@ -124,6 +124,12 @@ impl Cgroups {
         found
     }
 
+    /// Those of containers, in the hierarchy that limits memory.
+    pub fn containers(&self) -> Vec<PathBuf> {
+        let is_spare = |dir: &PathBuf| dir.to_string_lossy().contains("moyai-spare-");
+        self.groups("memory", "moyai-").into_iter().filter(|dir| !is_spare(dir)).collect()
+    }
+
     /// Removes them, as far as nothing runs in them any more.
     pub fn remove(&self) {
         self.dirs.iter().for_each(|(_, dir)| remove(dir));

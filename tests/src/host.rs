@@ -96,9 +96,11 @@ impl Host {
             return;
         }
         self.cgroups.create();
-        // A group is the root of a cgroup namespace if it was entered before the namespace was made.
+        // A group is the root of a cgroup namespace if it was entered before the namespace was made. Others' networks are no mounts of
+        // this host: those would change as they come and go.
         let script = format!(
-            "set -e; hostname {}; mount -t sysfs sysfs /sys; {} {prepare}\necho on; exec sleep infinity",
+            "set -e; hostname {}; mount -t sysfs sysfs /sys; {} {prepare}\n\
+             umount -R -l /run/netns 2> /dev/null || true; echo on; exec sleep infinity",
             self.name,
             self.cgroups.mounts()
         );

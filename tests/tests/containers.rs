@@ -43,7 +43,7 @@ fn exit_codes_are_those_of_docker() {
     run(one, &["alpin", "true"]).fails(125).says("alpine");
     for host in [one, two] {
         wait_for("--rm to have removed everything", PATIENCE, || host.workloads().is_empty().then_some(()));
-        assert!(host.cgroups.groups("memory", "moyai-").is_empty(), "a cgroup was left on {}", host.name);
+        assert!(host.cgroups.containers().is_empty(), "a cgroup was left on {}", host.name);
         wait_for("every folder to be deleted", PATIENCE, || {
             let left = std::fs::read_dir(host.data.join("containers"));
             left.map_or(true, |mut entries| entries.next().is_none()).then_some(())
@@ -486,7 +486,7 @@ fn many_containers_leave_nothing_behind() {
         wait_for("nothing of them to be left", PATIENCE, || {
             let folders = std::fs::read_dir(host.data.join("containers")).map_or(0, Iterator::count);
             let mounts = host.run("cat", &["/proc/self/mounts"]).stdout;
-            let clean = folders == 0 && host.cgroups.groups("memory", "moyai-").is_empty();
+            let clean = folders == 0 && host.cgroups.containers().is_empty();
             (clean && !mounts.contains("overlay") && host.workloads().is_empty()).then_some(())
         });
     }

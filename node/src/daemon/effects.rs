@@ -376,7 +376,8 @@ impl Effects {
             let end = deadlines.get(placement).copied().unwrap_or_default();
             container::write_deadline(dir, end).map_err(|error| machine(&error))?;
         }
-        let stream = self.launcher.launch(dir).map_err(|error| machine(&format!("cannot start a shim: {error}")))?;
+        let launched = self.launcher.launch(dir, request.kind(image));
+        let stream = launched.map_err(|error| machine(&format!("cannot start a shim: {error}")))?;
         Ok((stream, joined))
     }
 

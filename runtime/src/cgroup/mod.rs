@@ -82,13 +82,75 @@ pub(crate) struct Planned<'a> {
     settings: Vec<settings::Setting>,
     /// Of v1.
     inner: Option<Cgroup>,
+    /// Who may use what is written down already, of what was a [`Spare`].
+    rules: Option<Vec<devices::Rule>>,
+}
+
+/// A group of v1 that is made before it is known whose it will be. One of v2 has one name for ever (cgroups(7)).
+pub(crate) struct Spare(Group);
+
+impl Spare {
+    /// One with the controllers of every container, which may use the usual devices. None on v2.
+    pub(crate) fn make(name: &str) -> Result<Option<Spare>, CgroupError> {
+        let planned = Planned::new(name, None);
+        if planned.inner.is_none() {
+            return Ok(None);
+        }
+        // Whoever was of this number before may have left one.
+        drop(planned.group.delete());
+        if planned.group.dirs.iter().any(|dir| dir.exists()) {
+            return Err(CgroupError::Create { path: name.to_owned(), reason: "it is somebody else's".to_owned() });
+        }
+        match planned.make() {
+            Ok(()) => Ok(Some(Spare(planned.group))),
+            Err(error) => {
+                drop(planned.group.delete());
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn group(&self) -> &Group {
+        &self.0
+    }
+
+    /// Has it become the group `path`, which is not there and lies beside it; where it cannot, it stays what it is.
+    pub(crate) fn rename(self, path: &str) -> Result<Group, Spare> {
+        let renamed = self.0.renamed(path);
+        let names = self.0.dirs.iter().zip(&renamed.dirs);
+        for (at, (from, to)) in names.clone().enumerate() {
+            if fs::rename(from, to).is_err() {
+                names.take(at).for_each(|(from, to)| drop(fs::rename(to, from)));
+                return Err(self);
+            }
+        }
+        Ok(renamed)
+    }
+
+    /// Removes what was left by whoever had one of a name that begins so and goes on with the number of a process that has ended.
+    pub(crate) fn sweep(prefix: &str) {
+        let hierarchies = fs::read_dir(TOP).into_iter().flatten().flatten();
+        for entry in hierarchies.flat_map(|hierarchy| fs::read_dir(hierarchy.path())).flatten().flatten() {
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<i32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                drop(remove_tree(&entry.path()));
+            }
+        }
+    }
 }
 
 impl<'a> Planned<'a> {
     /// The group `path` (no leading slash) with its limits. An ordinary user's containers have none, and no limits.
     pub(crate) fn new(path: &'a str, resources: Option<&'a LinuxResources>) -> Planned<'a> {
-        let planned =
-            |v2, dirs, settings, inner| Planned { group: Group { v2, dirs }, path, resources, settings, inner };
+        let planned = |v2, dirs, settings, inner| Planned {
+            group: Group { v2, dirs },
+            path,
+            resources,
+            settings,
+            inner,
+            rules: None,
+        };
         if is_rootless() {
             return planned(false, Vec::new(), Vec::new(), None);
         }
@@ -104,19 +166,29 @@ impl<'a> Planned<'a> {
         planned(v2, dirs(&inner), settings, Some(inner))
     }
 
+    /// The same, of what was a [`Spare`] and is renamed; none where that lacks a controller.
+    pub(crate) fn of_spare(path: &'a str, spare: &Group, resources: Option<&'a LinuxResources>) -> Option<Planned<'a>> {
+        let settings = settings::of(resources, spare.v2);
+        let group = spare.renamed(path);
+        if settings.iter().any(|setting| group.dir(setting.controller).is_none()) {
+            return None;
+        }
+        Some(Planned { group, path, resources, settings, inner: None, rules: Some(devices::rules(&[])) })
+    }
+
     /// Makes it and sets its limits. When that fails it may be there in part: [`Group::delete`] removes it.
     pub(crate) fn make(&self) -> Result<(), CgroupError> {
         let group = &self.group;
         let failed = |reason: String| CgroupError::Create { path: self.path.to_owned(), reason };
         if let Some(inner) = &self.inner {
             inner.create().map_err(|error| failed(describe(&error)))?;
-        } else {
+        } else if self.rules.is_none() {
             // An ordinary user's has no folder.
             let made = group.dirs.iter().try_for_each(|dir| make_v2(dir, &self.settings));
             made.map_err(|error| failed(error.to_string()))?;
         }
         self.settings.iter().try_for_each(|setting| group.set(setting))?;
-        group.limit_devices(self.resources)
+        group.limit_devices(self.resources, self.rules.as_deref())
     }
 
     /// What it will be, or is in part.
@@ -145,6 +217,19 @@ impl Group {
         let controllers = available(&*hierarchy, ALWAYS.into_iter().chain(settings::CONTROLLERS));
         let inner = Cgroup::load_with_specified_controllers(hierarchy, path, controllers);
         Group { v2, dirs: dirs(&inner).into_iter().filter(|dir| dir.is_dir()).collect() }
+    }
+
+    /// The group `path` beside it, with the same controllers.
+    fn renamed(&self, path: &str) -> Group {
+        Group { v2: self.v2, dirs: self.dirs.iter().map(|dir| dir.with_file_name(path)).collect() }
+    }
+
+    /// Gives it another name, on v1, so that a new one may have its own at once: what is left to be deleted. On v2 none.
+    pub(crate) fn set_aside(&self, name: &str) -> Option<Group> {
+        if self.v2 || self.dirs.is_empty() {
+            return None;
+        }
+        Spare(Group { v2: self.v2, dirs: self.dirs.clone() }).rename(name).ok()
     }
 
     /// Changes the limits of a group that exists.
@@ -305,8 +390,16 @@ impl Group {
         self.v2 && controller != "cgroup" && !self.dirs.first().is_some_and(|dir| has(dir))
     }
 
-    fn limit_devices(&self, resources: Option<&LinuxResources>) -> Result<(), CgroupError> {
+    /// Where there are not these rules already.
+    fn limit_devices(
+        &self,
+        resources: Option<&LinuxResources>,
+        there: Option<&[devices::Rule]>,
+    ) -> Result<(), CgroupError> {
         let rules = devices::rules(resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default());
+        if there == Some(&rules) {
+            return Ok(());
+        }
         let Some(dir) = self.dir("devices") else { return Ok(()) };
         let limited = if self.v2 { devices::attach(dir, &rules) } else { devices::write(dir, &rules) };
         limited.map_err(CgroupError::Devices)

@@ -18,6 +18,8 @@ use oci_spec::runtime::{
 use super::disks::{DiskError, Throttle, block_io};
 use super::{Launch, user};
 use crate::cdi::{self, DeviceError, Edits};
+use crate::launch::Kind;
+use crate::oci::Usual;
 use crate::rootless::{has_ids, is_rootless};
 use crate::seccomp;
 use crate::store::Runnable;
@@ -136,6 +138,24 @@ pub struct Request {
     pub io_weight: Option<u16>,
     /// What of disks it may use at the most.
     pub throttles: Vec<Throttle>,
+}
+
+impl Request {
+    /// What it has in common with others, as a container of that image.
+    pub fn kind(&self, image: &Runnable) -> Kind {
+        let limits = &self.limits;
+        let unusual_groups =
+            limits.cpus.is_some() || limits.mems.is_some() || self.io_weight.is_some() || !self.throttles.is_empty();
+        let own_way = self.strict.is_some() || self.runtime.is_some() || self.storage.is_some();
+        let lazy = image.file.as_ref().is_some_and(|file| file.lazy.is_some());
+        match self.network {
+            _ if own_way || unusual_groups || lazy || self.terminal || self.input => Kind::Other,
+            // What comes with a device may be hooks.
+            _ if !self.devices.is_empty() => Kind::Other,
+            Network::Alone => Kind::Alone,
+            Network::Joined { .. } | Network::Host => Kind::Joined,
+        }
+    }
 }
 
 /// What network a container has.
@@ -529,6 +549,27 @@ pub(crate) fn limit_kind(name: &str) -> Option<PosixRlimitType> {
 fn rlimit((name, soft, hard): &(String, u64, u64)) -> Result<PosixRlimit, BundleError> {
     let kind = limit_kind(name).ok_or_else(|| BundleError::Limit(name.clone()))?;
     Ok(PosixRlimitBuilder::default().typ(kind).soft(*soft).hard(*hard).build()?)
+}
+
+/// What most containers have mounted on and below `/proc`, `/dev` and `/sys`. `/sys` goes with a network that is theirs, and
+/// `with_groups` there are their cgroups.
+pub(crate) fn usual(own_network: bool, with_groups: bool) -> Vec<Usual> {
+    let all = mounts(&Request::default()).unwrap_or_default();
+    let masked = [&MASKED[..], &MASKED_TOO].concat();
+    let usual = |top: &str, wanted: &dyn Fn(&str) -> bool| {
+        let is_wanted = |mount: &&Mount| mount.destination().to_str().is_some_and(wanted);
+        let entries: Vec<Mount> = all.iter().filter(is_wanted).cloned().collect();
+        let is_there = entries.iter().any(|mount| mount.destination() == Path::new(top));
+        let below = |list: &[&str]| {
+            let paths = list.iter().filter(|path| is_there && Path::new(path).starts_with(top));
+            paths.map(|path| (*path).to_owned()).collect()
+        };
+        Usual { masked: below(&masked), read_only: below(&READ_ONLY), entries }
+    };
+    let is_sys = |to: &str| own_network && to == "/sys" || with_groups && to == "/sys/fs/cgroup";
+    let parts =
+        [usual("/proc", &|to| to == "/proc"), usual("/dev", &|to| to.starts_with("/dev")), usual("/sys", &is_sys)];
+    parts.into_iter().filter(|usual| !usual.entries.is_empty()).collect()
 }
 
 fn mounts(request: &Request) -> Result<Vec<Mount>, OciSpecError> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! containers/<name>/config.json    OCI runtime-spec bundle
-//!                   rootfs/        where the shim mounts the overlay, in its own mount namespace
+//!                   rootfs/        where the overlay is mounted, in the container's mount namespace or its shim's
 //!                   upper/ work/   the writable layer
 //!                   launch.json    what the bundle format has no place for: layers
 //!                   log, log.1 …   what it wrote, in the CRI format
@@ -31,8 +31,8 @@ use serde::{Deserialize, Serialize};
 use crate::store::ImageFile;
 use crate::sys;
 
-pub(crate) use bundle::limit_kind;
 pub use bundle::{BundleError, Limits, Lookup, Network, Put, Request, example as example_spec, write as write_bundle};
+pub(crate) use bundle::{limit_kind, usual};
 pub use disks::{DiskError, Throttle, ThrottleKind};
 pub use log::{LogLine, LogReader, LogWriter, Stream, timestamp};
 

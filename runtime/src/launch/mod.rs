@@ -3,9 +3,9 @@
 //! Three kinds of process, each single-threaded:
 //! - the **zygote**, started before the daemon has threads, waits on a socket and forks a shim for each request: a
 //!   fork from a daemon with 200 MB takes 25 ms and may only run async-signal-safe code, one from the zygote is cheap
-//!   and may run anything;
-//! - a **shim** is the parent of one container: it makes its rootfs, clones its first process, makes its cgroup, keeps its
-//!   output, and writes down how it ended. It outlives the daemon and the zygote;
+//!   and may run anything. Where containers were asked for lately it has shims made ahead, its *spares*;
+//! - a **shim** is the parent of one container: it clones its first process, makes its cgroup, keeps its output, and writes down
+//!   how it ended. It outlives the daemon and the zygote;
 //! - **init** is the first process inside, until it becomes the container's program ([`crate::oci`]).
 //!
 //! The zygote is the small program ([`crate::small`]) where that is there and says that it is ready, else this program itself.
@@ -22,6 +22,7 @@ mod input;
 mod lease;
 mod overlay;
 mod shim;
+mod spare;
 mod task;
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -40,6 +41,7 @@ use nix::sys::socket::{
 use nix::unistd::ForkResult;
 use serde::{Deserialize, Serialize};
 
+use spare::Stock;
 pub use task::Usage;
 
 use crate::{seccomp, small, sys};
@@ -63,6 +65,32 @@ enum Request {
     Launch(PathBuf),
     /// Another process in a container.
     Exec(exec::Exec),
+}
+
+/// What a container has in common with others, so that a part of it can be there before it is asked for.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// All that is usual, and a network namespace of its own with nothing in it.
+    Alone,
+    /// All that is usual but the network, which is somebody else's.
+    Joined,
+    /// Nothing.
+    Other,
+}
+
+impl Kind {
+    /// As the first byte of a request says it; what is no kind has nothing in common.
+    fn byte(self) -> u8 {
+        match self {
+            Kind::Alone => b'a',
+            Kind::Joined => b'j',
+            Kind::Other => b'o',
+        }
+    }
+
+    fn of(byte: u8) -> Kind {
+        [Kind::Alone, Kind::Joined].into_iter().find(|kind| kind.byte() == byte).unwrap_or(Kind::Other)
+    }
 }
 
 /// The daemon's end of the zygote.
@@ -124,9 +152,9 @@ impl Launcher {
         }
     }
 
-    /// Starts the container whose bundle is in `dir`, and returns the line to its shim.
-    pub fn launch(&self, dir: &Path) -> io::Result<UnixStream> {
-        self.ask(&Request::Launch(dir.to_owned()))
+    /// Starts the container whose bundle is in `dir`, and returns the line to its shim. It is of that kind or of none.
+    pub fn launch(&self, dir: &Path, kind: Kind) -> io::Result<UnixStream> {
+        self.ask(kind, &Request::Launch(dir.to_owned()))
     }
 
     /// Has something done in a container; what comes and goes on the line is in [`exec`].
@@ -134,26 +162,32 @@ impl Launcher {
         if let exec::Task::Attach = exec.task {
             return attach::connect(&exec.dir);
         }
-        self.ask(&Request::Exec(exec))
+        self.ask(Kind::Other, &Request::Exec(exec))
     }
 
-    fn ask(&self, request: &Request) -> io::Result<UnixStream> {
+    fn ask(&self, kind: Kind, request: &Request) -> io::Result<UnixStream> {
         let (mine, its) = UnixStream::pair()?;
-        let fds = [its.as_raw_fd()];
         let socket = self.socket.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let text = serde_json::to_vec(request)?;
+        let mut text = vec![kind.byte()];
+        serde_json::to_writer(&mut text, request)?;
         if text.len() > MAX_REQUEST {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a request of {} bytes", text.len())));
         }
-        sendmsg::<()>(
-            socket.as_raw_fd(),
-            &[IoSlice::new(&text)],
-            &[ControlMessage::ScmRights(&fds)],
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )?;
+        pass(&socket, &text, &its)?;
         Ok(mine)
     }
+}
+
+/// Sends a request with its line.
+fn pass(socket: &OwnedFd, text: &[u8], line: &UnixStream) -> io::Result<()> {
+    let (fds, flags) = ([line.as_raw_fd()], MsgFlags::MSG_NOSIGNAL);
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(text)], &[ControlMessage::ScmRights(&fds)], flags, None)?;
+    Ok(())
+}
+
+/// What was asked for.
+fn request(text: &[u8]) -> io::Result<Request> {
+    Ok(serde_json::from_slice(text.get(1..).unwrap_or_default())?)
 }
 
 /// Waits for a zygote's word that it is one, for so many milliseconds, or for ever; and whether it is still what was started.
@@ -186,22 +220,32 @@ pub fn zygote() -> io::Result<()> {
     // What is asked for is read by the child alone, and forgotten here: the next one may stay inside a container ([`crate::oci`]'s
     // init), and is not to have the words of others in its memory.
     let mut text = vec![0; MAX_REQUEST];
-    while let Some((len, line)) = receive(&socket, &mut text)? {
+    let mut stock = Stock::new();
+    loop {
+        stock.wait(&socket)?;
+        let Some((len, line)) = receive(&socket, &mut text)? else { return Ok(()) };
+        if stock.give(Kind::of(text[0]), &text[..len], &line) {
+            text[..len].fill(0);
+            continue;
+        }
         // SAFETY: this process has one thread, so the child may run any code.
         match unsafe { nix::unistd::fork() } {
             // The line closes, and the daemon sees that nothing was started; the next request may be luckier.
             Err(_) | Ok(ForkResult::Parent { .. }) => {}
             Ok(ForkResult::Child) => {
                 drop(socket);
-                match serde_json::from_slice(&text[..len])? {
-                    Request::Launch(dir) => shim::run(&dir, line),
+                stock.leave();
+                match request(&text[..len])? {
+                    Request::Launch(dir) => {
+                        shim::begin(shim::NAME);
+                        shim::run(&dir, line, None)
+                    }
                     Request::Exec(exec) => exec::run(&exec, line),
                 }
             }
         }
         text[..len].fill(0);
     }
-    Ok(())
 }
 
 /// How long the request is, and its line.

@@ -1,4 +1,4 @@
-//! The overlay that a container's root file system is.
+//! The overlay that a container's root file system is: mounted by its first process, which takes it along when it ends, or by its shim.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,16 +18,21 @@ use crate::store::ImageFile;
 use crate::sys::{self, MountChange};
 
 const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
-const NONE: Option<&str> = None;
 
-/// Mounts the overlay on `rootfs`, in the shim's own mount namespace. The current folder is the container's.
-pub(super) fn mount_overlay(launch: &Launch) -> Result<(), RootfsError> {
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).step("make private", "/")?;
-    let here = std::env::current_dir().step("find", ".")?;
+/// Whether the shim mounts it, in a mount namespace of its own: what serves it or holds it is to outlive the first process's start, or
+/// its root has no rights on the machine. Otherwise the first process does, in its own.
+pub(super) fn is_the_shims(launch: &Launch) -> bool {
+    let serves = launch.file.as_ref().is_some_and(|file| file.lazy.is_some());
+    serves || launch.storage.is_some() || launch.shifted_by.is_some() || launch.runtime.is_some()
+}
+
+/// Mounts the overlay of the container whose folder is `here`, on its `rootfs`, in this process's mount namespace, which is nobody
+/// else's. The current folder is that one afterwards.
+pub(super) fn mount_overlay(launch: &Launch, here: &Path) -> Result<(), RootfsError> {
     let shown = |path: &Path| path.display().to_string().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
     let layers = match (&launch.file, launch.shifted_by) {
-        (Some(file), base) => vec![image(file, &here, base)?],
-        (None, Some(base)) => shifted(&launch.layers, &here, base)?,
+        (Some(file), base) => vec![image(file, here, base)?],
+        (None, Some(base)) => shifted(&launch.layers, here, base)?,
         (None, None) => launch.layers.clone(),
     };
     // Names relative to the layers' folder, so that the page the kernel has for options holds a hundred of them.
@@ -47,14 +52,14 @@ pub(super) fn mount_overlay(launch: &Launch) -> Result<(), RootfsError> {
             Some(lazy) => {
                 // SAFETY: a shim is a fork of the single-threaded zygote and starts no thread.
                 let served = unsafe { lazy::mount(lazy, &file.objects) }.step("serve", &file.objects)?;
-                attach(&served, &file.objects, None, &here, "objects")?
+                attach(&served, &file.objects, None, here, "objects")?
             }
             None => file.objects.clone(),
         };
         // All files are of one device then, as over folders.
         lower = format!("{lower}::{},xino=auto", shown(&objects));
     }
-    let writable = launch.storage.map_or_else(|| Ok(here.clone()), |size| disk::mount_own(&here, size))?;
+    let writable = launch.storage.map_or_else(|| Ok(here.to_owned()), |size| disk::mount_own(here, size))?;
     let (upper, work) = (shown(&writable.join("upper")), shown(&writable.join("work")));
     let own = if crate::rootless::is_rootless() { ",userxattr" } else { "" };
     let options = format!("lowerdir={lower},upperdir={upper},workdir={work}{own}");
@@ -72,7 +77,7 @@ pub(super) fn mount_overlay(launch: &Launch) -> Result<(), RootfsError> {
         // Before Linux 6.16 files without bytes have to be asked for.
         mounted = mount(&format!("{options},metacopy=on,redirect_dir=on"));
     }
-    std::env::set_current_dir(&here).step("enter", &here)?;
+    std::env::set_current_dir(here).step("enter", here)?;
     mounted.step("mount the overlay on", &target)
 }
 

@@ -1,13 +1,15 @@
 //! The parent of one container.
 //!
-//! Steps: mount namespace, overlay; clone init; cgroup; wait until it has become the program or says why not; then
-//! serve until the container has ended: its output, who is attached to it ([`super::attach`]), whoever asks at the socket, and its
-//! pidfd. Signals
-//! are not waited for: a lost SIGCHLD has hung other runtimes (runc #5208), a pidfd cannot be lost.
+//! Steps: overlay, where the first process does not mount that itself; clone init, or give the bundle to one that waits
+//! ([`super::spare`]); cgroup; wait until it has become the program or says why not; then serve until the container has ended: its
+//! output, who is attached to it ([`super::attach`]), whoever asks at the socket, and its pidfd. Signals are not waited for: a lost
+//! SIGCHLD has hung other runtimes (runc #5208), a pidfd cannot be lost.
 //!
 //! **Order at the end.** `exit.json` is there before anybody is told, so a daemon that dies in between reads the
 //! same from the file. On the disk it is waited for only where no daemon hears it: one that does writes it down itself before
-//! it tells others, and to lose the power in between is to have lost it before the end.
+//! it tells others, and to lose the power in between is to have lost it before the end. Before anybody is told the cgroup has gone, or
+//! has another name: the container's next life has one of its own. What nobody waits for goes [`AFTERWARDS`]: that cgroup, a network
+//! namespace, this process.
 //!
 //! **Leases.** A container whose folder has a `deadline` is killed at that time, by a process that does nothing else (see
 //! [`super::lease`]). The daemon moves the deadline as the lease is renewed; a daemon that is dead, stopped or cut off from
@@ -16,17 +18,21 @@
 //! **Bounds.** [`MAX_CLIENTS`] daemons on the socket; output is read in pieces of [`PIECE`] bytes and never held.
 
 use std::cell::RefCell;
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
+use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::CloneFlags;
 
 use super::attach::{Users, Wait};
 use super::external::External;
+use super::spare;
 use super::{lease, overlay};
 use crate::cgroup::{Group, Planned};
 use crate::container::{Exit, Failure, Launch, LogWriter, Report, Stream, open_deadline};
@@ -34,21 +40,39 @@ use crate::oci::{self, Config, Job, Stdio, failure, reap};
 use crate::seccomp::questions;
 use crate::sys;
 
+/// What it is called.
+pub(super) const NAME: &CStr = c"moyai-shim";
 const MAX_CLIENTS: usize = 8;
+/// How long after the end of a container what nobody waits for is taken away.
+const AFTERWARDS: Duration = Duration::from_millis(500);
 /// So much that the allocator maps it by itself: what a container does not write is never touched (mallopt(3), M_MMAP_THRESHOLD).
 const PIECE: usize = 128 * 1024;
 
-/// Runs a shim to its end. Never returns: it is a fork of the zygote.
-pub(super) fn run(dir: &Path, line: UnixStream) -> ! {
+/// Has a fork of the zygote be nobody's but its own, and be called so.
+pub(super) fn begin(name: &CStr) {
     sys::reset_signals();
     sys::ignore_signals(&[libc::SIGPIPE, libc::SIGINT, libc::SIGTERM, libc::SIGHUP]);
-    sys::name_process(c"moyai-shim");
+    sys::name_process(name);
+    // A fork leads no group of processes: it may lead a session.
+    let _own = nix::unistd::setsid();
+}
+
+/// Runs a shim to its end. Never returns: it is a fork of the zygote.
+pub(super) fn run(dir: &Path, line: UnixStream, made: Option<spare::Made>) -> ! {
+    if made.is_some() {
+        sys::name_process(NAME);
+    }
     // The folder is the current one from here on: the socket's path must be short.
-    let result = nix::unistd::setsid()
-        .map_err(io::Error::from)
-        .and_then(|_| std::env::set_current_dir(dir))
+    let entered = std::env::set_current_dir(dir)
         .map_err(|error| failure(format!("cannot enter {}: {error}", dir.display())))
-        .and_then(|()| start());
+        .and_then(|()| Ok((read_launch()?, deadline()?)));
+    let result = match entered {
+        Ok((launch, deadline)) => start(&launch, deadline.as_ref(), made),
+        Err(error) => {
+            made.into_iter().for_each(spare::Made::end);
+            Err(error)
+        }
+    };
     let code = match result {
         Ok(container) => container.serve(line),
         Err(error) => {
@@ -73,14 +97,41 @@ struct Container {
     users: Users,
     /// Who made it, where that was not this program.
     external: Option<External>,
+    /// Its root is mounted in this process's mount namespace too.
+    holds_root: bool,
+    /// Its network namespace: to take one down is the longest of what is to be done after a container.
+    network: Option<OwnedFd>,
 }
 
-fn start() -> Result<Container, Failure> {
+fn read_launch() -> Result<Launch, Failure> {
     let bytes = fs::read("launch.json").map_err(|error| failure(format!("cannot read launch.json: {error}")))?;
-    let launch: Launch =
-        serde_json::from_slice(&bytes).map_err(|error| failure(format!("launch.json is malformed: {error}")))?;
-    nix::sched::unshare(CloneFlags::CLONE_NEWNS)
-        .map_err(|error| failure(format!("cannot make a mount namespace: {error}")))?;
+    serde_json::from_slice(&bytes).map_err(|error| failure(format!("launch.json is malformed: {error}")))
+}
+
+/// Starts it, with what was made ahead if there is such and it suits; with its lease until a time in `deadline`.
+fn start(launch: &Launch, deadline: Option<&File>, made: Option<spare::Made>) -> Result<Container, Failure> {
+    let here =
+        std::env::current_dir().map_err(|error| failure(format!("cannot find the container's folder: {error}")))?;
+    if let Some(made) = made {
+        let mut watcher = None;
+        let born = |container: BorrowedFd<'_>| {
+            watcher = watched(deadline, container)?;
+            Ok(())
+        };
+        if let Some(spare::Started { pid, pidfd, group, output, network }) = made.start(&here, launch, born)? {
+            let ends = Ends { output: output.map(Some), input: None, terminal: false };
+            let started = Started { pid, pidfd, watcher, ends, questions: None };
+            return started.serve_from(group, None, false).map(|container| Container { network, ..container });
+        }
+    }
+    if overlay::is_the_shims(launch) {
+        let made = nix::sched::unshare(CloneFlags::CLONE_NEWNS).and_then(|()| {
+            // What the machine unmounts goes here too.
+            let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+            mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
+        });
+        made.map_err(|error| failure(format!("cannot make a mount namespace: {error}")))?;
+    }
     let external = launch.runtime.as_ref().map(|runtime| {
         let config = Config::load_started(Path::new(".")).map_err(|error| failure(error.to_string()))?;
         // It makes the group itself.
@@ -91,22 +142,24 @@ fn start() -> Result<Container, Failure> {
         Ok(external)
     });
     let external = external.transpose()?;
-    overlay::mount_overlay(&launch).map_err(|error| failure(error.to_string()))?;
-    let config = Config::load(Path::new(".")).map_err(|error| failure(error.to_string()))?;
+    if overlay::is_the_shims(launch) {
+        overlay::mount_overlay(launch, &here).map_err(|error| failure(error.to_string()))?;
+    }
+    let config = Config::load(&here).map_err(|error| failure(error.to_string()))?;
     if let Some(external) = external {
-        let started = start_by(&external, &config, &launch);
+        let started = start_by(&external, &config, launch, deadline);
         let serving =
-            started.and_then(|started| started.serve_from(Group::load(&launch.cgroup), Some(external.clone())));
+            started.and_then(|started| started.serve_from(Group::load(&launch.cgroup), Some(external.clone()), true));
         return serving.inspect_err(|_| external.delete());
     }
     let resources = config.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let planned = Planned::new(&launch.cgroup, resources);
-    match start_in(&config, &launch, &planned) {
+    match start_in(&config, launch, &planned, deadline) {
         Ok(started) => {
             let group = planned.into_group();
             // It lies in pages that the first process has too: to give it back would copy them.
             std::mem::forget(config);
-            started.serve_from(group, None)
+            started.serve_from(group, None, overlay::is_the_shims(launch))
         }
         Err(error) => {
             drop(planned.group().delete());
@@ -124,12 +177,24 @@ struct Started {
 }
 
 impl Started {
-    fn serve_from(self, group: Group, external: Option<External>) -> Result<Container, Failure> {
+    fn serve_from(self, group: Group, external: Option<External>, holds_root: bool) -> Result<Container, Failure> {
         let failed = |error: io::Error| failure(format!("cannot listen in the container's folder: {error}"));
         let listener = UnixListener::bind("shim.sock").map_err(failed)?;
         let Started { pid, pidfd, watcher, ends: Ends { output, input, terminal }, questions } = self;
         let users = Users::listen(input, terminal).map_err(failed)?;
-        Ok(Container { group, pid, pidfd, watcher, output, questions, listener, users, external })
+        Ok(Container {
+            group,
+            pid,
+            pidfd,
+            watcher,
+            output,
+            questions,
+            listener,
+            users,
+            external,
+            holds_root,
+            network: None,
+        })
     }
 }
 
@@ -178,14 +243,19 @@ fn is_terminal(config: &Config) -> bool {
     config.spec.process().as_ref().is_some_and(|process| process.terminal().unwrap_or(false))
 }
 
-fn start_in(config: &Config, launch: &Launch, cgroup: &Planned<'_>) -> Result<Started, Failure> {
-    let deadline = deadline()?;
+fn start_in(
+    config: &Config,
+    launch: &Launch,
+    cgroup: &Planned<'_>,
+    deadline: Option<&File>,
+) -> Result<Started, Failure> {
     let watcher = RefCell::new(None);
     let watch = |container: BorrowedFd<'_>| {
-        watcher.replace(watched(deadline.as_ref(), container)?);
+        watcher.replace(watched(deadline, container)?);
         Ok(())
     };
     let line = || UnixStream::pair().map_err(|error| failure(format!("cannot make a socket: {error}")));
+    let root = || overlay::mount_overlay(launch, &config.bundle);
     let asks = config.filter.as_ref().is_some_and(|filter| filter.asks);
     let (answers, asked) = if asks { line().map(|(mine, its)| (Some(mine), Some(its)))? } else { (None, None) };
     let consoles = if is_terminal(config) { Some(line()?) } else { None };
@@ -212,6 +282,8 @@ fn start_in(config: &Config, launch: &Launch, cgroup: &Planned<'_>) -> Result<St
         trampoline: None,
         born: Some(&watch),
         rooted: None,
+        root: if overlay::is_the_shims(launch) { None } else { Some(&root) },
+        ahead: None,
     })?;
     let ended = |error: Failure| {
         // Whoever is told that it failed must not find it running.
@@ -230,8 +302,12 @@ fn start_in(config: &Config, launch: &Launch, cgroup: &Planned<'_>) -> Result<St
 }
 
 /// The same by another OCI runtime.
-fn start_by(external: &External, config: &Config, launch: &Launch) -> Result<Started, Failure> {
-    let deadline = deadline()?;
+fn start_by(
+    external: &External,
+    config: &Config,
+    launch: &Launch,
+    deadline: Option<&File>,
+) -> Result<Started, Failure> {
     let (ends, pid, pidfd) = if is_terminal(config) {
         let (listener, pid, pidfd) = external.create_with_terminal()?;
         let (line, _) = listener.accept().map_err(|error| failure(format!("process.terminal: {error}")))?;
@@ -242,7 +318,7 @@ fn start_by(external: &External, config: &Config, launch: &Launch) -> Result<Sta
         (ends, pid, pidfd)
     };
     // It waits for its start until here.
-    let watcher = watched(deadline.as_ref(), pidfd.as_fd())?;
+    let watcher = watched(deadline, pidfd.as_fd())?;
     external.start()?;
     Ok(Started { pid, pidfd, watcher, ends, questions: None })
 }
@@ -405,13 +481,25 @@ impl Container {
         if let Some(external) = &self.external {
             external.delete();
         }
-        // What is left of it is deleted with the container's folder.
-        drop(self.group.delete_soon());
+        // Its next life has a group of that name. What is left of it is deleted with the container's folder.
+        let aside = self.group.set_aside(&format!("{}{}", spare::NAME, std::process::id()));
+        if aside.is_none() {
+            drop(self.group.delete_soon());
+        }
         for daemon in &daemons {
             drop(daemon.set_nonblocking(false));
             tell(daemon, &Report::Exited(exit));
         }
         self.users.finish(code);
+        // All has been told. What is left takes the kernel as long as a start, and the locks that a start needs. Not what the next life
+        // of the container waits for.
+        if !self.holds_root && (aside.is_some() || self.network.is_some()) {
+            std::thread::sleep(AFTERWARDS);
+        }
+        if let Some(group) = aside {
+            drop(group.delete_soon());
+        }
+        drop(self.network);
         i32::from(written.is_err())
     }
 }

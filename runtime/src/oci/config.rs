@@ -8,11 +8,12 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::mount::MsFlags;
 use oci_spec::runtime::{
-    Capability, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, Process, Spec,
+    Capability, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxSeccompAction,
+    Mount, Process, Spec,
 };
 
 use super::mounts;
-use crate::seccomp::{Filter, FilterError, filter_of};
+use crate::seccomp::{Filter, FilterError, filter_of, known_in};
 
 /// A `config.json` is read whole; no sane one comes near this.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -67,7 +68,7 @@ pub enum ConfigError {
 /// A bundle that can be run.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What it says.
+    /// What it says; without the system call filter where that is a known one.
     pub spec: Spec,
     /// Its folder, absolute.
     pub bundle: PathBuf,
@@ -101,7 +102,11 @@ impl Config {
 
     /// The same of a text that was read from `path`.
     pub fn parse(text: &[u8], path: &Path, bundle: PathBuf) -> Result<Config, ConfigError> {
-        let (spec, left_out) = parse_spec(text).map_err(|(field, reason)| {
+        let parsed = match parse_known(text) {
+            Some((spec, filter)) => Ok((spec, Vec::new(), Some(filter.clone()))),
+            None => parse_spec(text).map(|(spec, left_out)| (spec, left_out, None)),
+        };
+        let (spec, left_out, known) = parsed.map_err(|(field, reason)| {
             let field = if field == "." { "the top".to_owned() } else { field };
             ConfigError::Malformed { path: path.to_owned(), field, reason }
         })?;
@@ -124,9 +129,24 @@ impl Config {
             left_out.push(reason.to_owned());
         }
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        let filter = profile.map(filter_of).transpose()?;
+        let filter = if known.is_some() { known } else { profile.map(filter_of).transpose()? };
         Ok(Config { spec, bundle, root, filter, left_out })
     }
+}
+
+/// A spec whose system call filter is a known one, which is read as if it were none; none if that is not so.
+pub(super) fn parse_known(text: &[u8]) -> Option<(Spec, &'static Filter)> {
+    // In no profile: it takes the place of the known one, to see that it is read as that and as nothing else.
+    const PLACE: &str = r#"{"defaultAction":"SCMP_ACT_TRACE","defaultErrnoRet":4294967295}"#;
+    let text = std::str::from_utf8(text).ok()?;
+    let (place, filter) = known_in(text)?;
+    let short = [&text[..place.start], PLACE, &text[place.end..]].concat();
+    let mut spec: Spec = serde_json::from_str(&short).ok()?;
+    let seccomp = spec.linux_mut().as_mut()?.seccomp_mut().take()?;
+    let is_it = seccomp.default_action() == LinuxSeccompAction::ScmpActTrace
+        && seccomp.default_errno_ret() == Some(u32::MAX)
+        && seccomp.syscalls().is_none();
+    is_it.then_some((spec, filter))
 }
 
 /// A spec without what it may name and nobody knows, which is returned as warnings; or the field that is wrong, and why.
@@ -487,4 +507,44 @@ fn check_hooks(hooks: Option<&Hooks>) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seccomp::{default_profile, prepare, strict_profile};
+
+    fn bundle(linux: Linux) -> Spec {
+        let mut spec = crate::container::example_spec().expect("an example");
+        spec.set_linux(Some(linux));
+        spec
+    }
+
+    fn text(spec: &Spec) -> String {
+        serde_json::to_string(spec).expect("JSON")
+    }
+
+    #[test]
+    fn a_known_profile_is_not_read_and_nothing_else_is_taken_for_it() {
+        prepare();
+        let with = |profile| {
+            let mut linux = Linux::default();
+            linux.set_seccomp(Some(profile));
+            bundle(linux)
+        };
+        let spec = with(default_profile());
+        let (mut read, filter) = parse_known(text(&spec).as_bytes()).expect("a known one");
+        assert_eq!(Ok(filter.clone()), Filter::compile(&default_profile()));
+        assert_eq!(read.linux_mut().as_mut().and_then(|linux| linux.seccomp_mut().replace(default_profile())), None);
+        assert_eq!(read, spec);
+        // One whose questions go somewhere, one that is another, and one that is somewhere else.
+        assert!(parse_known(text(&with(strict_profile("shim"))).as_bytes()).is_none());
+        let other = text(&spec).replacen("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", 1);
+        assert!(parse_known(other.as_bytes()).is_none());
+        let (none, profile) =
+            (text(&bundle(Linux::default())), serde_json::to_string(&default_profile()).expect("JSON"));
+        let elsewhere = none.replacen('{', &format!(r#"{{"else":{{"seccomp":{profile}}},"#), 1);
+        assert!(serde_json::from_str::<Spec>(&elsewhere).is_ok());
+        assert!(parse_known(elsewhere.as_bytes()).is_none());
+    }
 }

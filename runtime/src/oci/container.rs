@@ -376,6 +376,8 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
             trampoline: way.trampoline.as_ref(),
             born: None,
             rooted: Some(&rooted),
+            root: None,
+            ahead: None,
         })?;
         match console.map(Console::master).transpose() {
             Ok(master) => Ok((spawned, master.flatten())),

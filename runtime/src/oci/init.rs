@@ -107,6 +107,14 @@ impl Init<'_> {
         &self.job.config.spec
     }
 
+    /// From the moment at which it is in its namespaces and its cgroups, without a gate; returns only why it did not become the program.
+    pub(super) fn go_on(&self, channel: &mut UnixStream) -> Failure {
+        match self.prepare(channel) {
+            Ok(program) => self.finish(program, Some(channel)),
+            Err(error) => error,
+        }
+    }
+
     /// Makes its network namespace, without an usher while its parent makes its cgroups; and joins them.
     fn begin(&self, channel: &mut UnixStream) -> Result<(), Failure> {
         let made = if self.namespaces.makes(libc::CLONE_NEWNET) { unshare(CloneFlags::CLONE_NEWNET) } else { Ok(()) };
@@ -143,7 +151,7 @@ impl Init<'_> {
         if self.namespaces.all & libc::CLONE_NEWUSER as u64 != 0 {
             become_root()?;
         }
-        if self.namespaces.makes(libc::CLONE_NEWCGROUP) {
+        if self.namespaces.makes(libc::CLONE_NEWCGROUP) && !self.job.ahead.is_some_and(|ahead| ahead.cgroups) {
             unshare(CloneFlags::CLONE_NEWCGROUP)
                 .map_err(|error| failure(format!("cannot make a cgroup namespace: {error}")))?;
         }
@@ -153,7 +161,7 @@ impl Init<'_> {
         if self.job.keyring {
             sys::own_keyring();
         }
-        if self.namespaces.makes(libc::CLONE_NEWNET) {
+        if self.namespaces.makes(libc::CLONE_NEWNET) && self.job.ahead.is_none() {
             sys::loopback_up().map_err(|error| failure(format!("cannot bring the loopback device up: {error}")))?;
         }
         if let Some(name) = spec.hostname() {
@@ -251,10 +259,11 @@ impl Init<'_> {
         }
         let own_cgroups = self.namespaces.makes(libc::CLONE_NEWCGROUP);
         let (root, sources, groups) = (&config.root, &self.sources, self.groups());
-        let plan = Plan { spec, root, sources, own_cgroups, groups, owns_mounts };
+        let ahead = self.job.ahead.map(|ahead| &*ahead.trees).unwrap_or_default();
+        let plan = Plan { spec, root, mount_root: self.job.root, sources, own_cgroups, groups, owns_mounts, ahead };
         let root = plan.attach().map_err(|error| failure(error.to_string()))?;
         remember(&root, channel).inspect_err(|_| root.detach())?;
-        plan.fill(&root).map_err(|error| failure(error.to_string()))?;
+        let hidden = plan.fill(&root).map_err(|error| failure(error.to_string()))?;
         nix::unistd::fchdir(root.fd()).map_err(|error| failure(format!("cannot enter its root: {error}")))?;
         run_hooks(channel)?;
         let process = spec.process().as_ref().filter(|process| process.terminal().unwrap_or(false));
@@ -262,7 +271,7 @@ impl Init<'_> {
         if let Some(terminal) = &terminal {
             root.console(terminal).map_err(|error| failure(error.to_string()))?;
         }
-        root.enter(spec, self.job.pivot).map_err(|error| failure(error.to_string()))?;
+        root.enter(spec, self.job.pivot, &hidden).map_err(|error| failure(error.to_string()))?;
         if let Some(terminal) = terminal {
             console::pass(&terminal)?;
         }

@@ -1,13 +1,15 @@
 //! The OCI runtime: it makes a container of any valid bundle (runtime-spec 1.2).
 //!
 //! Two drive it: a shim, for the daemon's containers ([`crate::launch`]), and the command line `moyai oci`, with runc's verbs
-//! and flags, for other tools ([`container`]). Both call [`spawn()`], in a process with one thread.
+//! and flags, for other tools ([`container`]). Both call [`spawn()`], in a process with one thread. For a shim there may be a first
+//! process already, that waits for its bundle ([`ahead`]).
 //!
 //! ```text
 //! parent (shim, or `moyai oci create`)        usher                        init
 //! takes what is bound in, opens namespaces,
-//! raises its limits to what is asked for
-//! clone3 ───────────────────────────────────→ (only where namespaces are joined,
+//! raises its limits to what is asked for;
+//! is in a network that is joined
+//! clone3 ───────────────────────────────────→ (only where other namespaces are joined,
 //!                                              or a clock is set)
 //!   makes its cgroups                                                        makes its network namespace (with an usher, later)
 //!                                 ─────────→ (without an usher, ──────────→) joins its cgroups
@@ -39,6 +41,7 @@
 //!
 //! **Bounds.** One message at a time on the channel, of at most [`spawn::MAX_MESSAGE`] bytes.
 
+mod ahead;
 mod config;
 mod console;
 pub mod container;
@@ -62,6 +65,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
+pub(crate) use ahead::{Order, Usual, Waiting, Wish};
 pub use config::{Config, ConfigError};
 pub(crate) use exec::{Added, add};
 pub use features::features;

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
 
 use super::{Failure, failure};
+use crate::rootless::is_rootless;
 use crate::sys;
 
 /// A container's namespaces.
@@ -89,9 +90,21 @@ impl Namespaces {
     }
 
     /// Whether another process has to go first: to enter what exists, which a process does with its children only, or to set
-    /// a new clock, which is set before anybody lives by it.
+    /// a new clock, which is set before anybody lives by it. A network alone the parent enters itself while it clones, where it may go
+    /// back to its own: that is not its user namespace's, in one of an ordinary user.
     pub(super) fn needs_usher(&self) -> bool {
-        !self.joined.is_empty() || self.new & CLONE_NEWTIME != 0
+        let is_entered = |kind: u64| kind == libc::CLONE_NEWNET as u64 && !is_rootless();
+        self.joined.iter().any(|(kind, _)| !is_entered(*kind)) || self.new & CLONE_NEWTIME != 0
+    }
+
+    /// Where the parent goes back to when it has cloned the first process, after entering what that is to be in.
+    pub(super) fn enter_network(&self) -> Result<Option<Home>, Failure> {
+        if self.joined.is_empty() || self.needs_usher() {
+            return Ok(None);
+        }
+        let home = Home::of(libc::CLONE_NEWNET as u64);
+        let home = home.map_err(|error| failure(format!("cannot find this process's network namespace: {error}")))?;
+        self.join().map(|()| Some(home))
     }
 
     /// Enters those that exist.
@@ -101,6 +114,25 @@ impl Namespaces {
                 .map_err(|error| failure(format!("cannot enter the {} namespace: {error}", file_name(*kind))))?;
         }
         Ok(())
+    }
+}
+
+/// Namespaces of this process, to go back to.
+pub(super) struct Home(Vec<(u64, OwnedFd)>);
+
+impl Home {
+    /// Those of these kinds, as they are now.
+    pub(super) fn of(kinds: u64) -> std::io::Result<Home> {
+        let open = |kind| File::open(format!("/proc/self/ns/{}", file_name(kind))).map(|file| (kind, file.into()));
+        KINDS.into_iter().filter(|kind| kinds & kind != 0).map(open).collect::<Result<_, _>>().map(Home)
+    }
+
+    /// Goes back to them.
+    pub(super) fn enter(&self) -> Result<(), Failure> {
+        self.0.iter().try_for_each(|(kind, fd)| {
+            sys::enter_namespaces(fd.as_fd(), *kind)
+                .map_err(|error| failure(format!("cannot go back to the {} namespace: {error}", file_name(*kind))))
+        })
     }
 }
 

@@ -16,9 +16,11 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, makedev, mkdirat, mknodat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxIdMapping, Mount, Spec};
 
+use super::ahead::Tree;
 use super::mounts::{self, Options};
 use super::others::{MountId, open_plain};
 use super::shift;
+use super::spawn::MountRoot;
 use crate::sys::{self, MountChange};
 
 /// Why a file system could not be put together.
@@ -160,6 +162,8 @@ fn take(
 pub(super) struct Plan<'a> {
     pub(super) spec: &'a Spec,
     pub(super) root: &'a Path,
+    /// Mounts it, where it is not there.
+    pub(super) mount_root: Option<&'a MountRoot<'a>>,
     pub(super) sources: &'a Sources,
     /// Whether it has cgroups of its own to be shown.
     pub(super) own_cgroups: bool,
@@ -167,6 +171,8 @@ pub(super) struct Plan<'a> {
     pub(super) groups: &'a [PathBuf],
     /// Whether the mount namespace was made for it.
     pub(super) owns_mounts: bool,
+    /// What is there of its mounts.
+    pub(super) ahead: &'a [Tree],
 }
 
 /// A root file system that is put together, and not yet entered.
@@ -189,6 +195,12 @@ impl Plan<'_> {
         let private = spread.is_none_or(|flag| flag.intersects(MsFlags::MS_PRIVATE | MsFlags::MS_UNBINDABLE));
         let kind = if private { MsFlags::MS_PRIVATE } else { MsFlags::MS_SLAVE };
         mount(NONE, "/", NONE, MsFlags::MS_REC | kind, NONE).step("make private", "/")?;
+        if let Some(mount_root) = self.mount_root {
+            mount_root()?;
+            self.sources.enter_proc()?;
+            let fd = open(self.root, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+            return Ok(Rootfs { root: self.root.to_owned(), fd, among_others: false });
+        }
         let mut fd = open(self.root, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         // Only a mount can become a root, and of a namespace with users of its own only one that was made there.
         let tree = sys::clone_mount(fd.as_fd(), true).step("bind", self.root)?;
@@ -214,33 +226,50 @@ impl Plan<'_> {
         }
     }
 
-    /// Puts it together.
-    pub(super) fn fill(&self, root: &Rootfs) -> Result<(), RootfsError> {
+    /// Puts it together; what of its paths is hidden already.
+    pub(super) fn fill(&self, root: &Rootfs) -> Result<Hidden, RootfsError> {
         // Devices have the modes that are asked for; the program gets its own umask later.
         nix::sys::stat::umask(Mode::empty());
-        let mut own_dev = true;
-        for (at, entry) in self.spec.mounts().iter().flatten().enumerate() {
-            own_dev &= destination(entry) != Path::new("/dev") || self.sources.mounts[at].is_none();
+        let linux = self.spec.linux().as_ref();
+        let entries = self.spec.mounts().as_deref().unwrap_or_default();
+        let mut ahead: Vec<&Tree> = self.ahead.iter().collect();
+        let (mut own_dev, mut has_devices, mut hidden) = (true, false, Hidden::default());
+        let mut at = 0;
+        while let Some(entry) = entries.get(at) {
+            let of = |error: RootfsError| error.of(format!("mounts[{at}]"));
+            let is_dev = destination(entry) == Path::new("/dev");
+            if let Some(found) = ahead.iter().position(|tree| tree.of.is_at(at, entries, linux)) {
+                let tree = ahead.swap_remove(found);
+                root.attach(entry, tree).map_err(of)?;
+                hidden.add(&tree.hidden);
+                has_devices |= is_dev;
+                at += tree.of.entries.len();
+                continue;
+            }
+            own_dev &= !is_dev || self.sources.mounts[at].is_none();
+            has_devices &= !is_dev;
             let mounted = match &self.sources.mounts[at] {
                 Some((tree, is_file)) => root.bind(entry, tree, *is_file),
-                None if entry.typ().as_deref() == Some("cgroup") => self.mount_cgroups(root, entry),
+                None if is_cgroup(entry) => self.mount_cgroups(root, entry),
                 None => root.mount_new(entry),
             };
-            mounted.map_err(|error| error.of(format!("mounts[{at}]")))?;
+            mounted.map_err(of)?;
+            at += 1;
         }
         // A /dev that is the host's has what it has.
         if own_dev {
-            self.make_devices(root)?;
+            self.make_devices(root, has_devices)?;
         }
         nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
-        Ok(())
+        Ok(hidden)
     }
 
-    fn make_devices(&self, root: &Rootfs) -> Result<(), RootfsError> {
+    /// `has_usual` is for a /dev that came with the usual ones.
+    fn make_devices(&self, root: &Rootfs, has_usual: bool) -> Result<(), RootfsError> {
         let dev = root.make(Path::new("/dev"), false)?;
         if self.sources.devices.is_empty() {
-            for (name, major, minor) in DEVICES {
-                make_device(&dev, Path::new(name), SFlag::S_IFCHR, makedev(major, minor), 0o666, None)
+            for (name, major, minor) in DEVICES.iter().filter(|_| !has_usual) {
+                make_device(&dev, Path::new(name), SFlag::S_IFCHR, makedev(*major, *minor), 0o666, None)
                     .step("make /dev", name)?;
             }
             let more = self.spec.linux().as_ref().and_then(|linux| linux.devices().as_ref());
@@ -253,8 +282,8 @@ impl Plan<'_> {
                 sys::attach_mount(tree.as_fd(), target.as_fd()).step("bind", path)?;
             }
         }
-        for (name, to) in LINKS {
-            match nix::unistd::symlinkat(to, &dev, name) {
+        for (name, to) in LINKS.iter().filter(|_| !has_usual) {
+            match nix::unistd::symlinkat(*to, &dev, *name) {
                 Err(nix::errno::Errno::EEXIST) => {}
                 made => made.step("link /dev", name)?,
             }
@@ -312,6 +341,26 @@ fn bind_group(group: &Path, target: &OwnedFd, read_only: MsFlags) -> Result<(), 
 }
 
 impl Rootfs {
+    /// What is mounted at `path`, in a mount namespace that is this process's alone.
+    pub(super) fn at(path: &Path) -> Result<Rootfs, RootfsError> {
+        let fd = open(path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        Ok(Rootfs { root: path.to_owned(), fd, among_others: false })
+    }
+
+    /// A detached copy of what these mounts have made, which lie in each other.
+    pub(super) fn tree(&self, entries: &[Mount]) -> Result<OwnedFd, RootfsError> {
+        let top = entries.first().map(destination).unwrap_or_default();
+        let fd = self.open(&top).step("open", &top)?;
+        sys::clone_mount(fd.as_fd(), true).step("take", &top)
+    }
+
+    /// Puts a tree where the first of its mounts would be.
+    fn attach(&self, entry: &Mount, tree: &Tree) -> Result<(), RootfsError> {
+        let path = &destination(entry);
+        let target = self.place(entry)?;
+        sys::attach_mount(tree.mount.as_fd(), target.as_fd()).step("mount", path)
+    }
+
     /// Its root folder.
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.fd
@@ -365,14 +414,7 @@ impl Rootfs {
     fn mount_new(&self, entry: &Mount) -> Result<(), RootfsError> {
         let (path, options) = (&destination(entry), mounts::parse(entry));
         let kind = entry.typ().as_deref().unwrap_or("none");
-        let target = self.make(path, false)?;
-        if ["proc", "sysfs"].contains(&kind) {
-            // What is masked later must be what was mounted here: a link could lead to where another container moves it
-            // about (CVE-2019-19921).
-            let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC);
-            let how = how.resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS);
-            openat2(&self.fd, path, how).step("mount where a link is,", path)?;
-        }
+        let target = self.place(entry)?;
         let source = entry.source().as_deref().unwrap_or(Path::new(kind));
         let data = options.data.join(",");
         let data = (!data.is_empty()).then_some(data.as_str());
@@ -391,6 +433,20 @@ impl Rootfs {
         let set = options.set_below | if late.is_empty() { 0 } else { libc::MOUNT_ATTR_RDONLY };
         let change = MountChange { set, clear: options.clear_below, propagation: spread, shifted_by: None };
         sys::change_mount(mounted.as_fd(), &change, false).step("set options of", path)
+    }
+
+    /// Where a new mount goes.
+    fn place(&self, entry: &Mount) -> Result<OwnedFd, RootfsError> {
+        let path = &destination(entry);
+        let target = self.make(path, false)?;
+        if ["proc", "sysfs"].contains(&entry.typ().as_deref().unwrap_or_default()) {
+            // What is masked later must be what was mounted here: a link could lead to where another container moves it
+            // about (CVE-2019-19921).
+            let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC);
+            let how = how.resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS);
+            openat2(&self.fd, path, how).step("mount where a link is,", path)?;
+        }
+        Ok(target)
     }
 
     fn make_listed(&self, device: &LinuxDevice) -> Result<(), RootfsError> {
@@ -427,7 +483,7 @@ impl Rootfs {
     }
 
     /// Makes it this process's root, and closes what the container is not to see or change.
-    pub(super) fn enter(&self, spec: &Spec, pivot: bool) -> Result<(), RootfsError> {
+    pub(super) fn enter(&self, spec: &Spec, pivot: bool, hidden: &Hidden) -> Result<(), RootfsError> {
         nix::unistd::fchdir(&self.fd).step("enter", &self.root)?;
         if self.among_others {
             nix::unistd::chroot(".").step("enter", &self.root)?;
@@ -442,14 +498,11 @@ impl Rootfs {
         std::env::set_current_dir("/").step("enter", "/")?;
         let linux = spec.linux().as_ref();
         let read_only = linux.and_then(|linux| linux.readonly_paths().as_ref());
-        for (at, path) in read_only.into_iter().flatten().enumerate() {
-            self.read_only(path).map_err(|error| error.of(format!("linux.readonlyPaths[{at}]")))?;
-        }
         let masked = linux.and_then(|linux| linux.masked_paths().as_ref());
-        let mut empty = Masks::default();
-        for (at, path) in masked.into_iter().flatten().enumerate() {
-            self.mask(path, &mut empty).map_err(|error| error.of(format!("linux.maskedPaths[{at}]")))?;
-        }
+        let read_only =
+            read_only.into_iter().flatten().enumerate().filter(|(_, path)| !hidden.read_only.contains(path));
+        let masked = masked.into_iter().flatten().enumerate().filter(|(_, path)| !hidden.masked.contains(path));
+        let _hidden = self.hide(read_only, masked)?;
         std::env::set_current_dir("/").step("enter", "/")?;
         if spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false) {
             let change = MountChange { set: libc::MOUNT_ATTR_RDONLY, ..MountChange::default() };
@@ -462,37 +515,79 @@ impl Rootfs {
         Ok(())
     }
 
-    fn read_only(&self, path: &str) -> Result<(), RootfsError> {
+    /// Makes some paths read-only and masks others, each with its place in the bundle: those of them that are there, which are returned.
+    /// The current folder may be another one then.
+    pub(super) fn hide<'a>(
+        &self,
+        read_only: impl Iterator<Item = (usize, &'a String)>,
+        masked: impl Iterator<Item = (usize, &'a String)>,
+    ) -> Result<Hidden, RootfsError> {
+        let mut hidden = Hidden::default();
+        for (at, path) in read_only {
+            let done = self.read_only(path).map_err(|error| error.of(format!("linux.readonlyPaths[{at}]")))?;
+            hidden.read_only.extend(done.then(|| path.clone()));
+        }
+        let mut empty = Masks::default();
+        for (at, path) in masked {
+            let done = self.mask(path, &mut empty).map_err(|error| error.of(format!("linux.maskedPaths[{at}]")))?;
+            hidden.masked.extend(done.then(|| path.clone()));
+        }
+        Ok(hidden)
+    }
+
+    /// Whether it is there.
+    fn read_only(&self, path: &str) -> Result<bool, RootfsError> {
         let target = match self.open(Path::new(path)) {
-            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) if is_absent(&error) => return Ok(false),
             found => found.step("open", path)?,
         };
         let tree = sys::clone_mount(target.as_fd(), true).step("take", path)?;
         let change = MountChange { set: libc::MOUNT_ATTR_RDONLY, ..MountChange::default() };
         sys::change_mount(tree.as_fd(), &change, true).step("make read-only", path)?;
-        sys::attach_mount(tree.as_fd(), target.as_fd()).step("bind", path)
+        sys::attach_mount(tree.as_fd(), target.as_fd()).step("bind", path).map(|()| true)
     }
 
-    fn mask(&self, path: &str, masks: &mut Masks) -> Result<(), RootfsError> {
+    /// Whether it is there.
+    fn mask(&self, path: &str, masks: &mut Masks) -> Result<bool, RootfsError> {
         let target = match self.open(Path::new(path)) {
-            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) if is_absent(&error) => return Ok(false),
             found => found.step("open", path)?,
         };
         if !is_dir(&target).step("look at", path)? {
             let null = masks.null(self)?;
             let tree = sys::clone_mount(null.as_fd(), false).step("take", "/dev/null")?;
-            return sys::attach_mount(tree.as_fd(), target.as_fd()).step("mask", path);
+            return sys::attach_mount(tree.as_fd(), target.as_fd()).step("mask", path).map(|()| true);
         }
         if let Some(empty) = &masks.empty {
             let tree = sys::clone_mount(empty.as_fd(), false).step("take", "the empty folder")?;
-            return sys::attach_mount(tree.as_fd(), target.as_fd()).step("mask", path);
+            return sys::attach_mount(tree.as_fd(), target.as_fd()).step("mask", path).map(|()| true);
         }
         // The container's own /proc may be anything by now; mounting on the current folder needs no path.
         nix::unistd::fchdir(&target).step("enter", path)?;
         mount(Some("tmpfs"), ".", Some("tmpfs"), MsFlags::MS_RDONLY, Some("nr_blocks=1,nr_inodes=1"))
             .step("mask", path)?;
         masks.empty = Some(self.open(Path::new(path)).step("open", path)?);
-        Ok(())
+        Ok(true)
+    }
+}
+
+/// Paths of the bundle that need no more to be done.
+#[derive(Clone, Default)]
+pub(super) struct Hidden {
+    masked: Vec<String>,
+    read_only: Vec<String>,
+}
+
+impl Hidden {
+    fn add(&mut self, other: &Hidden) {
+        self.masked.extend(other.masked.iter().cloned());
+        self.read_only.extend(other.read_only.iter().cloned());
+    }
+
+    /// Those below a place.
+    pub(super) fn below(&self, top: &Path) -> Hidden {
+        let below = |list: &[String]| list.iter().filter(|path| Path::new(path).starts_with(top)).cloned().collect();
+        Hidden { masked: below(&self.masked), read_only: below(&self.read_only) }
     }
 }
 
@@ -522,8 +617,12 @@ impl Masks {
 const MAX_LINKS: u32 = 40;
 
 /// Where a mount goes; a relative one is below the root.
-fn destination(entry: &Mount) -> PathBuf {
+pub(super) fn destination(entry: &Mount) -> PathBuf {
     Path::new("/").join(entry.destination())
+}
+
+fn is_cgroup(entry: &Mount) -> bool {
+    entry.typ().as_deref() == Some("cgroup")
 }
 
 /// Where a link in `folder` leads, `..` at the root being the root.

@@ -6,13 +6,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use oci_spec::runtime::{Hook, Hooks};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::ahead::Ahead;
 use super::init::Init;
-use super::namespaces::{self, Namespaces};
+use super::namespaces::{self, Home, Namespaces};
 use super::others::MountId;
 use super::process::{self, Listener, Unstarted};
-use super::rootfs::Sources;
+use super::rootfs::{RootfsError, Sources};
 use super::trampoline::Trampoline;
 use super::{Config, Failure, failure, hooks, kill_and_reap, reap};
 use crate::cgroup::Planned;
@@ -76,6 +78,10 @@ pub(crate) struct Job<'a> {
     pub(crate) born: Option<&'a Born<'a>>,
     /// Called with its root's mount, where that is among others' mounts ([`super::others`]).
     pub(crate) rooted: Option<&'a Rooted<'a>>,
+    /// Mounts its root, in the container's own mount namespace; without it that is there.
+    pub(crate) root: Option<&'a MountRoot<'a>>,
+    /// What of it is there, in the first process itself.
+    pub(crate) ahead: Option<&'a Ahead>,
 }
 
 /// What is done with a process that has just been made.
@@ -83,6 +89,9 @@ pub(crate) type Born<'a> = dyn Fn(BorrowedFd<'_>) -> Result<(), Failure> + 'a;
 
 /// What is done with a root's mount that has just been made.
 pub(crate) type Rooted<'a> = dyn Fn(MountId) -> Result<(), Failure> + 'a;
+
+/// What mounts the root of what is started; it may change the current folder.
+pub(crate) type MountRoot<'a> = dyn Fn() -> Result<(), RootfsError> + 'a;
 
 /// What was started.
 pub(crate) struct Spawned {
@@ -132,8 +141,10 @@ pub(super) enum Message {
     Mounted(MountId),
     /// Its file system is put together, and not yet entered.
     Hooks,
-    /// It waits at its gate.
+    /// It waits at its gate, or for its bundle.
     Created,
+    /// That bundle asks for what it has not.
+    Unsuited,
     /// Something was left out.
     Warning(String),
     /// It ends.
@@ -182,14 +193,20 @@ pub(crate) fn spawn(job: &Job<'_>) -> Result<Spawned, Failure> {
             }
         }
     } else {
+        let network = namespaces.enter_network()?;
         // SAFETY: as above.
-        match unsafe { sys::clone_into(namespaces.with_clone()) }.map_err(failed)? {
-            sys::Cloned::Child => {
-                drop(mine);
-                init.run(its)
-            }
+        let cloned = unsafe { sys::clone_into(namespaces.with_clone()) };
+        if let Ok(sys::Cloned::Child) = cloned {
+            drop(mine);
+            init.run(its)
+        }
+        // Before anything else is started. The first process waits for this one's word.
+        let back = network.as_ref().map_or(Ok(()), Home::enter);
+        match cloned.map_err(failed)? {
+            sys::Cloned::Child => unreachable!("it goes on elsewhere"),
             sys::Cloned::Parent { pid, pidfd } => {
                 drop((its, init));
+                back.inspect_err(|_| kill_and_reap(&pidfd))?;
                 Made::Known(pid, pidfd)
             }
         }
@@ -254,6 +271,7 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
                 }
             }
             Ok(Some(Message::Created)) => break Ok(()),
+            Ok(Some(Message::Unsuited)) => break Err(failure("the first process wants another bundle".to_owned())),
             Ok(Some(Message::Warning(text))) => warnings.push(text),
             Ok(Some(Message::Error(error))) => break Err(error),
             Ok(Some(Message::Unstarted(program))) => {
@@ -323,14 +341,14 @@ pub(super) fn tell(channel: &mut UnixStream, message: &Message) {
 }
 
 /// As it goes over the channel: its length, and JSON.
-pub(super) fn framed(message: &Message) -> Vec<u8> {
+pub(super) fn framed(message: &impl Serialize) -> Vec<u8> {
     let text = serde_json::to_vec(message).unwrap_or_default();
     let len = (text.len() as u32).to_ne_bytes();
     [&len[..], &text].concat()
 }
 
 /// The next message; `None` at the end.
-pub(super) fn receive(channel: &mut UnixStream) -> std::io::Result<Option<Message>> {
+pub(super) fn receive<T: DeserializeOwned>(channel: &mut UnixStream) -> std::io::Result<Option<T>> {
     let mut len = [0; 4];
     match channel.read_exact(&mut len) {
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),

@@ -13,6 +13,7 @@ pub(crate) mod questions;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction};
@@ -23,15 +24,33 @@ pub use profile::{default_profile, strict_profile};
 /// Where a strict profile's questions go: to the shim, whatever path that would be.
 pub(crate) const ASKS_SHIM: &str = "shim";
 
+/// A profile that is compiled, and how this program writes it into bundles.
+struct Known {
+    profile: LinuxSeccomp,
+    text: String,
+    filter: Filter,
+}
+
 /// What this process, or what it is a fork of, has compiled already.
-static COMPILED: OnceLock<Vec<(LinuxSeccomp, Filter)>> = OnceLock::new();
+static COMPILED: OnceLock<Vec<Known>> = OnceLock::new();
 
 /// Compiles the profiles that nearly all containers have, for a process whose forks start them.
 pub(crate) fn prepare() {
-    let profiles = [default_profile(), strict_profile(ASKS_SHIM)];
-    let compiled =
-        || profiles.into_iter().filter_map(|profile| Filter::compile(&profile).ok().map(|filter| (profile, filter)));
-    COMPILED.get_or_init(|| compiled().collect());
+    let known = |profile: LinuxSeccomp| {
+        let (text, filter) = (serde_json::to_string(&profile).ok()?, Filter::compile(&profile).ok()?);
+        Some(Known { profile, text, filter })
+    };
+    COMPILED.get_or_init(|| [default_profile(), strict_profile(ASKS_SHIM)].into_iter().filter_map(known).collect());
+}
+
+/// Where a bundle's text has a profile that is known, up to where that ends, and its filter: to read its hundreds of names takes longer
+/// than the rest of the bundle. None of those that ask, since who answers is found by the profile.
+pub(crate) fn known_in(text: &str) -> Option<(Range<usize>, &'static Filter)> {
+    const KEY: &str = "\"seccomp\":";
+    let known = COMPILED.get()?;
+    let start = text.find(KEY)? + KEY.len();
+    let found = known.iter().find(|known| !known.filter.asks && text[start..].starts_with(&known.text))?;
+    Some((start..start + found.text.len(), &found.filter))
 }
 
 /// Whether a profile lets a call pass whatever its arguments are.
@@ -47,6 +66,6 @@ pub(crate) fn lets_pass(profile: &LinuxSeccomp, name: &str) -> bool {
 
 /// The filter of a profile.
 pub(crate) fn filter_of(profile: &LinuxSeccomp) -> Result<Filter, FilterError> {
-    let known = COMPILED.get().into_iter().flatten().find(|(known, _)| known == profile);
-    known.map_or_else(|| Filter::compile(profile), |(_, filter)| Ok(filter.clone()))
+    let known = COMPILED.get().into_iter().flatten().find(|known| known.profile == *profile);
+    known.map_or_else(|| Filter::compile(profile), |known| Ok(known.filter.clone()))
 }
