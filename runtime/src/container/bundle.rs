@@ -551,8 +551,8 @@ fn rlimit((name, soft, hard): &(String, u64, u64)) -> Result<PosixRlimit, Bundle
     Ok(PosixRlimitBuilder::default().typ(kind).soft(*soft).hard(*hard).build()?)
 }
 
-/// What most containers have mounted on and below `/proc`, `/dev` and `/sys`. `/sys` goes with a network that is theirs, and
-/// `with_groups` there are their cgroups.
+/// What most containers have mounted on and below `/proc` and `/dev`, and `with_groups` their cgroups, with `/sys` below these where that
+/// shows a network of their own.
 pub(crate) fn usual(own_network: bool, with_groups: bool) -> Vec<Usual> {
     let all = mounts(&Request::default()).unwrap_or_default();
     let masked = [&MASKED[..], &MASKED_TOO].concat();
@@ -566,7 +566,7 @@ pub(crate) fn usual(own_network: bool, with_groups: bool) -> Vec<Usual> {
         };
         Usual { masked: below(&masked), read_only: below(&READ_ONLY), entries }
     };
-    let is_sys = |to: &str| own_network && to == "/sys" || with_groups && to == "/sys/fs/cgroup";
+    let is_sys = |to: &str| with_groups && (own_network && to == "/sys" || to == "/sys/fs/cgroup");
     let parts =
         [usual("/proc", &|to| to == "/proc"), usual("/dev", &|to| to.starts_with("/dev")), usual("/sys", &is_sys)];
     parts.into_iter().filter(|usual| !usual.entries.is_empty()).collect()

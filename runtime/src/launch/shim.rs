@@ -23,7 +23,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
@@ -65,9 +65,9 @@ pub(super) fn run(dir: &Path, line: UnixStream, made: Option<spare::Made>) -> ! 
     // The folder is the current one from here on: the socket's path must be short.
     let entered = std::env::set_current_dir(dir)
         .map_err(|error| failure(format!("cannot enter {}: {error}", dir.display())))
-        .and_then(|()| Ok((read_launch()?, deadline()?)));
+        .and_then(|()| Ok((here()?, read_launch()?, deadline()?)));
     let result = match entered {
-        Ok((launch, deadline)) => start(&launch, deadline.as_ref(), made),
+        Ok((here, launch, deadline)) => start(&here, &launch, deadline.as_ref(), made),
         Err(error) => {
             made.into_iter().for_each(spare::Made::end);
             Err(error)
@@ -103,25 +103,37 @@ struct Container {
     network: Option<OwnedFd>,
 }
 
+/// The container's folder, as it is called.
+fn here() -> Result<PathBuf, Failure> {
+    std::env::current_dir().map_err(|error| failure(format!("cannot find the container's folder: {error}")))
+}
+
 fn read_launch() -> Result<Launch, Failure> {
     let bytes = fs::read("launch.json").map_err(|error| failure(format!("cannot read launch.json: {error}")))?;
     serde_json::from_slice(&bytes).map_err(|error| failure(format!("launch.json is malformed: {error}")))
 }
 
 /// Starts it, with what was made ahead if there is such and it suits; with its lease until a time in `deadline`.
-fn start(launch: &Launch, deadline: Option<&File>, made: Option<spare::Made>) -> Result<Container, Failure> {
-    let here =
-        std::env::current_dir().map_err(|error| failure(format!("cannot find the container's folder: {error}")))?;
+fn start(
+    here: &Path,
+    launch: &Launch,
+    deadline: Option<&File>,
+    made: Option<spare::Made>,
+) -> Result<Container, Failure> {
     if let Some(made) = made {
         let mut watcher = None;
         let born = |container: BorrowedFd<'_>| {
             watcher = watched(deadline, container)?;
             Ok(())
         };
-        if let Some(spare::Started { pid, pidfd, group, output, network }) = made.start(&here, launch, born)? {
+        if let Some(spare::Started { pid, pidfd, group, output, network }) = made.start(here, launch, born)? {
             let ends = Ends { output: output.map(Some), input: None, terminal: false };
             let started = Started { pid, pidfd, watcher, ends, questions: None };
             return started.serve_from(group, None, false).map(|container| Container { network, ..container });
+        }
+        // It has ended with what it watched.
+        if let Some(watcher) = &watcher {
+            reap(watcher);
         }
     }
     if overlay::is_the_shims(launch) {
@@ -143,9 +155,9 @@ fn start(launch: &Launch, deadline: Option<&File>, made: Option<spare::Made>) ->
     });
     let external = external.transpose()?;
     if overlay::is_the_shims(launch) {
-        overlay::mount_overlay(launch, &here).map_err(|error| failure(error.to_string()))?;
+        overlay::mount_overlay(launch, here).map_err(|error| failure(error.to_string()))?;
     }
-    let config = Config::load(&here).map_err(|error| failure(error.to_string()))?;
+    let config = Config::load(here).map_err(|error| failure(error.to_string()))?;
     if let Some(external) = external {
         let started = start_by(&external, &config, launch, deadline);
         let serving =
@@ -481,8 +493,10 @@ impl Container {
         if let Some(external) = &self.external {
             external.delete();
         }
-        // Its next life has a group of that name. What is left of it is deleted with the container's folder.
-        let aside = self.group.set_aside(&format!("{}{}", spare::NAME, std::process::id()));
+        // Its next life has a group of that name. What another runtime has left running is found by the name still, and killed, when the
+        // container's folder is deleted.
+        let name = format!("{}{}", spare::NAME, std::process::id());
+        let aside = if self.external.is_some() { None } else { self.group.set_aside(&name) };
         if aside.is_none() {
             drop(self.group.delete_soon());
         }
@@ -491,8 +505,8 @@ impl Container {
             tell(daemon, &Report::Exited(exit));
         }
         self.users.finish(code);
-        // All has been told. What is left takes the kernel as long as a start, and the locks that a start needs. Not what the next life
-        // of the container waits for.
+        // All has been told. What is left takes the kernel as long as a start, and the locks that a start needs. It waits, but not where
+        // the container's next life waits for this process.
         if !self.holds_root && (aside.is_some() || self.network.is_some()) {
             std::thread::sleep(AFTERWARDS);
         }

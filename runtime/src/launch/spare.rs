@@ -1,6 +1,6 @@
 //! Spares: shims made ahead of the containers that they will be the parents of.
 //!
-//! Most of a start is alike for all containers: a shim, namespaces, their cgroup, the mounts of `/dev`, `/sys` and `/sys/fs/cgroup`. The
+//! Most of a start is alike for all containers: a shim, namespaces, their cgroup, the mounts of `/proc`, `/dev` and `/sys`. The
 //! zygote has some shims with all of that ([`crate::oci`]'s `ahead`) wait for a container, of the *kinds* that were asked for lately.
 //!
 //! **States** of a spare: being made → ready (it has said so) → a shim like any other, when the zygote has passed a request on to it.
@@ -21,7 +21,8 @@
 //! shim. The first process of one: the spare starts the container in the ordinary way. One that was killed leaves an empty
 //! cgroup, which this zygote removes when it has found it dead and made another one, or else the next zygote.
 //!
-//! **If one cannot be made** it says why on the daemon's error output, and none is tried before the next window: starts take longer.
+//! **If one cannot be made** it says why on the daemon's error output, where it can, and none is tried before the next window: starts
+//! take longer.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -100,7 +101,7 @@ impl Made {
         Ok(Made { waiting, group, output: [stdout.into(), stderr.into()], network })
     }
 
-    /// Makes it the container of a bundle; none where that is not for it.
+    /// Makes it the container of a bundle; none where it does not suit that, or its first process is dead.
     pub(super) fn start(
         self,
         here: &Path,
@@ -273,7 +274,7 @@ impl Stock {
                 shelf.ready.drain(..shelf.ready.len().saturating_sub(wanted));
                 any |= wanted > 0;
             }
-            // One that takes so long says nothing more.
+            // One that takes so long is given up.
             let stuck = self.making.take_if(|making| now.duration_since(making.since) >= WINDOW);
             self.failed = stuck.is_some();
             self.since = any.then_some(now);

@@ -17,8 +17,8 @@
 //! mounted there; what differs is made as ever.
 //!
 //! **What it is not for** ([`Ahead::suits`]): users of its own, namespaces that are others' but for the network, hooks, terminals,
-//! questions of a filter, limits that cannot be set. Init says so before it has changed anything but its cgroup, and ends; the parent
-//! starts another one.
+//! questions of a filter; nor for limits that cannot be set, or for which the spare cgroup has no controller. Init says so before it has
+//! changed anything but that cgroup, and ends; the parent starts another one.
 //!
 //! **Who writes.** The parent renames the spare cgroup, init sets its limits; on v2, where a group has one name for ever, init makes it.
 //! The parent removes it in any case.
@@ -27,14 +27,16 @@
 //! change. What a network namespace takes from the machine (sysctls) stays as it was then. A path that was not there to be hidden is
 //! looked for again.
 //!
-//! **If one dies.** The parent: init is killed with it. Init: the parent reads the end of the channel with nothing said, which before
-//! `Created` and before the order means that there is none; after the order, that it became the program, or was killed as that.
+//! **If one dies.** The parent: init is killed with it. Init: before `Created` the parent reads the end of the channel, before the order
+//! it cannot write that, and there is none; after the order, the end with nothing said means that it became the program, or was killed
+//! as that.
 
 use std::convert::Infallible;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -52,6 +54,9 @@ use crate::sys;
 
 /// Where mounts are put together, in a mount namespace of its own: a folder that every machine has.
 const PLACE: &str = "/dev";
+
+/// Longer than it takes on any machine that works.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to be made ahead.
 pub(crate) struct Wish<'a> {
@@ -79,8 +84,8 @@ pub(crate) struct Usual {
 }
 
 impl Usual {
-    /// Whether a bundle has the same, with these mounts from the place `at` in its list on, and no other at or below the first of them:
-    /// what is hidden is hidden after all mounts.
+    /// Whether a bundle has the same, with these mounts from the place `at` in its list on, and no other at or below the first of them
+    /// by name: what is hidden is hidden after all mounts.
     pub(super) fn is_at(&self, at: usize, entries: &[Mount], linux: Option<&Linux>) -> bool {
         let top = self.top();
         let others = entries.iter().take(at).chain(entries.iter().skip(at + self.entries.len()));
@@ -151,8 +156,13 @@ impl Waiting {
             sys::Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop(its);
-        let created = match receive(&mut channel) {
-            Ok(Some(Message::Created)) => return Ok(Waiting { pid, pidfd, channel }),
+        // Whoever waits for this process too is not to wait for ever.
+        let limited = channel.set_read_timeout(Some(PATIENCE));
+        let created = match limited.and_then(|()| receive(&mut channel)) {
+            Ok(Some(Message::Created)) => {
+                channel.set_read_timeout(None).map_err(failed)?;
+                return Ok(Waiting { pid, pidfd, channel });
+            }
             Ok(Some(Message::Error(error))) => error,
             Ok(_) => failure("the first process died before it could say why".to_owned()),
             Err(error) => failed(error),
@@ -161,7 +171,7 @@ impl Waiting {
         Err(created)
     }
 
-    /// Has it become the bundle's program: whether it does, and was there and suits the bundle. If not, it is to be ended.
+    /// Makes it the bundle's program. Whether it became that: not if it was dead or does not suit, and then it is to be ended.
     pub(crate) fn start(&mut self, order: &Order) -> Result<bool, Failure> {
         let failed = |error: std::io::Error| failure(format!("cannot hear from the first process: {error}"));
         if self.channel.write_all(&framed(order)).is_err() {
@@ -169,12 +179,15 @@ impl Waiting {
             return Ok(false);
         }
         loop {
-            match receive(&mut self.channel).map_err(failed)? {
-                None => return Ok(true),
-                Some(Message::Unsuited) => return Ok(false),
-                Some(Message::Error(error)) => return Err(error),
+            match receive(&mut self.channel) {
+                Ok(None) => return Ok(true),
+                Ok(Some(Message::Unsuited)) => return Ok(false),
+                Ok(Some(Message::Error(error))) => return Err(error),
                 // Warnings: the daemon's bundles ask for nothing that a node has not looked at before it bid.
-                Some(_) => {}
+                Ok(Some(_)) => {}
+                // The same, a moment later: it has not read all that it was told.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(false),
+                Err(error) => return Err(failed(error)),
             }
         }
     }
