@@ -29,22 +29,18 @@ fn spares(host: &Host) -> BTreeSet<u32> {
     host.cgroups.processes().into_iter().filter(|pid| name(pid).trim() == "moyai-spare").collect()
 }
 
-/// Waits until there are some that are ready: each has a first process by then.
-fn wait_for_spares(host: &Host) -> BTreeSet<u32> {
-    let is_ready = |pid: &u32| {
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        children.split_whitespace().count() == 1
-    };
-    wait_for("spares", PATIENCE, || {
-        let all = spares(host);
-        (all.len() >= 2 && all.iter().all(is_ready)).then_some(all)
-    })
+/// The processes that it has started.
+fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
 }
 
-fn parent(pid: u32) -> u32 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
-    let line = text.lines().find_map(|line| line.strip_prefix("PPid:")).expect("its parent");
-    line.trim().parse().expect("a number")
+/// Waits until there are some that are ready: each has a first process by then.
+fn wait_for_spares(host: &Host) -> BTreeSet<u32> {
+    wait_for("spares", PATIENCE, || {
+        let all = spares(host);
+        (all.len() >= 2 && all.iter().all(|pid| children(*pid).len() == 1)).then_some(all)
+    })
 }
 
 fn one_host(options: &[&str]) -> Lab {
@@ -68,7 +64,7 @@ fn shim_of(host: &Host, name: &str, options: &[&str]) -> u32 {
     host.moyai(&[&["run", "-d", "--name", name], options, &["alpine", "sleep", "1000"]].concat()).ok();
     wait_for("it to run", PATIENCE, || (host.workload(name)?["state"] == "running").then_some(()));
     let id = host.workload(name).expect("a workload")["id"].as_str().expect("an id").to_owned();
-    parent(host.container(&id).pid)
+    host.container(&id).status("PPid").parse().expect("a number")
 }
 
 #[test]
@@ -174,11 +170,7 @@ fn spares_that_are_killed_are_missed_by_nobody_and_none_outlives_the_daemon() {
     host.moyai(&["run", "--rm", "alpine", "echo", "ran"]).ok().says("ran");
     // The first processes of some alone: whoever has one left starts it anew.
     let there = wait_for_spares(host);
-    let children = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let firsts: Vec<u32> = there
-        .iter()
-        .flat_map(|pid| children(pid).split_whitespace().map(|pid| pid.parse().expect("a number")).collect::<Vec<_>>())
-        .collect();
+    let firsts: Vec<u32> = there.iter().flat_map(|pid| children(*pid)).collect();
     assert_eq!(firsts.len(), there.len());
     signal("KILL", &firsts);
     let shim = shim_of(host, "anew", &["--init"]);

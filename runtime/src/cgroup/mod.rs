@@ -82,8 +82,8 @@ pub(crate) struct Planned<'a> {
     settings: Vec<settings::Setting>,
     /// Of v1.
     inner: Option<Cgroup>,
-    /// Who may use what is written down already, of what was a [`Spare`].
-    rules: Option<Vec<devices::Rule>>,
+    /// It was a [`Spare`]: it is there, and the usual devices may be used.
+    was_spare: bool,
 }
 
 /// A group of v1 that is made before it is known whose it will be. One of v2 has one name for ever (cgroups(7)).
@@ -149,7 +149,7 @@ impl<'a> Planned<'a> {
             resources,
             settings,
             inner,
-            rules: None,
+            was_spare: false,
         };
         if is_rootless() {
             return planned(false, Vec::new(), Vec::new(), None);
@@ -173,7 +173,7 @@ impl<'a> Planned<'a> {
         if settings.iter().any(|setting| group.dir(setting.controller).is_none()) {
             return None;
         }
-        Some(Planned { group, path, resources, settings, inner: None, rules: Some(devices::rules(&[])) })
+        Some(Planned { group, path, resources, settings, inner: None, was_spare: true })
     }
 
     /// Makes it and sets its limits. When that fails it may be there in part: [`Group::delete`] removes it.
@@ -182,13 +182,14 @@ impl<'a> Planned<'a> {
         let failed = |reason: String| CgroupError::Create { path: self.path.to_owned(), reason };
         if let Some(inner) = &self.inner {
             inner.create().map_err(|error| failed(describe(&error)))?;
-        } else if self.rules.is_none() {
+        } else if !self.was_spare {
             // An ordinary user's has no folder.
             let made = group.dirs.iter().try_for_each(|dir| make_v2(dir, &self.settings));
             made.map_err(|error| failed(error.to_string()))?;
         }
         self.settings.iter().try_for_each(|setting| group.set(setting))?;
-        group.limit_devices(self.resources, self.rules.as_deref())
+        let rules = devices::rules(self.resources.and_then(|it| it.devices().as_deref()).unwrap_or_default());
+        if self.was_spare && rules == devices::rules(&[]) { Ok(()) } else { group.limit_devices(&rules) }
     }
 
     /// What it will be, or is in part.
@@ -390,18 +391,9 @@ impl Group {
         self.v2 && controller != "cgroup" && !self.dirs.first().is_some_and(|dir| has(dir))
     }
 
-    /// Where there are not these rules already.
-    fn limit_devices(
-        &self,
-        resources: Option<&LinuxResources>,
-        there: Option<&[devices::Rule]>,
-    ) -> Result<(), CgroupError> {
-        let rules = devices::rules(resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default());
-        if there == Some(&rules) {
-            return Ok(());
-        }
+    fn limit_devices(&self, rules: &[devices::Rule]) -> Result<(), CgroupError> {
         let Some(dir) = self.dir("devices") else { return Ok(()) };
-        let limited = if self.v2 { devices::attach(dir, &rules) } else { devices::write(dir, &rules) };
+        let limited = if self.v2 { devices::attach(dir, rules) } else { devices::write(dir, rules) };
         limited.map_err(CgroupError::Devices)
     }
 }

@@ -89,7 +89,7 @@ impl Kind {
     }
 
     fn of(byte: u8) -> Kind {
-        [Kind::Alone, Kind::Joined].into_iter().find(|kind| kind.byte() == byte).unwrap_or(Kind::Other)
+        spare::KINDS.into_iter().find(|kind| kind.byte() == byte).unwrap_or(Kind::Other)
     }
 }
 

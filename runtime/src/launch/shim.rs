@@ -32,8 +32,7 @@ use nix::sched::CloneFlags;
 
 use super::attach::{Users, Wait};
 use super::external::External;
-use super::spare;
-use super::{lease, overlay};
+use super::{lease, overlay, spare};
 use crate::cgroup::{Group, Planned};
 use crate::container::{Exit, Failure, Launch, LogWriter, Report, Stream, open_deadline};
 use crate::oci::{self, Config, Job, Stdio, failure, reap};
@@ -126,8 +125,7 @@ fn start(
             watcher = watched(deadline, container)?;
             Ok(())
         };
-        if let Some(spare::Started { pid, pidfd, group, output, network }) = made.start(here, launch, born)? {
-            let ends = Ends { output: output.map(Some), input: None, terminal: false };
+        if let Some(spare::Started { pid, pidfd, group, ends, network }) = made.start(here, launch, born)? {
             let started = Started { pid, pidfd, watcher, ends, questions: None };
             return started.serve_from(group, None, false).map(|container| Container { network, ..container });
         }
@@ -211,14 +209,14 @@ impl Started {
 }
 
 /// This side of what a container reads and writes.
-struct Ends {
+pub(super) struct Ends {
     output: [Option<File>; 2],
     input: Option<File>,
     terminal: bool,
 }
 
 /// Pipes for its input, if it has one, and its output: this side, and the container's.
-fn pipes(input: bool) -> Result<(Ends, Option<OwnedFd>, [OwnedFd; 2]), Failure> {
+pub(super) fn pipes(input: bool) -> Result<(Ends, Option<OwnedFd>, [OwnedFd; 2]), Failure> {
     let pipe = || {
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
             .map_err(|error| failure(format!("cannot make a pipe: {error}")))

@@ -36,6 +36,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::unistd::ForkResult;
 
+use super::shim::Ends;
 use super::{Kind, MAX_REQUEST, READY, Request, overlay, pass, receive, request, shim};
 use crate::cgroup::{Group, Planned, Spare as SpareGroup};
 use crate::container::{Failure, Launch, usual};
@@ -60,13 +61,13 @@ const SHARE: u64 = 128;
 pub(super) const NAME: &str = "moyai-spare-";
 
 /// The kinds of which there are spares.
-const KINDS: [Kind; 2] = [Kind::Alone, Kind::Joined];
+pub(super) const KINDS: [Kind; 2] = [Kind::Alone, Kind::Joined];
 
 /// What a spare has.
 pub(super) struct Made {
     waiting: Waiting,
     group: Option<SpareGroup>,
-    output: [File; 2],
+    ends: Ends,
     /// Its network namespace, if that is its own.
     network: Option<OwnedFd>,
 }
@@ -76,29 +77,25 @@ pub(super) struct Started {
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
     pub(super) group: Group,
-    pub(super) output: [File; 2],
+    pub(super) ends: Ends,
     pub(super) network: Option<OwnedFd>,
 }
 
 impl Made {
     fn new(kind: Kind) -> Result<Made, Failure> {
-        let pipe = || {
-            let pipe = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC);
-            pipe.map_err(|error| failure(format!("cannot make a pipe: {error}")))
-        };
-        let ((stdout, stdout_inside), (stderr, stderr_inside)) = (pipe()?, pipe()?);
+        let (ends, _, inside) = shim::pipes(false)?;
         let group = SpareGroup::make(&format!("{NAME}{}", std::process::id()));
         let group = group.map_err(|error| failure(error.to_string()))?;
         let waiting = Waiting::make(&Wish {
             network: kind == Kind::Alone,
             mounts: usual(kind == Kind::Alone, group.is_some()),
             group: group.as_ref().map(SpareGroup::group),
-            output: [stdout_inside.as_raw_fd(), stderr_inside.as_raw_fd()],
+            output: inside.each_ref().map(AsRawFd::as_raw_fd),
             root: &mount_root,
         });
         let waiting = waiting.inspect_err(|_| group.iter().for_each(|group| drop(group.group().delete_soon())))?;
         let network = if kind == Kind::Alone { waiting.network().ok() } else { None };
-        Ok(Made { waiting, group, output: [stdout.into(), stderr.into()], network })
+        Ok(Made { waiting, group, ends, network })
     }
 
     /// Makes it the container of a bundle; none where it does not suit that, or its first process is dead.
@@ -112,7 +109,7 @@ impl Made {
             self.end();
             return Ok(None);
         }
-        let Made { mut waiting, group, output, network } = self;
+        let Made { mut waiting, group, ends, network } = self;
         let group = match group.map(|group| group.rename(&launch.cgroup)).transpose() {
             Ok(group) => group.unwrap_or_else(|| Planned::new(&launch.cgroup, None).into_group()),
             Err(group) => {
@@ -127,7 +124,7 @@ impl Made {
             Err(error) => Err(error),
         };
         if matches!(started, Ok(true)) {
-            return Ok(Some(Started { pid: waiting.pid, pidfd: waiting.pidfd, group, output, network }));
+            return Ok(Some(Started { pid: waiting.pid, pidfd: waiting.pidfd, group, ends, network }));
         }
         waiting.end();
         drop(group.delete_soon());

@@ -98,13 +98,13 @@ impl Namespaces {
     }
 
     /// Where the parent goes back to when it has cloned the first process, after entering what that is to be in.
-    pub(super) fn enter_network(&self) -> Result<Option<Home>, Failure> {
+    pub(super) fn enter_network(&self) -> Result<Option<OwnedFd>, Failure> {
         if self.joined.is_empty() || self.needs_usher() {
             return Ok(None);
         }
-        let home = Home::of(libc::CLONE_NEWNET as u64);
+        let home = File::open("/proc/self/ns/net");
         let home = home.map_err(|error| failure(format!("cannot find this process's network namespace: {error}")))?;
-        self.join().map(|()| Some(home))
+        self.join().map(|()| Some(home.into()))
     }
 
     /// Enters those that exist.
@@ -117,23 +117,10 @@ impl Namespaces {
     }
 }
 
-/// Namespaces of this process, to go back to.
-pub(super) struct Home(Vec<(u64, OwnedFd)>);
-
-impl Home {
-    /// Those of these kinds, as they are now.
-    pub(super) fn of(kinds: u64) -> std::io::Result<Home> {
-        let open = |kind| File::open(format!("/proc/self/ns/{}", file_name(kind))).map(|file| (kind, file.into()));
-        KINDS.into_iter().filter(|kind| kinds & kind != 0).map(open).collect::<Result<_, _>>().map(Home)
-    }
-
-    /// Goes back to them.
-    pub(super) fn enter(&self) -> Result<(), Failure> {
-        self.0.iter().try_for_each(|(kind, fd)| {
-            sys::enter_namespaces(fd.as_fd(), *kind)
-                .map_err(|error| failure(format!("cannot go back to the {} namespace: {error}", file_name(*kind))))
-        })
-    }
+/// Goes back to a network namespace of this process's own.
+pub(super) fn leave_network(home: &OwnedFd) -> Result<(), Failure> {
+    sys::enter_namespaces(home.as_fd(), libc::CLONE_NEWNET as u64)
+        .map_err(|error| failure(format!("cannot go back to the net namespace: {error}")))
 }
 
 /// Makes a time namespace for this process's children, whose clocks are off by what the spec says.

@@ -198,15 +198,13 @@ impl Plan<'_> {
         if let Some(mount_root) = self.mount_root {
             mount_root()?;
             self.sources.enter_proc()?;
-            let fd = open(self.root, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-            return Ok(Rootfs { root: self.root.to_owned(), fd, among_others: false });
+            return Rootfs::at(self.root);
         }
-        let mut fd = open(self.root, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let fd = open(self.root, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         // Only a mount can become a root, and of a namespace with users of its own only one that was made there.
         let tree = sys::clone_mount(fd.as_fd(), true).step("bind", self.root)?;
         sys::attach_mount(tree.as_fd(), fd.as_fd()).step("bind", self.root)?;
-        fd = open(self.root, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-        Ok(Rootfs { root: self.root.to_owned(), fd, among_others: false })
+        Rootfs::at(self.root)
     }
 
     /// The same where others live too. What comes to those who follow their mounts goes with it, since nothing is mounted inside that is

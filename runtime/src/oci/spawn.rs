@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ahead::Ahead;
 use super::init::Init;
-use super::namespaces::{self, Home, Namespaces};
+use super::namespaces::{self, Namespaces};
 use super::others::MountId;
 use super::process::{self, Listener, Unstarted};
 use super::rootfs::{RootfsError, Sources};
@@ -201,7 +201,7 @@ pub(crate) fn spawn(job: &Job<'_>) -> Result<Spawned, Failure> {
             init.run(its)
         }
         // Before anything else is started. The first process waits for this one's word.
-        let back = network.as_ref().map_or(Ok(()), Home::enter);
+        let back = network.as_ref().map_or(Ok(()), namespaces::leave_network);
         match cloned.map_err(failed)? {
             sys::Cloned::Child => unreachable!("it goes on elsewhere"),
             sys::Cloned::Parent { pid, pidfd } => {
