@@ -20,6 +20,7 @@ pub mod exec;
 mod external;
 mod input;
 mod lease;
+mod mounts;
 mod overlay;
 mod shim;
 mod spare;

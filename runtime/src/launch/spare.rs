@@ -11,8 +11,10 @@
 //! is not much older. They are made one at a time, when it has been quiet for [`QUIET`]; a request that finds none is served by a fork
 //! of the zygote, as if there were no spares.
 //!
-//! **What they have seen.** A spare's first process has the machine's mounts as they were when it was made: when they change, the zygote
-//! does away with all spares, before it looks at the next request, and makes others when nothing has changed for [`SETTLED`].
+//! **What they have seen.** A spare's first process has the machine's mounts as they were when it was made ([`Mounts`]). Before the zygote
+//! looks at a request it hears whether they have changed. If one of them has gone or is another, it does away with all spares, which
+//! would hold it; while there are others too, it gives none away. They are of use again when what came has gone, as it does where other
+//! runtimes start containers; if it stays for [`SETTLED`], others are made instead.
 //!
 //! **Who writes.** The zygote alone counts. A spare hears of nothing but its own request, over a socket of its own.
 //!
@@ -25,7 +27,7 @@
 //! take longer.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -36,6 +38,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::unistd::ForkResult;
 
+use super::mounts::{Mounts, Watch};
 use super::shim::Ends;
 use super::{Kind, MAX_REQUEST, READY, Request, overlay, pass, receive, request, shim};
 use crate::cgroup::{Group, Planned, Spare as SpareGroup};
@@ -181,14 +184,18 @@ struct Making {
 
 /// What the zygote has.
 pub(super) struct Stock {
-    /// The machine's mounts, which the kernel says have changed (proc(5), /proc/pid/mountinfo). Without them there are no spares.
-    mounts: Option<File>,
+    /// Where it hears that the machine's mounts have changed; without that there are no spares.
+    watch: Option<Watch>,
+    /// The mounts that all spares have seen, where they can be told from others.
+    seen: Option<Mounts>,
+    /// Whether the machine has just those.
+    settled: bool,
     most: usize,
     shelves: [Shelf; KINDS.len()],
     making: Option<Making>,
     /// When this window began, while anything was asked for in it or the last one.
     since: Option<Instant>,
-    /// Until when the requests so far keep the machine busy.
+    /// Until when the machine is busy with the requests so far, or with its mounts.
     busy: Instant,
     /// When the machine's mounts last changed.
     changed: Option<Instant>,
@@ -202,12 +209,14 @@ impl Stock {
     pub(super) fn new() -> Stock {
         SpareGroup::sweep(NAME);
         let room = usize::try_from(host::capacity().memory / SHARE / BYTES).unwrap_or(MOST);
-        let mounts = File::open("/proc/self/mountinfo").ok();
+        let watch = Watch::open().ok();
         // An ordinary user's containers have no cgroups, and few of them start at once.
-        let most = if is_rootless() || mounts.is_none() { 0 } else { room.min(MOST) };
+        let most = if is_rootless() || watch.is_none() { 0 } else { room.min(MOST) };
         let busy = Instant::now();
         Stock {
-            mounts,
+            watch,
+            seen: None,
+            settled: false,
             most,
             shelves: Default::default(),
             making: None,
@@ -228,14 +237,14 @@ impl Stock {
                 PollTimeout::try_from(left.as_millis() as i32 + 1).unwrap_or(PollTimeout::MAX)
             });
             let making = self.making.as_ref().map(|making| making.socket.as_fd());
-            let mounts = self.mounts.as_ref().map(File::as_fd);
+            // Not where there are none to have seen anything.
+            let mounts = self.since.and(self.watch.as_ref()).map(Watch::as_fd);
             let waited =
                 [(Some(socket.as_fd()), PollFlags::POLLIN), (making, PollFlags::POLLIN), (mounts, PollFlags::POLLPRI)];
             let came = wait_for(waited, timeout)?;
             if came[2] {
                 // Before what came is given to one that has not seen it.
-                self.clear();
-                self.changed = Some(Instant::now());
+                self.compare();
             } else if came[1] {
                 self.made();
             }
@@ -259,6 +268,28 @@ impl Stock {
         }
     }
 
+    /// The machine's mounts have changed.
+    fn compare(&mut self) {
+        let there = self.watch.as_mut().and_then(Watch::read);
+        self.settled = self.seen.is_some() && self.seen == there;
+        if !self.seen.as_ref().zip(there.as_ref()).is_some_and(|(seen, there)| seen.are_in(there)) {
+            self.shelves.iter_mut().for_each(|shelf| shelf.ready.clear());
+        }
+        let now = Instant::now();
+        self.changed = Some(now);
+        // What it sees nobody knows. The next one is not tried at once, or mounts that come and go all the time would keep this busy.
+        if self.making.take().is_some() {
+            self.busy = self.busy.max(now + SETTLED);
+        }
+    }
+
+    /// Does with the machine's mounts as they are now.
+    fn settle(&mut self) {
+        self.clear();
+        self.seen = self.watch.as_mut().and_then(Watch::read);
+        self.settled = true;
+    }
+
     /// Begins what is due at `now`; for how long nothing more is.
     fn tick(&mut self, now: Instant) -> Option<Duration> {
         let since = self.since?;
@@ -278,13 +309,19 @@ impl Stock {
             return self.tick(now);
         }
         let rest = WINDOW - now.duration_since(since);
+        if !self.settled {
+            let due = self.changed.map_or(now, |changed| changed + SETTLED);
+            if now < due {
+                return Some(rest.min(due - now));
+            }
+            self.settle();
+        }
         let there: usize = self.shelves.iter().map(|shelf| shelf.ready.len()).sum();
         let lacking = self.shelves.iter().position(|shelf| shelf.lacks(self.most));
         let Some(at) = lacking.filter(|_| self.making.is_none() && !self.failed && there < self.most) else {
             return Some(rest);
         };
-        let settled = self.changed.map_or(now, |changed| changed + SETTLED);
-        let due = settled.max(self.busy + QUIET);
+        let due = self.busy + QUIET;
         if now < due {
             return Some(rest.min(due - now));
         }
@@ -319,7 +356,7 @@ impl Stock {
     /// In a child of the zygote: closes what is not its own.
     pub(super) fn leave(&mut self) {
         self.clear();
-        self.mounts = None;
+        self.watch = None;
     }
 
     /// Gives a request to a spare, if there is one.
@@ -331,6 +368,9 @@ impl Stock {
         };
         shelf.asked += 1;
         self.since.get_or_insert(now);
+        if !self.settled {
+            return false;
+        }
         while let Some(spare) = shelf.ready.pop_front() {
             if pass(&spare, request, line).is_ok() {
                 return true;
