@@ -160,6 +160,95 @@ fn what_the_machine_mounts_later_is_there() {
 }
 
 #[test]
+fn mounts_that_come_and_go_leave_the_spares() {
+    // Before Linux 6.8 one mount cannot be told from another in the same place.
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    if (numbers.next(), numbers.next()) < (Some(6), Some(8)) {
+        return eprintln!("Linux {release} has no listmount(2)");
+    }
+    let lab = Lab::new(1);
+    let [host] = lab.hosts();
+    let folder = lab.folder().join("later");
+    fs::create_dir(&folder).expect("a folder");
+    let folder = folder.to_str().expect("ASCII");
+    host.moyai(&["init", "--offer", folder]).ok();
+    host.load(&images::alpine());
+    let daemon = host.daemon().to_string();
+    let inside = |args: &[&str]| host.run("nsenter", &[&["--mount", "--target", &daemon, "--"], args].concat()).ok();
+    let mounts = |options: &str| inside(&["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]);
+    let unmounts = || inside(&["umount", folder]);
+    let mount = format!("{folder}:/later");
+    let sees = |script: &str| host.moyai(&["run", "--rm", "-v", &mount, "alpine", "sh", "-c", script]);
+    host.moyai(&["run", "--rm", "alpine", "true"]).ok();
+    let there = wait_for_spares(host);
+    mounts("size=1m");
+    // It is there from no spare.
+    sees("df /later").ok().says("1024");
+    assert!(there.is_subset(&spares(host)), "{there:?} did not stay: {:?}", spares(host));
+    unmounts();
+    let shim = shim_of(host, "after", &[]);
+    assert!(there.contains(&shim), "{shim} is none of {there:?}");
+    host.moyai(&["rm", "after"]).ok();
+    // One that stays is in the next ones.
+    mounts("size=2m");
+    wait_for("others", PATIENCE, || (spares(host).is_disjoint(&there)).then_some(()));
+    let there = wait_for_spares(host);
+    sees("df /later").ok().says("2048");
+    assert!(!there.is_subset(&spares(host)), "{there:?} are all there");
+    // Another one in its place, which is written as it was; and one of other options.
+    let there = wait_for_spares(host);
+    inside(&["touch", &format!("{folder}/old")]);
+    inside(&["sh", "-c", &format!("umount {folder} && mount -t tmpfs -o size=2m tmpfs {folder}")]);
+    assert_eq!(sees("ls /later").ok().stdout, "");
+    wait_for("others", PATIENCE, || (spares(host).is_disjoint(&there)).then_some(()));
+    wait_for_spares(host);
+    inside(&["mount", "-o", "remount,bind,ro", folder]);
+    sees("touch /later/new || true").ok().says("Read-only");
+}
+
+#[test]
+fn what_is_left_of_a_container_is_gone_before_its_next_life() {
+    let lab = one_host(&[]);
+    let [host] = lab.hosts();
+    // Whose mounts the shims have hold of, as they call them.
+    let held = || -> BTreeSet<PathBuf> {
+        let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let shims = host.cgroups.processes().into_iter().filter(|pid| name(pid).trim() == "moyai-shim");
+        let opened = shims.flat_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten());
+        let links = opened.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("mnt:")).collect()
+    };
+    for (warm, options) in [(false, &[][..]), (true, &[]), (true, &["--shm-size", "8m"])] {
+        if warm {
+            wait_for_spares(host);
+        }
+        let script = "echo life >> /lives; exec sleep 1000";
+        let run = ["run", "-d", "--name", "web", "--restart", "always"];
+        host.moyai(&[&run[..], options, &["alpine", "sh", "-c", script]].concat()).ok();
+        wait_for("it to run", PATIENCE, || (host.workload("web")?["state"] == "running").then_some(()));
+        let id = host.workload("web").expect("a workload")["id"].as_str().expect("an id").to_owned();
+        // Sooner than what is left goes by itself.
+        for restarts in 1..3 {
+            let before = held();
+            // One with memory of its own has them go when it ends.
+            assert_eq!(before.len(), usize::from(options.is_empty()), "{options:?}");
+            signal("KILL", &[host.container(&id).pid]);
+            wait_for("its restart", PATIENCE, || {
+                let row = host.workload("web")?;
+                (row["restarts"].as_u64() >= Some(restarts) && row["state"] == "running").then_some(())
+            });
+            let after = held();
+            assert!(after.is_disjoint(&before), "{after:?} of {before:?}");
+            let lives = restarts + 1;
+            host.moyai(&["exec", "web", "wc", "-l", "/lives"]).ok().says(&lives.to_string());
+        }
+        host.moyai(&["rm", "web"]).ok();
+        wait_for("what is left of it to go", PATIENCE, || held().is_empty().then_some(()));
+    }
+}
+
+#[test]
 fn spares_that_are_killed_are_missed_by_nobody_and_none_outlives_the_daemon() {
     let lab = one_host(&[]);
     let [host] = lab.hosts();

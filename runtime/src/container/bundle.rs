@@ -257,6 +257,7 @@ pub fn write(dir: &Path, image: &Runnable, request: &Request) -> Result<(), Bund
         input: request.input,
         runtime: request.runtime.clone(),
         storage: request.storage,
+        lingers: request.puts.is_empty() && request.devices.is_empty() && request.shm_size.is_none(),
     };
     let files: [(&str, Vec<u8>); 5] = [
         ("config.json", serde_json::to_vec(&spec).expect("a spec is plain data")),

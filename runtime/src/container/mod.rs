@@ -8,6 +8,7 @@
 //!                   log, log.1 …   what it wrote, in the CRI format
 //!                   deadline       until when it may run, by the boot clock; only of what runs by a lease
 //!                   shim.sock      where a later daemon finds the shim
+//!                   last.sock      where the next life finds the shim of the last one, while that holds its mounts
 //!                   exit.json      how it ended, written before anybody is told
 //! ```
 //!
@@ -58,6 +59,9 @@ pub struct Launch {
     /// Bytes of the disk that its writable layer has to itself.
     #[serde(default)]
     pub storage: Option<u64>,
+    /// Its mounts may stay for a moment after its end: they hold no folder of the machine, and little memory.
+    #[serde(default)]
+    pub lingers: bool,
 }
 
 /// How many ids a strict sandbox has.

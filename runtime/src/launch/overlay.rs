@@ -1,8 +1,10 @@
 //! The overlay that a container's root file system is: mounted by its first process, which takes it along when it ends, or by its shim.
 
 use std::fs;
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -10,12 +12,15 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 
-use super::disk;
+use super::{disk, shim};
 use crate::container::{IDS, Launch, OPEN_ROOT};
 use crate::lazy;
 use crate::oci::{RootfsError, Step, user_namespace};
 use crate::store::ImageFile;
 use crate::sys::{self, MountChange};
+
+/// Longer than anybody holds what is left of a container.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
@@ -29,6 +34,7 @@ pub(super) fn is_the_shims(launch: &Launch) -> bool {
 /// Mounts the overlay of the container whose folder is `here`, on its `rootfs`, in this process's mount namespace, which is nobody
 /// else's. The current folder is that one afterwards.
 pub(super) fn mount_overlay(launch: &Launch, here: &Path) -> Result<(), RootfsError> {
+    wait_for_last_life(here);
     let shown = |path: &Path| path.display().to_string().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
     let layers = match (&launch.file, launch.shifted_by) {
         (Some(file), base) => vec![image(file, here, base)?],
@@ -79,6 +85,18 @@ pub(super) fn mount_overlay(launch: &Launch, here: &Path) -> Result<(), RootfsEr
     }
     std::env::set_current_dir(here).step("enter", here)?;
     mounted.step("mount the overlay on", &target)
+}
+
+/// Waits until the shim of the container's last life has let go of its mounts: the kernel wants no two overlays with one writable layer.
+fn wait_for_last_life(here: &Path) {
+    let socket = here.join(shim::LAST);
+    if socket.exists()
+        && let Ok(mut line) = sys::connect(&socket)
+        && line.set_read_timeout(Some(PATIENCE)).is_ok()
+    {
+        // It says nothing, and ends.
+        let _ended = line.read(&mut [0]);
+    }
 }
 
 /// The layers as they are owned in a sandbox whose root is `base`, mounted below the container's folder in this mount

@@ -9,7 +9,8 @@
 //! same from the file. On the disk it is waited for only where no daemon hears it: one that does writes it down itself before
 //! it tells others, and to lose the power in between is to have lost it before the end. Before anybody is told the cgroup has gone, or
 //! has another name: the container's next life has one of its own. What nobody waits for goes [`AFTERWARDS`]: that cgroup, a network
-//! namespace, this process.
+//! namespace, mounts that hold nothing of others', this process. The next life, which has the same writable layer, has the mounts go at
+//! once: it finds this process at [`LAST`], which closes then.
 //!
 //! **Leases.** A container whose folder has a `deadline` is killed at that time, by a process that does nothing else (see
 //! [`super::lease`]). The daemon moves the deadline as the lease is renewed; a daemon that is dead, stopped or cut off from
@@ -41,6 +42,9 @@ use crate::sys;
 
 /// What it is called.
 pub(super) const NAME: &CStr = c"moyai-shim";
+/// Its socket, and the same while it holds the mounts of a container that has ended.
+const SOCKET: &str = "shim.sock";
+pub(super) const LAST: &str = "last.sock";
 const MAX_CLIENTS: usize = 8;
 /// How long after the end of a container what nobody waits for is taken away.
 const AFTERWARDS: Duration = Duration::from_millis(500);
@@ -98,8 +102,26 @@ struct Container {
     external: Option<External>,
     /// Its root is mounted in this process's mount namespace too.
     holds_root: bool,
-    /// Its network namespace: to take one down is the longest of what is to be done after a container.
-    network: Option<OwnedFd>,
+    /// What is left of it afterwards.
+    left: Namespaces,
+}
+
+/// Namespaces of a container that stay for a moment after its end: to take them down is the longest of what is to be done then.
+#[derive(Default)]
+pub(super) struct Namespaces {
+    pub(super) network: Option<OwnedFd>,
+    pub(super) mounts: Option<OwnedFd>,
+}
+
+impl Namespaces {
+    /// Takes hold of those of the first process. Without one it ends with the container.
+    pub(super) fn of(pid: i32, network: bool, mounts: bool) -> Namespaces {
+        let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).ok().map(OwnedFd::from);
+        Namespaces {
+            network: if network { open("net") } else { None },
+            mounts: if mounts { open("mnt") } else { None },
+        }
+    }
 }
 
 /// The container's folder, as it is called.
@@ -125,9 +147,9 @@ fn start(
             watcher = watched(deadline, container)?;
             Ok(())
         };
-        if let Some(spare::Started { pid, pidfd, group, ends, network }) = made.start(here, launch, born)? {
+        if let Some(spare::Started { pid, pidfd, group, ends, left }) = made.start(here, launch, born)? {
             let started = Started { pid, pidfd, watcher, ends, questions: None };
-            return started.serve_from(group, None, false).map(|container| Container { network, ..container });
+            return started.serve_from(group, None, false).map(|container| Container { left, ..container });
         }
         // It has ended with what it watched.
         if let Some(watcher) = &watcher {
@@ -169,7 +191,9 @@ fn start(
             let group = planned.into_group();
             // It lies in pages that the first process has too: to give it back would copy them.
             std::mem::forget(config);
-            started.serve_from(group, None, overlay::is_the_shims(launch))
+            let holds_root = overlay::is_the_shims(launch);
+            let left = Namespaces::of(started.pid, false, launch.lingers && !holds_root);
+            started.serve_from(group, None, holds_root).map(|container| Container { left, ..container })
         }
         Err(error) => {
             drop(planned.group().delete());
@@ -189,7 +213,7 @@ struct Started {
 impl Started {
     fn serve_from(self, group: Group, external: Option<External>, holds_root: bool) -> Result<Container, Failure> {
         let failed = |error: io::Error| failure(format!("cannot listen in the container's folder: {error}"));
-        let listener = UnixListener::bind("shim.sock").map_err(failed)?;
+        let listener = UnixListener::bind(SOCKET).map_err(failed)?;
         let Started { pid, pidfd, watcher, ends: Ends { output, input, terminal }, questions } = self;
         let users = Users::listen(input, terminal).map_err(failed)?;
         Ok(Container {
@@ -203,7 +227,7 @@ impl Started {
             users,
             external,
             holds_root,
-            network: None,
+            left: Namespaces::default(),
         })
     }
 }
@@ -485,7 +509,7 @@ impl Container {
         log.finish();
         let exit = Exit { code, out_of_memory: self.group.oom_kills() > 0 };
         let written = write_exit(&exit, daemons.is_empty());
-        drop(fs::remove_file("shim.sock"));
+        drop(if self.left.mounts.is_some() { fs::rename(SOCKET, LAST) } else { fs::remove_file(SOCKET) });
         // Before anybody is told: the next life of it has one of that name.
         self.users.close();
         if let Some(external) = &self.external {
@@ -505,13 +529,20 @@ impl Container {
         self.users.finish(code);
         // All has been told. What is left takes the kernel as long as a start, and the locks that a start needs. It waits, but not where
         // the container's next life waits for this process.
-        if !self.holds_root && (aside.is_some() || self.network.is_some()) {
+        let Namespaces { network, mounts } = self.left;
+        if mounts.is_some() {
+            let newcomer = PollFd::new(self.listener.as_fd(), PollFlags::POLLIN);
+            let _woken = poll(&mut [newcomer], AFTERWARDS.as_millis() as u16);
+            drop(mounts);
+            drop(fs::remove_file(LAST));
+            drop(self.listener);
+        } else if !self.holds_root && (aside.is_some() || network.is_some()) {
             std::thread::sleep(AFTERWARDS);
         }
         if let Some(group) = aside {
             drop(group.delete_soon());
         }
-        drop(self.network);
+        drop(network);
         i32::from(written.is_err())
     }
 }

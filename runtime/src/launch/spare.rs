@@ -39,7 +39,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use nix::unistd::ForkResult;
 
 use super::mounts::{Mounts, Watch};
-use super::shim::Ends;
+use super::shim::{Ends, Namespaces};
 use super::{Kind, MAX_REQUEST, READY, Request, overlay, pass, receive, request, shim};
 use crate::cgroup::{Group, Planned, Spare as SpareGroup};
 use crate::container::{Failure, Launch, usual};
@@ -71,8 +71,7 @@ pub(super) struct Made {
     waiting: Waiting,
     group: Option<SpareGroup>,
     ends: Ends,
-    /// Its network namespace, if that is its own.
-    network: Option<OwnedFd>,
+    left: Namespaces,
 }
 
 /// A container that was made of it.
@@ -81,7 +80,7 @@ pub(super) struct Started {
     pub(super) pidfd: OwnedFd,
     pub(super) group: Group,
     pub(super) ends: Ends,
-    pub(super) network: Option<OwnedFd>,
+    pub(super) left: Namespaces,
 }
 
 impl Made {
@@ -97,8 +96,8 @@ impl Made {
             root: &mount_root,
         });
         let waiting = waiting.inspect_err(|_| group.iter().for_each(|group| drop(group.group().delete_soon())))?;
-        let network = if kind == Kind::Alone { waiting.network().ok() } else { None };
-        Ok(Made { waiting, group, ends, network })
+        let left = Namespaces::of(waiting.pid, kind == Kind::Alone, true);
+        Ok(Made { waiting, group, ends, left })
     }
 
     /// Makes it the container of a bundle; none where it does not suit that, or its first process is dead.
@@ -112,7 +111,8 @@ impl Made {
             self.end();
             return Ok(None);
         }
-        let Made { mut waiting, group, ends, network } = self;
+        let Made { mut waiting, group, ends, mut left } = self;
+        left.mounts.take_if(|_| !launch.lingers);
         let group = match group.map(|group| group.rename(&launch.cgroup)).transpose() {
             Ok(group) => group.unwrap_or_else(|| Planned::new(&launch.cgroup, None).into_group()),
             Err(group) => {
@@ -127,7 +127,7 @@ impl Made {
             Err(error) => Err(error),
         };
         if matches!(started, Ok(true)) {
-            return Ok(Some(Started { pid: waiting.pid, pidfd: waiting.pidfd, group, ends, network }));
+            return Ok(Some(Started { pid: waiting.pid, pidfd: waiting.pidfd, group, ends, left }));
         }
         waiting.end();
         drop(group.delete_soon());

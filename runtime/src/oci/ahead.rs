@@ -192,11 +192,6 @@ impl Waiting {
         }
     }
 
-    /// Its network namespace.
-    pub(crate) fn network(&self) -> std::io::Result<OwnedFd> {
-        std::fs::File::open(format!("/proc/{}/ns/net", self.pid)).map(OwnedFd::from)
-    }
-
     /// Does away with it.
     pub(crate) fn end(self) {
         kill_and_reap(&self.pidfd);
