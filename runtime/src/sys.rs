@@ -269,7 +269,7 @@ pub(crate) fn attach_mount(mount: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Res
 
 /// The numbers of all mounts that this process can see, sorted; none is ever given again (listmount(2), Linux 6.8).
 pub(crate) fn mount_numbers() -> io::Result<Vec<u64>> {
-    // As every architecture numbers it; libc has it for few.
+    // As nearly every architecture numbers it; libc has it for few.
     const SYS_LISTMOUNT: libc::c_long = 458;
     /// `struct mnt_id_req`, its first version.
     #[repr(C)]

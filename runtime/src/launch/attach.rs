@@ -176,6 +176,11 @@ impl Users {
         }
     }
 
+    /// Whether somebody has not taken all yet.
+    pub(super) fn are_behind(&self) -> bool {
+        self.users.iter().any(|user| !user.behind.is_empty())
+    }
+
     /// Nobody else comes.
     pub(super) fn close(&self) {
         drop(std::fs::remove_file(SOCKET));

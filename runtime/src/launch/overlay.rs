@@ -1,7 +1,7 @@
 //! The overlay that a container's root file system is: mounted by its first process, which takes it along when it ends, or by its shim.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(super) fn is_the_shims(launch: &Launch) -> bool {
 /// Mounts the overlay of the container whose folder is `here`, on its `rootfs`, in this process's mount namespace, which is nobody
 /// else's. The current folder is that one afterwards.
 pub(super) fn mount_overlay(launch: &Launch, here: &Path) -> Result<(), RootfsError> {
-    wait_for_last_life(here);
+    wait_for_last_life(here).step("wait for the last life of", here)?;
     let shown = |path: &Path| path.display().to_string().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:");
     let layers = match (&launch.file, launch.shifted_by) {
         (Some(file), base) => vec![image(file, here, base)?],
@@ -88,14 +88,18 @@ pub(super) fn mount_overlay(launch: &Launch, here: &Path) -> Result<(), RootfsEr
 }
 
 /// Waits until the shim of the container's last life has let go of its mounts: the kernel wants no two overlays with one writable layer.
-fn wait_for_last_life(here: &Path) {
+fn wait_for_last_life(here: &Path) -> io::Result<()> {
     let socket = here.join(shim::LAST);
-    if socket.exists()
-        && let Ok(mut line) = sys::connect(&socket)
-        && line.set_read_timeout(Some(PATIENCE)).is_ok()
-    {
-        // It says nothing, and ends.
-        let _ended = line.read(&mut [0]);
+    if !socket.exists() {
+        return Ok(());
+    }
+    // Whoever was there and does not listen any more has none.
+    let Ok(mut line) = sys::connect(&socket) else { return Ok(()) };
+    line.set_read_timeout(Some(PATIENCE))?;
+    match line.read(&mut [0]) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
+        // It says nothing, and closes.
+        _ => Ok(()),
     }
 }
 

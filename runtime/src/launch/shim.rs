@@ -114,7 +114,7 @@ pub(super) struct Namespaces {
 }
 
 impl Namespaces {
-    /// Takes hold of those of the first process. Without one it ends with the container.
+    /// Takes hold of those of the first process. What cannot be held goes with the container.
     pub(super) fn of(pid: i32, network: bool, mounts: bool) -> Namespaces {
         let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).ok().map(OwnedFd::from);
         Namespaces {
@@ -508,8 +508,15 @@ impl Container {
         }
         log.finish();
         let exit = Exit { code, out_of_memory: self.group.oom_kills() > 0 };
+        // Who takes its time to hear of the end is not to hold up the next life, for which nobody looks meanwhile.
+        self.left.mounts.take_if(|_| self.users.are_behind());
+        if self.left.mounts.is_some() {
+            // Before the end can be read: the next life may begin then.
+            drop(fs::remove_file(LAST));
+            self.left.mounts.take_if(|_| fs::hard_link(SOCKET, LAST).is_err());
+        }
         let written = write_exit(&exit, daemons.is_empty());
-        drop(if self.left.mounts.is_some() { fs::rename(SOCKET, LAST) } else { fs::remove_file(SOCKET) });
+        drop(fs::remove_file(SOCKET));
         // Before anybody is told: the next life of it has one of that name.
         self.users.close();
         if let Some(external) = &self.external {

@@ -209,9 +209,9 @@ impl Stock {
     pub(super) fn new() -> Stock {
         SpareGroup::sweep(NAME);
         let room = usize::try_from(host::capacity().memory / SHARE / BYTES).unwrap_or(MOST);
-        let watch = Watch::open().ok();
         // An ordinary user's containers have no cgroups, and few of them start at once.
-        let most = if is_rootless() || watch.is_none() { 0 } else { room.min(MOST) };
+        let watch = if is_rootless() { None } else { Watch::open().ok() };
+        let most = watch.as_ref().map_or(0, |_| room.min(MOST));
         let busy = Instant::now();
         Stock {
             watch,
