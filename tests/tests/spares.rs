@@ -202,12 +202,22 @@ fn mounts_that_come_and_go_leave_the_spares() {
     let there = wait_for_spares(host);
     sees("ls /later").ok().says("old");
     assert!(!there.is_subset(&spares(host)), "{there:?} are all there");
-    // Another folder is mounted in its place, and all that is written of that is the same. Whoever would look in between does not.
+    // Another folder is mounted in its place, and all that is written of that is the same, also its number: mounts take the lower ones
+    // that are free, where nobody else has the same one by then. Whoever would look in between does not.
     wait_for_spares(host);
     let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let zygote = host.cgroups.processes().into_iter().find(|pid| name(pid).trim() == "moyai-zygote").expect("a zygote");
     signal("STOP", &[zygote]);
-    let swap = format!("umount {folder} && mv {one} {other} && mkdir {one} && mount --bind {one} {folder}");
+    let swap = format!(
+        "line() {{ grep -F ' {folder} ' /proc/self/mountinfo; }}; old=$(line); fill={folder}-fill
+        umount {folder} && mv {one} {other} && mkdir {one} $fill && mount --bind {one} {folder} || exit 1
+        tries=0
+        while [ \"$(line)\" != \"$old\" ] && [ $tries -lt 300 ]; do
+            tries=$((tries + 1))
+            umount {folder} && mkdir $fill/$tries && mount --bind {one} $fill/$tries && mount --bind {one} {folder} || exit 1
+        done
+        for dir in $fill/*; do [ ! -d $dir ] || umount $dir; done"
+    );
     inside(&["sh", "-c", &swap]);
     signal("CONT", &[zygote]);
     assert_eq!(sees("ls /later").ok().stdout, "");
