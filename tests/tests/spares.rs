@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use moyai_tests::host::signal;
 use moyai_tests::{Host, Lab, PATIENCE, images, wait_for};
@@ -202,25 +203,34 @@ fn mounts_that_come_and_go_leave_the_spares() {
     let there = wait_for_spares(host);
     sees("ls /later").ok().says("old");
     assert!(!there.is_subset(&spares(host)), "{there:?} are all there");
-    // Another folder is mounted in its place, and all that is written of that is the same, also its number: mounts take the lower ones
+    // Another folder is mounted in its place, and all that is written of that is the same, also its number: mounts take the lowest ones
     // that are free, where nobody else has the same one by then. Whoever would look in between does not.
-    wait_for_spares(host);
     let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let zygote = host.cgroups.processes().into_iter().find(|pid| name(pid).trim() == "moyai-zygote").expect("a zygote");
+    let zygote = children(host.daemon()).into_iter().find(|pid| name(pid).trim() == "moyai-zygote").expect("a zygote");
+    // None is being made.
+    let there = wait_for("all spares", PATIENCE, || {
+        let all = wait_for_spares(host);
+        std::thread::sleep(Duration::from_millis(200));
+        (spares(host) == all).then_some(all)
+    });
     signal("STOP", &[zygote]);
     let swap = format!(
         "line() {{ grep -F ' {folder} ' /proc/self/mountinfo; }}; old=$(line); fill={folder}-fill
+        [ -n \"$old\" ] || exit 1
         umount {folder} && mv {one} {other} && mkdir {one} $fill && mount --bind {one} {folder} || exit 1
         tries=0
         while [ \"$(line)\" != \"$old\" ] && [ $tries -lt 300 ]; do
             tries=$((tries + 1))
             umount {folder} && mkdir $fill/$tries && mount --bind {one} $fill/$tries && mount --bind {one} {folder} || exit 1
         done
-        for dir in $fill/*; do [ ! -d $dir ] || umount $dir; done"
+        for dir in $fill/*; do [ ! -d $dir ] || umount $dir; done
+        [ $tries -lt 300 ] || echo 'its number is another'"
     );
-    inside(&["sh", "-c", &swap]);
+    let swapped = host.run("nsenter", &["--mount", "--target", &daemon, "--", "sh", "-c", &swap]);
     signal("CONT", &[zygote]);
+    eprint!("{}", swapped.ok().stdout);
     assert_eq!(sees("ls /later").ok().stdout, "");
+    wait_for("others", PATIENCE, || spares(host).is_disjoint(&there).then_some(()));
     // And one that is another by its options alone.
     wait_for_spares(host);
     inside(&["mount", "-o", "remount,bind,ro", folder]);

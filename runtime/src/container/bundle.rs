@@ -257,6 +257,7 @@ pub fn write(dir: &Path, image: &Runnable, request: &Request) -> Result<(), Bund
         input: request.input,
         runtime: request.runtime.clone(),
         storage: request.storage,
+        // Of memory /dev and /dev/shm are left, with 64 MiB each at the most.
         lingers: request.puts.is_empty() && request.devices.is_empty() && request.shm_size.is_none(),
     };
     let files: [(&str, Vec<u8>); 5] = [

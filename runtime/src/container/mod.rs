@@ -59,7 +59,7 @@ pub struct Launch {
     /// Bytes of the disk that its writable layer has to itself.
     #[serde(default)]
     pub storage: Option<u64>,
-    /// Its mounts may stay for a moment after its end: they hold no folder of the machine, and 64 MiB of memory at the most.
+    /// Its mounts may stay for a moment after its end: they hold no folder of the machine, and little memory.
     #[serde(default)]
     pub lingers: bool,
 }

@@ -186,12 +186,16 @@ impl Users {
         drop(std::fs::remove_file(SOCKET));
     }
 
-    /// The container has ended: who is attached is told. A line of whoever came too late for that ends without a word, and what
-    /// the container wrote is in its log.
-    pub(super) fn finish(mut self, code: i32) {
+    /// The container has ended: who is attached is told, without waiting. A line of whoever came too late for that ends without a word,
+    /// and what the container wrote is in its log.
+    pub(super) fn tell_end(&mut self, code: i32) {
         let exit = FromProcess::Exit(code).encode();
-        for user in self.users.iter_mut().filter(|user| user.attached) {
-            user.tell(&exit);
+        self.users.iter_mut().filter(|user| user.attached).for_each(|user| user.tell(&exit));
+    }
+
+    /// Waits for those who have not taken all yet.
+    pub(super) fn finish(mut self) {
+        for user in self.users.iter_mut().filter(|user| user.attached && !user.behind.is_empty()) {
             let patient = user.line.set_nonblocking(false).and_then(|()| user.line.set_write_timeout(Some(PATIENCE)));
             if patient.is_ok() {
                 // Whoever went misses nothing.
@@ -291,7 +295,8 @@ mod tests {
         for line in [&mut late, &mut first, &mut second] {
             assert_eq!(hear(line), FromProcess::ErrorOutput(b"after".to_vec()));
         }
-        bench.users.finish(7);
+        bench.users.tell_end(7);
+        bench.users.finish();
         assert_eq!(hear(&mut second), FromProcess::Exit(7));
     }
 

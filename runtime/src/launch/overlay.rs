@@ -20,7 +20,7 @@ use crate::store::ImageFile;
 use crate::sys::{self, MountChange};
 
 /// Longer than anybody holds what is left of a container.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 const FOLDER: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
@@ -93,13 +93,21 @@ fn wait_for_last_life(here: &Path) -> io::Result<()> {
     if !socket.exists() {
         return Ok(());
     }
-    // Whoever was there and does not listen any more has none.
-    let Ok(mut line) = sys::connect(&socket) else { return Ok(()) };
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset, Interrupted, NotFound, TimedOut, WouldBlock};
+    let mut line = match sys::connect(&socket) {
+        // Whoever was there and does not listen any more has none.
+        Err(error) if matches!(error.kind(), ConnectionRefused | NotFound) => return Ok(()),
+        connected => connected?,
+    };
     line.set_read_timeout(Some(PATIENCE))?;
-    match line.read(&mut [0]) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
-        // It says nothing, and closes.
-        _ => Ok(()),
+    loop {
+        match line.read(&mut [0]).map_err(|error| (error.kind(), error)) {
+            // It says nothing, and closes.
+            Ok(_) | Err((ConnectionReset, _)) => return Ok(()),
+            Err((Interrupted, _)) => {}
+            Err((WouldBlock, _)) => return Err(TimedOut.into()),
+            Err((_, error)) => return Err(error),
+        }
     }
 }
 

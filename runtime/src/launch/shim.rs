@@ -508,8 +508,6 @@ impl Container {
         }
         log.finish();
         let exit = Exit { code, out_of_memory: self.group.oom_kills() > 0 };
-        // Who takes its time to hear of the end is not to hold up the next life, for which nobody looks meanwhile.
-        self.left.mounts.take_if(|_| self.users.are_behind());
         if self.left.mounts.is_some() {
             // Before the end can be read: the next life may begin then.
             drop(fs::remove_file(LAST));
@@ -533,18 +531,24 @@ impl Container {
             drop(daemon.set_nonblocking(false));
             tell(daemon, &Report::Exited(exit));
         }
-        self.users.finish(code);
-        // All has been told. What is left takes the kernel as long as a start, and the locks that a start needs. It waits, but not where
-        // the container's next life waits for this process.
-        let Namespaces { network, mounts } = self.left;
-        if mounts.is_some() {
-            let newcomer = PollFd::new(self.listener.as_fd(), PollFlags::POLLIN);
-            let _woken = poll(&mut [newcomer], AFTERWARDS.as_millis() as u16);
+        self.users.tell_end(code);
+        let Container { left: Namespaces { network, mounts }, listener, users, holds_root, .. } = self;
+        // What is left takes the kernel as long as a start, and the locks that a start needs. It waits, but not where the container's next
+        // life waits for this process; nor where this process waits for others.
+        if let Some(mounts) = mounts {
+            if !users.are_behind() {
+                let newcomer = PollFd::new(listener.as_fd(), PollFlags::POLLIN);
+                let _woken = poll(&mut [newcomer], AFTERWARDS.as_millis() as u16);
+            }
             drop(mounts);
             drop(fs::remove_file(LAST));
-            drop(self.listener);
-        } else if !self.holds_root && (aside.is_some() || network.is_some()) {
-            std::thread::sleep(AFTERWARDS);
+            drop(listener);
+            users.finish();
+        } else {
+            users.finish();
+            if !holds_root && (aside.is_some() || network.is_some()) {
+                std::thread::sleep(AFTERWARDS);
+            }
         }
         if let Some(group) = aside {
             drop(group.delete_soon());
