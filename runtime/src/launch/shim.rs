@@ -535,17 +535,18 @@ impl Container {
         let Container { left: Namespaces { network, mounts }, listener, users, holds_root, .. } = self;
         // What is left takes the kernel as long as a start, and the locks that a start needs. It waits, but not where the container's next
         // life waits for this process; nor where this process waits for others.
+        let slow = Some(users).filter(Users::are_behind);
         if let Some(mounts) = mounts {
-            if !users.are_behind() {
+            if slow.is_none() {
                 let newcomer = PollFd::new(listener.as_fd(), PollFlags::POLLIN);
                 let _woken = poll(&mut [newcomer], AFTERWARDS.as_millis() as u16);
             }
             drop(mounts);
             drop(fs::remove_file(LAST));
             drop(listener);
-            users.finish();
+            slow.into_iter().for_each(Users::finish);
         } else {
-            users.finish();
+            slow.into_iter().for_each(Users::finish);
             if !holds_root && (aside.is_some() || network.is_some()) {
                 std::thread::sleep(AFTERWARDS);
             }
