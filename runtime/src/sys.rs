@@ -212,6 +212,27 @@ pub(crate) fn enter_namespaces(fd: BorrowedFd<'_>, kinds: u64) -> io::Result<()>
     check(unsafe { libc::setns(fd.as_raw_fd(), kinds as libc::c_int) }.into()).map(drop)
 }
 
+/// Kinds of namespaces that a pidfd can be asked for.
+#[derive(Copy, Clone)]
+pub(crate) enum Namespace {
+    Mounts,
+    Network,
+}
+
+/// A namespace of the process behind a pidfd, which is `pid` (Linux 6.11; through /proc before, which then has an entry to forget).
+pub(crate) fn namespace_of(pidfd: BorrowedFd<'_>, pid: i32, kind: Namespace) -> io::Result<OwnedFd> {
+    let (request, name) = match kind {
+        Namespace::Mounts => (libc::PIDFD_GET_MNT_NAMESPACE, "mnt"),
+        Namespace::Network => (libc::PIDFD_GET_NET_NAMESPACE, "net"),
+    };
+    // SAFETY: takes integers.
+    match check(unsafe { libc::ioctl(pidfd.as_raw_fd(), request as _, 0) }.into()) {
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
+        Err(_) => std::fs::File::open(format!("/proc/{pid}/ns/{name}")).map(OwnedFd::from),
+    }
+}
+
 /// Sends a signal to the process behind a pidfd: never to another that got its number.
 pub(crate) fn signal_pidfd(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: no siginfo is passed.

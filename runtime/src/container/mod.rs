@@ -21,12 +21,15 @@ mod log;
 mod user;
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use serde::{Deserialize, Serialize};
 
 use crate::store::ImageFile;
@@ -170,13 +173,23 @@ pub(crate) fn deadline_in(file: &fs::File) -> io::Result<Duration> {
 
 /// Reads the next report; `None` when the shim is gone. Blocks.
 pub fn next_report(stream: &UnixStream) -> io::Result<Option<Report>> {
-    let mut line = String::new();
-    // One byte at a time would do as well: reports are few, and nothing must be read beyond the line.
-    let mut one = BufReader::with_capacity(1, stream);
-    if one.read_line(&mut line)? == 0 {
-        return Ok(None);
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        // Nothing is taken that is beyond the line.
+        let mut piece = [0; 512];
+        let there = match recv(stream.as_raw_fd(), &mut piece, MsgFlags::MSG_PEEK) {
+            Err(Errno::EINTR) => continue,
+            there => there?,
+        };
+        let end = piece[..there].iter().position(|byte| *byte == b'\n').map_or(there, |at| at + 1);
+        if end == 0 {
+            break;
+        }
+        let mut stream = stream;
+        stream.read_exact(&mut piece[..end])?;
+        line.extend_from_slice(&piece[..end]);
     }
-    serde_json::from_str(&line).map(Some).map_err(io::Error::other)
+    if line.is_empty() { Ok(None) } else { serde_json::from_slice(&line).map(Some).map_err(io::Error::other) }
 }
 
 /// Asks a shim to send a signal to the first process inside.

@@ -115,12 +115,9 @@ pub(super) struct Namespaces {
 
 impl Namespaces {
     /// Takes hold of those of the first process. What cannot be held goes with the container.
-    pub(super) fn of(pid: i32, network: bool, mounts: bool) -> Namespaces {
-        let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).ok().map(OwnedFd::from);
-        Namespaces {
-            network: if network { open("net") } else { None },
-            mounts: if mounts { open("mnt") } else { None },
-        }
+    pub(super) fn of(pidfd: BorrowedFd<'_>, pid: i32, network: bool, mounts: bool) -> Namespaces {
+        let open = |wanted: bool, kind| wanted.then(|| sys::namespace_of(pidfd, pid, kind).ok()).flatten();
+        Namespaces { network: open(network, sys::Namespace::Network), mounts: open(mounts, sys::Namespace::Mounts) }
     }
 }
 
@@ -192,7 +189,7 @@ fn start(
             // It lies in pages that the first process has too: to give it back would copy them.
             std::mem::forget(config);
             let holds_root = overlay::is_the_shims(launch);
-            let left = Namespaces::of(started.pid, false, launch.lingers && !holds_root);
+            let left = Namespaces::of(started.pidfd.as_fd(), started.pid, false, launch.lingers && !holds_root);
             started.serve_from(group, None, holds_root).map(|container| Container { left, ..container })
         }
         Err(error) => {

@@ -96,7 +96,7 @@ impl Made {
             root: &mount_root,
         });
         let waiting = waiting.inspect_err(|_| group.iter().for_each(|group| drop(group.group().delete_soon())))?;
-        let left = Namespaces::of(waiting.pid, kind == Kind::Alone, true);
+        let left = Namespaces::of(waiting.pidfd.as_fd(), waiting.pid, kind == Kind::Alone, true);
         Ok(Made { waiting, group, ends, left })
     }
 
