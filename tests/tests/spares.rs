@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use moyai_tests::host::signal;
-use moyai_tests::{Host, Lab, PATIENCE, images, wait_for};
+use moyai_tests::{Host, Lab, Output, PATIENCE, images, wait_for};
 
 /// What a container can see of itself, each line as good in any order; numbers that the kernel gives are left out.
 const LOOK: &str = r#"
@@ -24,10 +24,13 @@ cat /sys/fs/cgroup/devices/devices.list 2>&1; cat /sys/fs/cgroup/cpu/cpu.cfs_quo
 touch /sys/fs/cgroup/x 2>&1; echo 1 2>&1 > /proc/sysrq-trigger; cat /etc/hosts /etc/resolv.conf | grep -v 10.210; true
 "#;
 
+fn is_called(pid: u32, name: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
+}
+
 /// The spares of a host: processes that wait for a container.
 fn spares(host: &Host) -> BTreeSet<u32> {
-    let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    host.cgroups.processes().into_iter().filter(|pid| name(pid).trim() == "moyai-spare").collect()
+    host.cgroups.processes().into_iter().filter(|pid| is_called(*pid, "moyai-spare")).collect()
 }
 
 /// The processes that it has started.
@@ -51,6 +54,24 @@ fn one_host(options: &[&str]) -> Lab {
     lab
 }
 
+/// A host with a folder that it offers, which is told too.
+fn host_with_folder() -> (Lab, String) {
+    let lab = Lab::new(1);
+    let [host] = lab.hosts();
+    let folder = lab.folder().join("later");
+    fs::create_dir(&folder).expect("a folder");
+    let folder = folder.to_str().expect("ASCII").to_owned();
+    host.moyai(&["init", "--offer", &folder]).ok();
+    host.load(&images::alpine());
+    (lab, folder)
+}
+
+/// Runs a command among the daemon's mounts: they are those that count.
+fn inside(host: &Host, args: &[&str]) -> Output {
+    let daemon = host.daemon().to_string();
+    host.run("nsenter", &[&["--mount", "--target", &daemon, "--"], args].concat())
+}
+
 /// Runs a script, with what it printed in order.
 fn lines(host: &Host, options: &[&str], script: &str) -> Vec<String> {
     let start = ["run", "--rm", "--name", "look", "--hostname", "look"];
@@ -60,11 +81,18 @@ fn lines(host: &Host, options: &[&str], script: &str) -> Vec<String> {
     lines
 }
 
+/// Starts a script in the background; the id of the workload.
+fn begin(host: &Host, name: &str, options: &[&str], script: &str) -> String {
+    host.moyai(&[&["run", "-d", "--name", name], options, &["alpine", "sh", "-c", script]].concat()).ok();
+    wait_for("it to run", PATIENCE, || {
+        let row = host.workload(name)?;
+        (row["state"] == "running").then(|| row["id"].as_str().expect("an id").to_owned())
+    })
+}
+
 /// Starts it in the background; the shim that is its parent.
 fn shim_of(host: &Host, name: &str, options: &[&str]) -> u32 {
-    host.moyai(&[&["run", "-d", "--name", name], options, &["alpine", "sleep", "1000"]].concat()).ok();
-    wait_for("it to run", PATIENCE, || (host.workload(name)?["state"] == "running").then_some(()));
-    let id = host.workload(name).expect("a workload")["id"].as_str().expect("an id").to_owned();
+    let id = begin(host, name, options, "exec sleep 1000");
     host.container(&id).status("PPid").parse().expect("a number")
 }
 
@@ -132,29 +160,21 @@ fn what_started_from_a_spare_is_reached_as_any_other() {
 
 #[test]
 fn what_the_machine_mounts_later_is_there() {
-    let lab = Lab::new(1);
+    let (lab, folder) = host_with_folder();
     let [host] = lab.hosts();
-    let folder = lab.folder().join("later");
-    fs::create_dir(&folder).expect("a folder");
-    let folder = folder.to_str().expect("ASCII");
-    host.moyai(&["init", "--offer", folder]).ok();
-    host.load(&images::alpine());
-    // The daemon's mounts are those that count.
-    let daemon = host.daemon().to_string();
-    let inside = |args: &[&str]| host.run("nsenter", &[&["--mount", "--target", &daemon, "--"], args].concat()).ok();
     host.moyai(&["run", "--rm", "alpine", "true"]).ok();
     let there = wait_for_spares(host);
-    inside(&["mount", "-t", "tmpfs", "tmpfs", folder]);
-    inside(&["touch", &format!("{folder}/mounted")]);
+    inside(host, &["mount", "-t", "tmpfs", "tmpfs", &folder]).ok();
+    inside(host, &["touch", &format!("{folder}/mounted")]).ok();
     host.moyai(&["run", "--rm", "-v", &format!("{folder}:/later"), "alpine", "ls", "/later"]).ok().says("mounted");
     // And what it unmounts is nowhere kept.
     wait_for("other spares", PATIENCE, || spares(host).is_disjoint(&there).then_some(()));
     wait_for_spares(host);
-    inside(&["umount", folder]);
+    inside(host, &["umount", &folder]).ok();
     wait_for("none that has it", PATIENCE, || {
         let has = |pid: &u32| {
             let path = format!("/proc/{pid}/mountinfo");
-            fs::read_to_string(path).is_ok_and(|text| text.lines().any(|line| line.contains(folder)))
+            fs::read_to_string(path).is_ok_and(|text| text.lines().any(|line| line.contains(&folder)))
         };
         (!host.cgroups.processes().iter().any(has)).then_some(())
     });
@@ -168,18 +188,11 @@ fn mounts_that_come_and_go_leave_the_spares() {
     if (numbers.next(), numbers.next()) < (Some(6), Some(8)) {
         return eprintln!("Linux {release} has no listmount(2)");
     }
-    let lab = Lab::new(1);
+    let (lab, folder) = host_with_folder();
     let [host] = lab.hosts();
-    let folder = lab.folder().join("later");
-    fs::create_dir(&folder).expect("a folder");
-    let folder = folder.to_str().expect("ASCII");
-    host.moyai(&["init", "--offer", folder]).ok();
-    host.load(&images::alpine());
-    let daemon = host.daemon().to_string();
-    let inside = |args: &[&str]| host.run("nsenter", &[&["--mount", "--target", &daemon, "--"], args].concat()).ok();
     let [one, other] = ["one", "other"].map(|name| lab.folder().join(name).to_string_lossy().into_owned());
     fs::create_dir(&one).expect("a folder");
-    let mounts = || inside(&["mount", "--bind", &one, folder]);
+    let mounts = || inside(host, &["mount", "--bind", &one, &folder]).ok();
     let mount = format!("{folder}:/later");
     let sees = |script: &str| host.moyai(&["run", "--rm", "-v", &mount, "alpine", "sh", "-c", script]);
     fs::write(Path::new(&one).join("old"), "").expect("a file");
@@ -190,7 +203,7 @@ fn mounts_that_come_and_go_leave_the_spares() {
         mounts();
         // It is seen, by no spare.
         sees("ls /later").ok().says("old");
-        inside(&["umount", folder]);
+        inside(host, &["umount", &folder]).ok();
         let shim = shim_of(host, "after", &[]);
         host.moyai(&["rm", "after"]).ok();
         there.contains(&shim)
@@ -205,8 +218,7 @@ fn mounts_that_come_and_go_leave_the_spares() {
     assert!(!there.is_subset(&spares(host)), "{there:?} are all there");
     // Another folder is mounted in its place, and all that is written of that is the same, also its number: mounts take the lowest ones
     // that are free, where nobody else has the same one by then. Whoever would look in between does not.
-    let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let zygote = children(host.daemon()).into_iter().find(|pid| name(pid).trim() == "moyai-zygote").expect("a zygote");
+    let zygote = children(host.daemon()).into_iter().find(|pid| is_called(*pid, "moyai-zygote")).expect("a zygote");
     // None is being made.
     let there = wait_for("all spares", PATIENCE, || {
         let all = wait_for_spares(host);
@@ -226,14 +238,14 @@ fn mounts_that_come_and_go_leave_the_spares() {
         for dir in $fill/*; do [ ! -d $dir ] || umount $dir; done
         [ $tries -lt 300 ] || echo 'its number is another'"
     );
-    let swapped = host.run("nsenter", &["--mount", "--target", &daemon, "--", "sh", "-c", &swap]);
+    let swapped = inside(host, &["sh", "-c", &swap]);
     signal("CONT", &[zygote]);
     eprint!("{}", swapped.ok().stdout);
     assert_eq!(sees("ls /later").ok().stdout, "");
     wait_for("others", PATIENCE, || spares(host).is_disjoint(&there).then_some(()));
     // And one that is another by its options alone.
     wait_for_spares(host);
-    inside(&["mount", "-o", "remount,bind,ro", folder]);
+    inside(host, &["mount", "-o", "remount,bind,ro", &folder]).ok();
     sees("touch /later/new || true").ok().says("Read-only");
 }
 
@@ -243,8 +255,7 @@ fn what_is_left_of_a_container_is_gone_before_its_next_life() {
     let [host] = lab.hosts();
     // Whose mounts the shims have hold of, as they call them.
     let held = || -> BTreeSet<PathBuf> {
-        let name = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let shims = host.cgroups.processes().into_iter().filter(|pid| name(pid).trim() == "moyai-shim");
+        let shims = host.cgroups.processes().into_iter().filter(|pid| is_called(*pid, "moyai-shim"));
         let opened = shims.flat_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten());
         let links = opened.flatten().filter_map(|file| fs::read_link(file.path()).ok());
         links.filter(|link| link.to_string_lossy().starts_with("mnt:")).collect()
@@ -253,11 +264,8 @@ fn what_is_left_of_a_container_is_gone_before_its_next_life() {
         if warm {
             wait_for_spares(host);
         }
-        let script = "echo life >> /lives; exec sleep 1000";
-        let run = ["run", "-d", "--name", "web", "--restart", "always"];
-        host.moyai(&[&run[..], options, &["alpine", "sh", "-c", script]].concat()).ok();
-        wait_for("it to run", PATIENCE, || (host.workload("web")?["state"] == "running").then_some(()));
-        let id = host.workload("web").expect("a workload")["id"].as_str().expect("an id").to_owned();
+        let with_restarts = [&["--restart", "always"], options].concat();
+        let id = begin(host, "web", &with_restarts, "echo life >> /lives; exec sleep 1000");
         // Sooner than what is left goes by itself.
         for restarts in 1..3 {
             let before = held();

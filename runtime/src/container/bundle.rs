@@ -16,7 +16,7 @@ use oci_spec::runtime::{
 };
 
 use super::disks::{DiskError, Throttle, block_io};
-use super::{Launch, user};
+use super::{Launch, SOCKET, user};
 use crate::cdi::{self, DeviceError, Edits};
 use crate::launch::Kind;
 use crate::oci::Usual;
@@ -271,7 +271,7 @@ pub fn write(dir: &Path, image: &Runnable, request: &Request) -> Result<(), Bund
         let path = dir.join(name);
         fs::write(&path, bytes).map_err(|source| BundleError::Io { path, source })?;
     }
-    for left in ["exit.json", "shim.sock"] {
+    for left in ["exit.json", SOCKET] {
         match fs::remove_file(dir.join(left)) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(BundleError::Io { path: dir.join(left), source });

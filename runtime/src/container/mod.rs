@@ -67,6 +67,8 @@ pub struct Launch {
     pub lingers: bool,
 }
 
+/// Where its shim is found.
+pub(crate) const SOCKET: &str = "shim.sock";
 /// How many ids a strict sandbox has.
 pub(crate) const IDS: u32 = 65_536;
 /// Where the root file system of a strict sandbox is mounted, in its shim's own mount namespace: unlike the node's folder,
@@ -144,7 +146,7 @@ fn read_exit(dir: &Path) -> io::Result<Option<Exit>> {
 }
 
 fn connect(dir: &Path) -> io::Result<UnixStream> {
-    sys::connect(&dir.join("shim.sock"))
+    sys::connect(&dir.join(SOCKET))
 }
 
 /// Until when the container in `dir` may run, by [`boot_time`](crate::host::boot_time): it is killed then, unless a later time is

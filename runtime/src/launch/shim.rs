@@ -35,15 +35,14 @@ use super::attach::{Users, Wait};
 use super::external::External;
 use super::{lease, overlay, spare};
 use crate::cgroup::{Group, Planned};
-use crate::container::{Exit, Failure, Launch, LogWriter, Report, Stream, open_deadline};
+use crate::container::{Exit, Failure, Launch, LogWriter, Report, SOCKET, Stream, open_deadline};
 use crate::oci::{self, Config, Job, Stdio, failure, reap};
 use crate::seccomp::questions;
 use crate::sys;
 
 /// What it is called.
 pub(super) const NAME: &CStr = c"moyai-shim";
-/// Its socket, and the same while it holds the mounts of a container that has ended.
-const SOCKET: &str = "shim.sock";
+/// Where it is found while it holds the mounts of a container that has ended.
 pub(super) const LAST: &str = "last.sock";
 const MAX_CLIENTS: usize = 8;
 /// How long after the end of a container what nobody waits for is taken away.

@@ -272,14 +272,14 @@ impl Stock {
     fn compare(&mut self) {
         let there = self.watch.as_mut().and_then(Watch::read);
         self.settled = self.seen.is_some() && self.seen == there;
-        if !self.seen.as_ref().zip(there.as_ref()).is_some_and(|(seen, there)| seen.are_in(there)) {
-            self.shelves.iter_mut().for_each(|shelf| shelf.ready.clear());
-        }
         let now = Instant::now();
         self.changed = Some(now);
         // What it sees nobody knows. The next one is not tried at once, or mounts that come and go all the time would keep this busy.
         if self.making.take().is_some() {
             self.busy = self.busy.max(now + SETTLED);
+        }
+        if !self.seen.as_ref().zip(there.as_ref()).is_some_and(|(seen, there)| seen.are_in(there)) {
+            self.clear();
         }
     }
 
