@@ -67,3 +67,18 @@ fn every_dependency_is_explained() {
         }
     }
 }
+
+/// `runtime/regex` says why. Cargo leaves a patch out, with a warning, when its version no longer fits.
+#[test]
+fn what_starts_containers_has_no_tables_of_unicode() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--package=moyai-runtime", "--edges=normal", "--prefix=none"])
+        .current_dir(root)
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8_lossy(&output.stdout);
+    assert!(tree.contains("regex-lite"), "{tree}");
+    assert!(!tree.contains("regex-syntax"), "{tree}");
+}

@@ -61,6 +61,7 @@ enum ListFormat {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Verb {
     /// Make a container that waits to be started
     Create {
