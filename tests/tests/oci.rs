@@ -1737,6 +1737,36 @@ fn run_and_exec_show_a_terminal_of_their_own() {
 // Adding processes.
 
 #[test]
+fn what_is_added_runs_on_the_processors_that_are_named() {
+    let shown = |output: Output| output.ok().text().replace("Cpus_allowed_list:\t", "");
+    let processors = ["grep", "Cpus_allowed_list", "/proc/self/status"];
+    let bundle = Bundle::new("sleep 1000").set("/process/execCPUAffinity", json!({"initial": "0", "final": "0"}));
+    bundle.begin();
+    assert_eq!(shown(bundle.exec(&processors)), "0");
+    // Not the first process.
+    let first = shown(bundle.exec(&["grep", "Cpus_allowed_list", "/proc/1/status"]));
+    let own = fs::read_to_string("/proc/self/status").expect("this process");
+    assert!(own.contains(&format!("Cpus_allowed_list:\t{first}\n")), "{first} in {own}");
+    let with = |affinity: Value| {
+        let process = json!({"args": processors, "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"],
+            "execCPUAffinity": affinity, "capabilities": {"bounding": ["CAP_NET_RAW", "CAP_NOSUCH"]}});
+        fs::write(bundle.path("process.json"), process.to_string()).expect("written");
+        bundle.exec_with(&["--process", &bundle.text("process.json")], &[])
+    };
+    // No list is as good as none, and an unknown capability a warning.
+    assert_eq!(shown(with(json!({"initial": "", "final": "0"})).says("CAP_NOSUCH")), "0");
+    assert_eq!(shown(with(json!({"initial": "0"})).says("CAP_NOSUCH")).contains('0'), true);
+    refused(&with(json!({"final": "1-0"})).says("execCPUAffinity.final: `1-0`"));
+    refused(&with(json!({"final": "0,99999"})).says("execCPUAffinity.final: `99999`"));
+    refused(&with(json!({"initial": "x"})).says("execCPUAffinity.initial"));
+    // Each is tried: no machine of the tests has these.
+    refused(&with(json!({"initial": "1023"})).says("process.execCPUAffinity.initial: cannot run on 1023"));
+    refused(&with(json!({"final": "1023"})).says("process.execCPUAffinity.final: cannot run on 1023"));
+    let wrong = Bundle::new("true").set("/process/execCPUAffinity", json!({"initial": "3-1"}));
+    refused(&wrong.run().says("process.execCPUAffinity.initial"));
+}
+
+#[test]
 fn what_is_added_is_like_the_first_process_and_as_asked() {
     let bundle = Bundle::new("sleep 1000")
         .set("/process/env", json!(["PATH=/bin", "OWN=1", "BOTH=1"]))

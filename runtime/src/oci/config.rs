@@ -11,10 +11,15 @@ use oci_spec::runtime::{
     Capability, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxSeccompAction,
     Mount, Process, Spec,
 };
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::mounts;
+use super::process::{affinity, processors};
 use crate::seccomp::{Filter, FilterError, filter_of, known_in};
 
+/// Where a spec has its process.
+const IN_SPEC: &str = "process.";
 /// A `config.json` is read whole; no sane one comes near this.
 const MAX_CONFIG: u64 = 16 << 20;
 /// Kinds of namespace that settings belong to.
@@ -94,7 +99,8 @@ impl Config {
     pub(crate) fn load_started(bundle: &Path) -> Result<Config, ConfigError> {
         let path = bundle.join("config.json");
         let text = read(&path)?;
-        let (spec, _) = parse_spec(&text).map_err(|(field, reason)| ConfigError::Malformed { path, field, reason })?;
+        let (spec, _) =
+            parse::<Spec>(&text, IN_SPEC).map_err(|(field, reason)| ConfigError::Malformed { path, field, reason })?;
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let filter = profile.map(filter_of).transpose()?;
         Ok(Config { spec, bundle: bundle.to_owned(), root: PathBuf::new(), filter, left_out: Vec::new() })
@@ -104,7 +110,7 @@ impl Config {
     pub fn parse(text: &[u8], path: &Path, bundle: PathBuf) -> Result<Config, ConfigError> {
         let parsed = match parse_known(text) {
             Some((spec, filter)) => Ok((spec, Vec::new(), Some(filter.clone()))),
-            None => parse_spec(text).map(|(spec, left_out)| (spec, left_out, None)),
+            None => parse(text, IN_SPEC).map(|(spec, left_out)| (spec, left_out, None)),
         };
         let (spec, left_out, known) = parsed.map_err(|(field, reason)| {
             let field = if field == "." { "the top".to_owned() } else { field };
@@ -149,36 +155,52 @@ pub(super) fn parse_known(text: &[u8]) -> Option<(Spec, &'static Filter)> {
     is_it.then_some((spec, filter))
 }
 
-/// A spec without what it may name and nobody knows, which is returned as warnings; or the field that is wrong, and why.
-fn parse_spec(text: &[u8]) -> Result<(Spec, Vec<String>), (String, String)> {
+/// A document without what it may have in its process and its type has not, of which warnings are returned; or the field that is
+/// wrong, and why. `process` is that process's path: a spec's begins with `process.`, and one that is alone with nothing.
+fn parse<T: DeserializeOwned>(text: &[u8], process: &str) -> Result<(T, Vec<String>), (String, String)> {
     let wrong =
         |error: serde_path_to_error::Error<serde_json::Error>| (error.path().to_string(), error.inner().to_string());
-    if let Ok(spec) = serde_json::from_slice(text) {
-        return Ok((spec, Vec::new()));
+    if let Ok(parsed) = serde_json::from_slice(text) {
+        return Ok((parsed, Vec::new()));
     }
     // Once more, minding the path, which costs as much again. Here what follows the document is not minded.
     let again = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(text)).map_err(wrong);
-    match again {
-        Ok(spec) => Ok((spec, Vec::new())),
-        Err((field, reason)) if field.starts_with("process.capabilities.") => {
-            // A capability that this release does not know is a warning (runtime-spec config.md, "Linux Process").
-            let mut value: serde_json::Value = serde_json::from_slice(text).map_err(|_| (field, reason))?;
-            let mut left_out = Vec::new();
-            let sets = value.pointer_mut("/process/capabilities").and_then(serde_json::Value::as_object_mut);
-            for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(|set| set.as_array_mut()) {
-                set.retain(|name| {
-                    let known = serde_json::from_value::<Capability>(name.clone()).is_ok() || !name.is_string();
-                    if !known {
-                        let text = format!("process.capabilities: {name} left out: no such capability is known");
-                        left_out.extend(Some(text).filter(|text| !left_out.contains(text)));
-                    }
-                    known
-                });
-            }
-            serde_path_to_error::deserialize(value).map(|spec| (spec, left_out)).map_err(wrong)
-        }
-        Err(error) => Err(error),
+    let (field, reason) = match again {
+        Ok(parsed) => return Ok((parsed, Vec::new())),
+        Err(error) => error,
+    };
+    let inside = field.strip_prefix(process);
+    if !inside.is_some_and(|field| field.starts_with("capabilities.") || field.starts_with("execCPUAffinity.")) {
+        return Err((field, reason));
     }
+    let mut value: Value = serde_json::from_slice(text).map_err(|_| (field, reason))?;
+    let left_out = match process.strip_suffix('.') {
+        Some(name) => value.get_mut(name).map(|value| leave_out(value, process)),
+        None => Some(leave_out(&mut value, process)),
+    };
+    serde_path_to_error::deserialize(value).map(|parsed| (parsed, left_out.unwrap_or_default())).map_err(wrong)
+}
+
+/// Takes out of a process what is no error there, and says what is lost.
+fn leave_out(process: &mut Value, prefix: &str) -> Vec<String> {
+    let mut left_out = Vec::new();
+    // A capability that this release does not know is a warning (runtime-spec config.md, "Linux Process").
+    let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
+    for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(|set| set.as_array_mut()) {
+        set.retain(|name| {
+            let known = serde_json::from_value::<Capability>(name.clone()).is_ok() || !name.is_string();
+            if !known {
+                let text = format!("{prefix}capabilities: {name} left out: no such capability is known");
+                left_out.extend(Some(text).filter(|text| !left_out.contains(text)));
+            }
+            known
+        });
+    }
+    // No processors are as good as no list (there, "execCPUAffinity").
+    if let Some(lists) = process.get_mut("execCPUAffinity").and_then(Value::as_object_mut) {
+        lists.retain(|_, list| list != "");
+    }
+    left_out
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
@@ -190,17 +212,13 @@ fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
     fs::read(path).map_err(failed)
 }
 
-/// A process as `exec` takes one from a file, checked.
-pub fn load_process(path: &Path) -> Result<Process, ConfigError> {
-    let text = read(path)?;
-    let mut reader = serde_json::Deserializer::from_slice(&text);
-    let process: Process = serde_path_to_error::deserialize(&mut reader).map_err(|error| ConfigError::Malformed {
-        path: path.to_owned(),
-        field: error.path().to_string(),
-        reason: error.inner().to_string(),
-    })?;
+/// A process as `exec` takes one from a file, checked, and what it asks for in vain.
+pub fn load_process(path: &Path) -> Result<(Process, Vec<String>), ConfigError> {
+    let parsed = parse(&read(path)?, "");
+    let (process, left_out) =
+        parsed.map_err(|(field, reason)| ConfigError::Malformed { path: path.to_owned(), field, reason })?;
     check_process(&process, "")?;
-    Ok(process)
+    Ok((process, left_out))
 }
 
 fn field(field: impl Into<String>, reason: impl Into<String>) -> ConfigError {
@@ -215,7 +233,7 @@ fn check(spec: &Spec) -> Result<(), ConfigError> {
         Some(_) => {}
     }
     if let Some(process) = spec.process() {
-        check_process(process, "process.")?;
+        check_process(process, IN_SPEC)?;
     }
     let empty = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&empty);
@@ -270,6 +288,9 @@ fn check_process(process: &Process, prefix: &str) -> Result<(), ConfigError> {
         if limit.soft() > limit.hard() {
             return Err(field(format!("{prefix}rlimits[{at}].soft"), "above the hard limit"));
         }
+    }
+    for (name, list) in affinity(process) {
+        processors(list).map_err(|reason| field(format!("{prefix}{name}"), reason))?;
     }
     Ok(())
 }

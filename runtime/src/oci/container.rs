@@ -643,11 +643,10 @@ impl Container {
     pub fn exec(&self, added: &Addition) -> Result<(i32, Vec<String>), Failure> {
         self.require(&["running", "created"], "exec")?;
         let config = self.config()?;
-        let process = match &added.process {
+        let (mut process, mut warnings) = match &added.process {
             Some(path) => load_process(path).map_err(|error| failure(error.to_string()))?,
-            None => added.of(config.spec.process().as_ref())?,
+            None => (added.of(config.spec.process().as_ref())?, Vec::new()),
         };
-        let mut process = process;
         if !added.detach {
             own_size(&mut process);
         }
@@ -676,9 +675,10 @@ impl Container {
         });
         // Whoever is told that it failed must not find it running.
         let terminal = settled.inspect_err(|_| kill_and_reap(&new.pidfd))?;
-        let Some(signals) = signals else { return Ok((0, new.warnings)) };
+        warnings.extend(new.warnings);
+        let Some(signals) = signals else { return Ok((0, warnings)) };
         signals.attend_until_end(&new.pidfd, terminal);
-        Ok((reap(&new.pidfd), new.warnings))
+        Ok((reap(&new.pidfd), warnings))
     }
 
     fn remove(&self, config: &Config, force: bool) -> Result<(), Failure> {

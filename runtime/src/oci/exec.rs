@@ -76,20 +76,8 @@ pub(crate) fn add(added: &Added<'_>) -> Result<Spawned, Failure> {
 /// Enters the container, and makes the process there as a child of this one's parent.
 fn enter(added: &Added<'_>, mut channel: UnixStream) -> ! {
     sys::hide_from_others();
-    let (pid, pidfd) = added.container;
-    let entered = join_groups(added.group.dirs()).and_then(|()| {
-        // Through the host's /proc; what is left out was told of when the container was made.
-        set_oom_score(Some(added.process), Path::new("/proc"))?;
-        let kinds = different(pid);
-        let root = if owns_mounts(&added.config.spec) { None } else { Some(root_of(pid, pidfd)?) };
-        sys::enter_namespaces(pidfd.as_fd(), kinds)
-            .map_err(|error| failure(format!("cannot enter the container's namespaces: {error}")))?;
-        let enter = |root: &OwnedFd| nix::unistd::fchdir(root).and_then(|()| nix::unistd::chroot("."));
-        let entered = root.as_ref().map_or(Ok(()), enter);
-        entered.map_err(|error| failure(format!("cannot enter the container's root: {error}")))
-    });
     // SAFETY: a clone of a process with one thread has one thread.
-    match entered.map(|()| unsafe { sys::clone_sibling(0) }) {
+    match move_in(added).map(|()| unsafe { sys::clone_sibling(0) }) {
         Ok(Ok(sys::Cloned::Child)) => {
             // Not before the parent knows its number.
             let error = become_it(added, &mut channel);
@@ -100,6 +88,23 @@ fn enter(added: &Added<'_>, mut channel: UnixStream) -> ! {
         Err(error) => tell(&mut channel, &Message::Error(error)),
     }
     std::process::exit(0)
+}
+
+/// Has this process be in the container's groups, namespaces and root.
+fn move_in(added: &Added<'_>) -> Result<(), Failure> {
+    let (pid, pidfd) = added.container;
+    process::run_on(added.process, process::INITIAL)?;
+    join_groups(added.group.dirs())?;
+    process::run_on(added.process, process::FINAL)?;
+    // Through the host's /proc; what is left out was told of when the container was made.
+    set_oom_score(Some(added.process), Path::new("/proc"))?;
+    let kinds = different(pid);
+    let root = if owns_mounts(&added.config.spec) { None } else { Some(root_of(pid, pidfd)?) };
+    sys::enter_namespaces(pidfd.as_fd(), kinds)
+        .map_err(|error| failure(format!("cannot enter the container's namespaces: {error}")))?;
+    let enter = |root: &OwnedFd| nix::unistd::fchdir(root).and_then(|()| nix::unistd::chroot("."));
+    let entered = root.as_ref().map_or(Ok(()), enter);
+    entered.map_err(|error| failure(format!("cannot enter the container's root: {error}")))
 }
 
 /// The root of a process: where it has others' mounts, that is not their namespace's.

@@ -14,7 +14,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{
     Capability, IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimitType,
     Process, Scheduler, Spec,
@@ -31,6 +32,11 @@ use crate::sys;
 const LAST_CAPABILITY: u32 = 63;
 /// As much of a script as the kernel looks at (BINPRM_BUF_SIZE).
 const HEAD: usize = 256;
+
+/// Where what is added to a container runs, before it has joined the container's cgroup and after that (runtime-spec config.md, "Linux
+/// Process").
+pub(super) const INITIAL: &str = "execCPUAffinity.initial";
+pub(super) const FINAL: &str = "execCPUAffinity.final";
 
 /// What becomes the program.
 pub(super) struct Program {
@@ -142,6 +148,36 @@ fn resource(kind: PosixRlimitType) -> u32 {
         PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
         PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
     }
+}
+
+/// The lists of processors that a process which is added has, each with its field's name.
+pub(super) fn affinity(process: &Process) -> impl Iterator<Item = (&'static str, &str)> {
+    let own = process.exec_cpu_affinity().as_ref();
+    let initial = own.and_then(|own| own.initial().as_deref());
+    let last = own.and_then(|own| own.cpu_affinity_final().as_deref());
+    [(INITIAL, initial), (FINAL, last)].into_iter().filter_map(|(name, list)| Some((name, list?)))
+}
+
+/// Has this process run on the processors of that list only, where there is one.
+pub(super) fn run_on(process: &Process, name: &str) -> Result<(), Failure> {
+    let failed = |reason: String| failure(format!("process.{name}: {reason}"));
+    let Some((_, list)) = affinity(process).find(|(other, _)| *other == name) else { return Ok(()) };
+    let set = sched_setaffinity(Pid::from_raw(0), &processors(list).map_err(failed)?);
+    set.map_err(|error| failed(format!("cannot run on {list}: {error}")))
+}
+
+/// A list like `0-3,7`, or why it is none.
+pub(super) fn processors(list: &str) -> Result<CpuSet, String> {
+    let mut set = CpuSet::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.parse().ok().filter(|number| *number < CpuSet::count());
+        let range = number(first).zip(number(last)).filter(|(first, last)| first <= last);
+        let none = || format!("`{part}`: neither a processor, 0 to {}, nor a range of them", CpuSet::count() - 1);
+        let (first, last) = range.ok_or_else(none)?;
+        (first..=last).try_for_each(|processor| set.set(processor)).map_err(|_| none())?;
+    }
+    Ok(set)
 }
 
 /// The execution domain of the container's processes.
