@@ -323,7 +323,7 @@ fn carry_out(containers: &Containers, verb: Verb) -> Result<u8, Failure> {
             };
             let text = text.map_err(|error| wrong(&error))?;
             let resources = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
-            containers.open(&id)?.update(&resources)?;
+            warn(containers.open(&id)?.update(&resources)?);
         }
         Verb::Spec { bundle } => {
             let path = bundle.join("config.json");

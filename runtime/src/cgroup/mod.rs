@@ -63,6 +63,14 @@ above does not hand it down"
         /// What was asked for.
         field: String,
     },
+    /// It was to be refused then (checkBeforeUpdate). v1 refuses it without being asked to.
+    #[error("linux.resources.memory.limit: {limit} bytes, and {used} are in use")]
+    InUse {
+        /// What was asked for.
+        limit: i64,
+        /// What its processes have.
+        used: i64,
+    },
     /// The devices could not be limited.
     #[error("linux.resources.devices: {0}")]
     Devices(#[source] io::Error),
@@ -102,7 +110,7 @@ impl Spare {
             return Err(CgroupError::Create { path: name.to_owned(), reason: "it is somebody else's".to_owned() });
         }
         match planned.make() {
-            Ok(()) => Ok(Some(Spare(planned.group))),
+            Ok(_) => Ok(Some(Spare(planned.group))),
             Err(error) => {
                 drop(planned.group.delete());
                 Err(error)
@@ -152,7 +160,7 @@ impl<'a> Planned<'a> {
             was_spare: false,
         };
         if is_rootless() {
-            return planned(false, Vec::new(), Vec::new(), None);
+            return planned(false, Vec::new(), settings::of(resources, false), None);
         }
         let hierarchy = hierarchies::auto();
         let v2 = hierarchy.v2();
@@ -176,20 +184,27 @@ impl<'a> Planned<'a> {
         Some(Planned { group, path, resources, settings, inner: None, was_spare: true })
     }
 
-    /// Makes it and sets its limits. When that fails it may be there in part: [`Group::delete`] removes it.
-    pub(crate) fn make(&self) -> Result<(), CgroupError> {
+    /// Makes it and sets its limits, and says which this machine has not. When that fails it may be there in part:
+    /// [`Group::delete`] removes it.
+    pub(crate) fn make(&self) -> Result<Vec<String>, CgroupError> {
         let group = &self.group;
+        if is_rootless() {
+            let left_out = self.settings.iter().map(|setting| setting.left_out("an ordinary user has no cgroups"));
+            return Ok(left_out.collect());
+        }
         let failed = |reason: String| CgroupError::Create { path: self.path.to_owned(), reason };
         if let Some(inner) = &self.inner {
             inner.create().map_err(|error| failed(describe(&error)))?;
         } else if !self.was_spare {
-            // An ordinary user's has no folder.
             let made = group.dirs.iter().try_for_each(|dir| make_v2(dir, &self.settings));
             made.map_err(|error| failed(error.to_string()))?;
         }
-        self.settings.iter().try_for_each(|setting| group.set(setting))?;
+        let left_out = group.set_all(&self.settings)?;
         let rules = devices::rules(self.resources.and_then(|it| it.devices().as_deref()).unwrap_or_default());
-        if self.was_spare && rules == devices::rules(&[]) { Ok(()) } else { group.limit_devices(&rules) }
+        if !self.was_spare || rules != devices::rules(&[]) {
+            group.limit_devices(&rules)?;
+        }
+        Ok(left_out)
     }
 
     /// What it will be, or is in part.
@@ -233,8 +248,15 @@ impl Group {
         Spare(Group { v2: self.v2, dirs: self.dirs.clone() }).rename(name).ok()
     }
 
-    /// Changes the limits of a group that exists.
-    pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+    /// Changes the limits of a group that exists, and says which this machine has not.
+    pub fn update(&self, resources: &LinuxResources) -> Result<Vec<String>, CgroupError> {
+        let memory = resources.memory().filter(|memory| memory.check_before_update().unwrap_or(false));
+        if let Some(limit) = memory.and_then(|memory| memory.limit()).filter(|limit| self.v2 && *limit >= 0) {
+            let used = self.read("memory", "memory.current").and_then(|text| text.trim().parse().ok());
+            if let Some(used) = used.filter(|used| *used > limit) {
+                return Err(CgroupError::InUse { limit, used });
+            }
+        }
         let settings = settings::of(Some(resources), self.v2);
         if let Some(dir) = self.dirs.first().filter(|_| self.v2) {
             // What nothing has needed before. Where it does not work, the limit itself says so.
@@ -242,7 +264,7 @@ impl Group {
             let above: Vec<&Path> = dir.ancestors().skip(1).take_while(|above| above.starts_with(TOP)).collect();
             above.into_iter().rev().for_each(|above| drop(hand_down(above, &wanted)));
         }
-        settings.iter().try_for_each(|setting| self.set(setting))
+        self.set_all(&settings)
     }
 
     /// The folders whose `cgroup.procs` a process must write itself into.
@@ -357,10 +379,27 @@ impl Group {
         self.dirs.iter().find(of).map(PathBuf::as_path)
     }
 
-    fn set(&self, setting: &settings::Setting) -> Result<(), CgroupError> {
+    /// Sets them, and says which optional ones this machine has not.
+    fn set_all(&self, settings: &[settings::Setting]) -> Result<Vec<String>, CgroupError> {
+        let mut done = Vec::new();
+        let mut missing: Vec<&settings::Setting> = Vec::new();
+        for setting in settings {
+            if self.set(setting)? { done.push(&setting.field) } else { missing.push(setting) }
+        }
+        // Of files that mean the same one is enough.
+        missing.retain(|setting| !done.contains(&&setting.field));
+        missing.dedup_by_key(|setting| &setting.field);
+        Ok(missing
+            .into_iter()
+            .map(|setting| setting.left_out(&format!("this machine has no {}", setting.file)))
+            .collect())
+    }
+
+    /// Whether it was set: an optional one may not be there.
+    fn set(&self, setting: &settings::Setting) -> Result<bool, CgroupError> {
         let Some(dir) = self.dir(setting.controller) else {
             if setting.may_lack {
-                return Ok(());
+                return Ok(false);
             }
             let (controller, field) = (setting.controller.to_owned(), setting.field.clone());
             return Err(CgroupError::NoController { controller, field });
@@ -371,15 +410,15 @@ impl Group {
             settings::inherit_cpuset(dir);
         }
         match write_existing(&path, &setting.value) {
-            // Kernels without swap accounting, or without the scheduler for block devices, have nothing to limit.
-            Err(error) if setting.may_lack && error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // Of kernels without swap accounting, or without that scheduler for block devices.
+            Err(error) if setting.may_lack && lacks(&error) => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.lacks(setting.hierarchy()) => {
                 let (controller, field) = (setting.hierarchy().to_owned(), setting.field.clone());
                 Err(CgroupError::NoController { controller, field })
             }
             written => {
                 let (field, value) = (setting.field.clone(), setting.value.clone());
-                written.map_err(|source| CgroupError::Limit { field, path, value, source })
+                written.map(|()| true).map_err(|source| CgroupError::Limit { field, path, value, source })
             }
         }
     }
@@ -421,6 +460,11 @@ pub(crate) fn missing() -> Vec<&'static str> {
 fn controllers(dir: &Path) -> io::Result<Vec<String>> {
     let text = fs::read_to_string(dir.join("cgroup.controllers"))?;
     Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Whether there is nothing to write to, or nothing behind it any more.
+fn lacks(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::EOPNOTSUPP)
 }
 
 /// Writes to a file that is there: the kernel's folders let none be made, and say so in another way than "not found".

@@ -17,7 +17,7 @@ pub(super) struct Setting {
     pub(super) value: String,
     /// Which field asks for it, below `linux.resources`.
     pub(super) field: String,
-    /// A machine without that file has nothing to limit by it.
+    /// It is left out on a machine that has no such file.
     pub(super) may_lack: bool,
 }
 
@@ -25,6 +25,11 @@ impl Setting {
     /// The controller of v2 that its file belongs to: the beginning of its name.
     pub(super) fn hierarchy(&self) -> &str {
         self.file.split('.').next().unwrap_or(&self.file)
+    }
+
+    /// That it is left out.
+    pub(super) fn left_out(&self, reason: &str) -> String {
+        format!("linux.resources.{} left out: {reason}", self.field)
     }
 }
 
@@ -44,33 +49,73 @@ impl List {
             last.may_lack = true;
         }
     }
+
+    /// What v2 has nothing for is left out there.
+    fn push_of_v1(
+        &mut self,
+        v2: bool,
+        controller: &'static str,
+        file: &str,
+        field: &str,
+        value: Option<impl ToString>,
+    ) {
+        if v2 { self.push_optional(controller, file, field, value) } else { self.push(controller, file, field, value) }
+    }
 }
 
-/// Everything that is to be written, in order.
+/// Everything that is to be written, in order; what a machine cannot have is there as well, to be left out in words.
 pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
     let mut list = List(Vec::new());
     let Some(resources) = resources else { return list.0 };
     if let Some(memory) = resources.memory() {
-        if v2 { memory_v2(memory, &mut list) } else { memory_v1(memory, &mut list) }
+        if v2 {
+            memory_v2(memory, &mut list)
+        } else {
+            memory_v1(memory, &mut list)
+        }
+        // Of v1; newer kernels take it and mind it no more.
+        list.push_optional("memory", "memory.kmem.limit_in_bytes", "memory.kernel", memory.kernel());
+        list.push_optional("memory", "memory.kmem.tcp.limit_in_bytes", "memory.kernelTCP", memory.kernel_tcp());
+        list.push_of_v1(v2, "memory", "memory.swappiness", "memory.swappiness", memory.swappiness());
+        let no_killer = memory.disable_oom_killer().filter(|disable| *disable).map(|_| 1);
+        list.push_of_v1(v2, "memory", "memory.oom_control", "memory.disableOOMKiller", no_killer);
     }
     if let Some(cpu) = resources.cpu() {
-        if v2 { cpu_v2(cpu, &mut list) } else { cpu_v1(cpu, &mut list) }
+        if v2 {
+            cpu_v2(cpu, &mut list)
+        } else {
+            cpu_v1(cpu, &mut list)
+        }
+        list.push_of_v1(v2, "cpu", "cpu.rt_period_us", "cpu.realtimePeriod", cpu.realtime_period());
+        list.push_of_v1(v2, "cpu", "cpu.rt_runtime_us", "cpu.realtimeRuntime", cpu.realtime_runtime());
+        cpuset(cpu, &mut list);
     }
     if let Some(pids) = resources.pids() {
         list.push("pids", "pids.max", "pids.limit", Some(number(pids.limit())));
     }
     if let Some(io) = resources.block_io() {
-        if v2 { io_v2(io, &mut list) } else { io_v1(io, &mut list) }
+        if v2 {
+            io_v2(io, &mut list)
+        } else {
+            io_v1(io, &mut list)
+        }
+        // Of a scheduler that Linux 5.0 has no more.
+        list.push_optional("blkio", "blkio.leaf_weight", "blockIO.leafWeight", io.leaf_weight());
+        for (at, device) in io.weight_device().iter().flatten().enumerate() {
+            let value = device.leaf_weight().map(|weight| format!("{}:{} {weight}", device.major(), device.minor()));
+            let field = format!("blockIO.weightDevice[{at}].leafWeight");
+            list.push_optional("blkio", "blkio.leaf_weight_device", &field, value);
+        }
     }
     for (at, limit) in resources.hugepage_limits().iter().flatten().enumerate() {
         let file = format!("hugetlb.{}.{}", limit.page_size(), if v2 { "max" } else { "limit_in_bytes" });
         list.push("hugetlb", &file, &format!("hugepageLimits[{at}]"), Some(limit.limit()));
     }
-    if let Some(network) = resources.network().as_ref().filter(|_| !v2) {
-        list.push("net_cls", "net_cls.classid", "network.classID", network.class_id());
+    if let Some(network) = resources.network() {
+        list.push_of_v1(v2, "net_cls", "net_cls.classid", "network.classID", network.class_id());
         for (at, priority) in network.priorities().iter().flatten().enumerate() {
             let value = format!("{} {}", priority.name(), priority.priority());
-            list.push("net_prio", "net_prio.ifpriomap", &format!("network.priorities[{at}]"), Some(value));
+            list.push_of_v1(v2, "net_prio", "net_prio.ifpriomap", &format!("network.priorities[{at}]"), Some(value));
         }
     }
     for (name, limit) in resources.rdma().iter().flatten() {
@@ -96,10 +141,6 @@ fn memory_v1(memory: &LinuxMemory, list: &mut List) {
     list.push("memory", "memory.limit_in_bytes", "memory.limit", memory.limit());
     list.push("memory", "memory.soft_limit_in_bytes", "memory.reservation", memory.reservation());
     list.push_optional("memory", "memory.memsw.limit_in_bytes", "memory.swap", memory.swap());
-    list.push_optional("memory", "memory.kmem.tcp.limit_in_bytes", "memory.kernelTCP", memory.kernel_tcp());
-    list.push("memory", "memory.swappiness", "memory.swappiness", memory.swappiness());
-    let no_killer = memory.disable_oom_killer().filter(|disable| *disable).map(|_| 1);
-    list.push("memory", "memory.oom_control", "memory.disableOOMKiller", no_killer);
     list.push(
         "memory",
         "memory.use_hierarchy",
@@ -125,9 +166,6 @@ fn cpu_v1(cpu: &LinuxCpu, list: &mut List) {
     list.push("cpu", "cpu.cfs_quota_us", "cpu.quota", cpu.quota());
     list.push_optional("cpu", "cpu.cfs_burst_us", "cpu.burst", cpu.burst());
     list.push_optional("cpu", "cpu.idle", "cpu.idle", cpu.idle());
-    list.push("cpu", "cpu.rt_period_us", "cpu.realtimePeriod", cpu.realtime_period());
-    list.push("cpu", "cpu.rt_runtime_us", "cpu.realtimeRuntime", cpu.realtime_runtime());
-    cpuset(cpu, list);
 }
 
 fn cpu_v2(cpu: &LinuxCpu, list: &mut List) {
@@ -140,7 +178,6 @@ fn cpu_v2(cpu: &LinuxCpu, list: &mut List) {
     }
     list.push_optional("cpu", "cpu.max.burst", "cpu.burst", cpu.burst());
     list.push_optional("cpu", "cpu.idle", "cpu.idle", cpu.idle());
-    cpuset(cpu, list);
 }
 
 fn cpuset(cpu: &LinuxCpu, list: &mut List) {
@@ -176,7 +213,8 @@ fn io_v1(io: &LinuxBlockIo, list: &mut List) {
     list.push_optional("blkio", "blkio.bfq.weight", "blockIO.weight", io.weight().filter(|weight| *weight > 0));
     for (at, device) in io.weight_device().iter().flatten().enumerate() {
         let value = device.weight().map(|weight| format!("{}:{} {weight}", device.major(), device.minor()));
-        list.push_optional("blkio", "blkio.bfq.weight_device", &format!("blockIO.weightDevice[{at}]"), value);
+        let field = format!("blockIO.weightDevice[{at}].weight");
+        list.push_optional("blkio", "blkio.bfq.weight_device", &field, value);
     }
     for (field, file, devices, _) in throttles(io) {
         for (at, device) in devices.iter().flatten().enumerate() {
@@ -191,6 +229,13 @@ fn io_v2(io: &LinuxBlockIo, list: &mut List) {
     let weight = |weight: u16| 1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990;
     list.push_optional("io", "io.bfq.weight", "blockIO.weight", io.weight().filter(|it| *it > 0));
     list.push_optional("io", "io.weight", "blockIO.weight", io.weight().filter(|it| *it > 0).map(weight));
+    for (at, device) in io.weight_device().iter().flatten().enumerate() {
+        let field = format!("blockIO.weightDevice[{at}].weight");
+        let of_device = |value: String| format!("{}:{} {value}", device.major(), device.minor());
+        let own = device.weight();
+        list.push_optional("io", "io.bfq.weight", &field, own.map(|own| of_device(own.to_string())));
+        list.push_optional("io", "io.weight", &field, own.map(|own| of_device(weight(own).to_string())));
+    }
     for (field, _, devices, key) in throttles(io) {
         for (at, device) in devices.iter().flatten().enumerate() {
             let value = format!("{}:{} {key}={}", device.major(), device.minor(), device.rate());

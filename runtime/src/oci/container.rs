@@ -629,8 +629,8 @@ impl Container {
         self.group().freeze(frozen).map_err(|error| failure(format!("cannot do that: {error}")))
     }
 
-    /// Changes its limits.
-    pub fn update(&self, resources: &oci_spec::runtime::LinuxResources) -> Result<(), Failure> {
+    /// Changes its limits, and says which this machine has not.
+    pub fn update(&self, resources: &oci_spec::runtime::LinuxResources) -> Result<Vec<String>, Failure> {
         self.group().update(resources).map_err(|error| failure(error.to_string()))
     }
 

@@ -232,6 +232,7 @@ fn attend(job: &Job<'_>, channel: &mut UnixStream, made: Made) -> Result<Spawned
     let mut warnings = job.config.left_out.clone();
     let born = |pidfd: &OwnedFd| job.born.map_or(Ok(()), |born| born(pidfd.as_fd()));
     let grouped = job.cgroup.make().map_err(|error| failure(error.to_string()));
+    let grouped = grouped.map(|left_out| warnings.extend(left_out));
     let grouped = grouped.and_then(|()| known.as_ref().map_or(Ok(()), |(_, pidfd)| born(pidfd)));
     let mut begun = grouped.and_then(|()| go_on(channel)).inspect_err(|_| {
         // Whoever waits for it ends.
