@@ -586,6 +586,33 @@ pub(crate) fn set_io_priority(class: i32, level: i32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, class << 13 | level) }).map(drop)
 }
 
+/// Processors by number, as the kernel takes them.
+pub(crate) struct Processors([u64; Processors::MAX / 64]);
+
+impl Processors {
+    /// As many as Linux can be built for (CONFIG_NR_CPUS).
+    pub(crate) const MAX: usize = 8192;
+
+    /// One more, whose number is below [`Processors::MAX`].
+    pub(crate) fn insert(&mut self, processor: usize) {
+        self.0[processor / 64] |= 1 << (processor % 64);
+    }
+}
+
+impl Default for Processors {
+    fn default() -> Processors {
+        Processors([0; Processors::MAX / 64])
+    }
+}
+
+/// Has this process run on these processors only (sched_setaffinity(2)).
+pub(crate) fn run_on(processors: &Processors) -> io::Result<()> {
+    let set = &processors.0;
+    // SAFETY: the kernel reads as many bytes as it is told, which the array has. Where its own set is shorter, the rest means nothing.
+    let result = unsafe { libc::sched_setaffinity(0, size_of_val(set), set.as_ptr().cast()) };
+    check(result.into()).map(drop)
+}
+
 /// How it is scheduled (sched_setattr(2)).
 #[repr(C)]
 #[derive(Clone)]

@@ -70,7 +70,7 @@ fn every_dependency_is_explained() {
 
 /// `runtime/regex` says why. Cargo leaves a patch out, with a warning, when its version no longer fits.
 #[test]
-fn what_starts_containers_has_no_tables_of_unicode() {
+fn the_runtime_brings_no_tables_of_unicode() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--offline", "--package=moyai-runtime", "--edges=normal", "--prefix=none"])

@@ -19,6 +19,7 @@ use cgroups_rs::fs::cgroup::Cgroup;
 use cgroups_rs::fs::hierarchies;
 use oci_spec::runtime::LinuxResources;
 
+use self::settings::Need;
 use crate::rootless::is_rootless;
 use crate::sys;
 
@@ -63,8 +64,18 @@ above does not hand it down"
         /// What was asked for.
         field: String,
     },
-    /// It was to be refused then (checkBeforeUpdate). v1 refuses it without being asked to.
-    #[error("linux.resources.memory.limit: {limit} bytes, and {used} are in use")]
+    /// Only the other version of cgroups has it.
+    #[error("linux.resources.{field}: only cgroup {has} has it, and this machine has {own}")]
+    Other {
+        /// What was asked for.
+        field: String,
+        /// Whose it is.
+        has: &'static str,
+        /// What there is.
+        own: &'static str,
+    },
+    /// More is in use than is to be allowed. v1 finds that out by itself, when it cannot give memory back.
+    #[error("linux.resources.memory.limit: {limit} bytes, but {used} are in use, and checkBeforeUpdate is set")]
     InUse {
         /// What was asked for.
         limit: i64,
@@ -189,8 +200,7 @@ impl<'a> Planned<'a> {
     pub(crate) fn make(&self) -> Result<Vec<String>, CgroupError> {
         let group = &self.group;
         if is_rootless() {
-            let left_out = self.settings.iter().map(|setting| setting.left_out("an ordinary user has no cgroups"));
-            return Ok(left_out.collect());
+            return Ok(left_out_for_user(&self.settings));
         }
         let failed = |reason: String| CgroupError::Create { path: self.path.to_owned(), reason };
         if let Some(inner) = &self.inner {
@@ -250,6 +260,9 @@ impl Group {
 
     /// Changes the limits of a group that exists, and says which this machine has not.
     pub fn update(&self, resources: &LinuxResources) -> Result<Vec<String>, CgroupError> {
+        if is_rootless() {
+            return Ok(left_out_for_user(&settings::of(Some(resources), false)));
+        }
         let memory = resources.memory().filter(|memory| memory.check_before_update().unwrap_or(false));
         if let Some(limit) = memory.and_then(|memory| memory.limit()).filter(|limit| self.v2 && *limit >= 0) {
             let used = self.read("memory", "memory.current").and_then(|text| text.trim().parse().ok());
@@ -382,44 +395,49 @@ impl Group {
     /// Sets them, and says which optional ones this machine has not.
     fn set_all(&self, settings: &[settings::Setting]) -> Result<Vec<String>, CgroupError> {
         let mut done = Vec::new();
-        let mut missing: Vec<&settings::Setting> = Vec::new();
+        let mut left_out: Vec<(&settings::Setting, String)> = Vec::new();
         for setting in settings {
-            if self.set(setting)? { done.push(&setting.field) } else { missing.push(setting) }
+            match self.set(setting)? {
+                None => done.push(&setting.field),
+                Some(reason) => left_out.push((setting, reason)),
+            }
         }
         // Of files that mean the same one is enough.
-        missing.retain(|setting| !done.contains(&&setting.field));
-        missing.dedup_by_key(|setting| &setting.field);
-        Ok(missing
-            .into_iter()
-            .map(|setting| setting.left_out(&format!("this machine has no {}", setting.file)))
-            .collect())
+        left_out.retain(|(setting, _)| !done.contains(&&setting.field));
+        left_out.dedup_by_key(|(setting, _)| &setting.field);
+        Ok(left_out.into_iter().map(|(setting, reason)| setting.left_out(&reason)).collect())
     }
 
-    /// Whether it was set: an optional one may not be there.
-    fn set(&self, setting: &settings::Setting) -> Result<bool, CgroupError> {
-        let Some(dir) = self.dir(setting.controller) else {
-            if setting.may_lack {
-                return Ok(false);
-            }
-            let (controller, field) = (setting.controller.to_owned(), setting.field.clone());
-            return Err(CgroupError::NoController { controller, field });
+    /// Sets it; if it is optional, and this machine has it not, says why.
+    fn set(&self, setting: &settings::Setting) -> Result<Option<String>, CgroupError> {
+        let field = setting.field.clone();
+        if setting.need == Need::Other {
+            let (has, own) = if self.v2 { ("v1", "v2") } else { ("v2", "v1") };
+            return Err(CgroupError::Other { field, has, own });
+        }
+        let no_controller = |name: &str| match setting.need {
+            Need::May => Ok(Some(format!("its cgroup has no `{name}` controller"))),
+            _ => Err(CgroupError::NoController { controller: name.to_owned(), field: setting.field.clone() }),
         };
+        let Some(dir) = self.dir(setting.controller) else { return no_controller(setting.controller) };
         let path = dir.join(&setting.file);
         if setting.controller == "cpuset" && !self.v2 {
             // A new group of v1 has no processors and no memory at all, and neither may those above it.
             settings::inherit_cpuset(dir);
         }
         match write_existing(&path, &setting.value) {
-            // Of kernels without swap accounting, or without that scheduler for block devices.
-            Err(error) if setting.may_lack && lacks(&error) => Ok(false),
+            Ok(()) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.lacks(setting.hierarchy()) => {
-                let (controller, field) = (setting.hierarchy().to_owned(), setting.field.clone());
-                Err(CgroupError::NoController { controller, field })
+                no_controller(setting.hierarchy())
             }
-            written => {
-                let (field, value) = (setting.field.clone(), setting.value.clone());
-                written.map(|()| true).map_err(|source| CgroupError::Limit { field, path, value, source })
+            // Kernels without swap accounting, or without that scheduler for block devices.
+            Err(error) if setting.need == Need::May && error.kind() == io::ErrorKind::NotFound => {
+                Ok(Some(format!("this kernel has no {}", setting.file)))
             }
+            Err(error) if setting.need == Need::May && error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                Ok(Some(format!("{}: {error}", setting.file)))
+            }
+            Err(source) => Err(CgroupError::Limit { field, path, value: setting.value.clone(), source }),
         }
     }
 
@@ -462,9 +480,12 @@ fn controllers(dir: &Path) -> io::Result<Vec<String>> {
     Ok(text.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Whether there is nothing to write to, or nothing behind it any more.
-fn lacks(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::EOPNOTSUPP)
+/// What an ordinary user's containers lose: they have no groups.
+fn left_out_for_user(settings: &[settings::Setting]) -> Vec<String> {
+    let lost = settings.iter().filter(|setting| setting.limits());
+    let mut left_out: Vec<String> = lost.map(|setting| setting.left_out("an ordinary user has no cgroups")).collect();
+    left_out.dedup();
+    left_out
 }
 
 /// Writes to a file that is there: the kernel's folders let none be made, and say so in another way than "not found".

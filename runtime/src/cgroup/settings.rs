@@ -17,14 +17,29 @@ pub(super) struct Setting {
     pub(super) value: String,
     /// Which field asks for it, below `linux.resources`.
     pub(super) field: String,
-    /// It is left out on a machine that has no such file.
-    pub(super) may_lack: bool,
+    pub(super) need: Need,
+}
+
+/// What becomes of it where there is no such file.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// An error.
+    Must,
+    /// It is left out, with a warning.
+    May,
+    /// Always an error: the other version of cgroups has it, and this one nothing like it (runtime-spec config-linux.md, "Unified").
+    Other,
 }
 
 impl Setting {
     /// The controller of v2 that its file belongs to: the beginning of its name.
     pub(super) fn hierarchy(&self) -> &str {
         self.file.split('.').next().unwrap_or(&self.file)
+    }
+
+    /// Whether something is limited by it.
+    pub(super) fn limits(&self) -> bool {
+        !["-1", "max"].contains(&self.value.as_str())
     }
 
     /// That it is left out.
@@ -39,46 +54,43 @@ impl List {
     fn push(&mut self, controller: &'static str, file: &str, field: &str, value: Option<impl ToString>) {
         if let Some(value) = value {
             let (file, field, value) = (file.to_owned(), field.to_owned(), value.to_string());
-            self.0.push(Setting { controller, file, value, field, may_lack: false });
+            self.0.push(Setting { controller, file, value, field, need: Need::Must });
         }
     }
 
     fn push_optional(&mut self, controller: &'static str, file: &str, field: &str, value: Option<impl ToString>) {
-        self.push(controller, file, field, value);
-        if let Some(last) = self.0.last_mut().filter(|last| last.file == file) {
-            last.may_lack = true;
-        }
+        self.push_as(Need::May, controller, file, field, value);
     }
 
-    /// What v2 has nothing for is left out there.
-    fn push_of_v1(
-        &mut self,
-        v2: bool,
-        controller: &'static str,
-        file: &str,
-        field: &str,
-        value: Option<impl ToString>,
-    ) {
-        if v2 { self.push_optional(controller, file, field, value) } else { self.push(controller, file, field, value) }
+    fn push_as(&mut self, need: Need, controller: &'static str, file: &str, field: &str, value: Option<impl ToString>) {
+        let len = self.0.len();
+        self.push(controller, file, field, value);
+        self.0[len..].iter_mut().for_each(|setting| setting.need = need);
     }
 }
 
-/// Everything that is to be written, in order; what a machine cannot have is there as well, to be left out in words.
+/// Everything that is to be written, in order; also what this machine cannot have, which is refused or left out in words.
 pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
     let mut list = List(Vec::new());
     let Some(resources) = resources else { return list.0 };
+    // Of v1 alone: there some are needed, and some its newer kernels have no more.
+    let needed = if v2 { Need::Other } else { Need::Must };
+    let optional = if v2 { Need::Other } else { Need::May };
     if let Some(memory) = resources.memory() {
         if v2 {
             memory_v2(memory, &mut list)
         } else {
             memory_v1(memory, &mut list)
         }
-        // Of v1; newer kernels take it and mind it no more.
-        list.push_optional("memory", "memory.kmem.limit_in_bytes", "memory.kernel", memory.kernel());
-        list.push_optional("memory", "memory.kmem.tcp.limit_in_bytes", "memory.kernelTCP", memory.kernel_tcp());
-        list.push_of_v1(v2, "memory", "memory.swappiness", "memory.swappiness", memory.swappiness());
+        // -1 is no limit, which v2 has as well.
+        let of_kernel = |limit: Option<i64>| limit.filter(|limit| !v2 || *limit >= 0);
+        let [kernel, tcp] = [memory.kernel(), memory.kernel_tcp()].map(of_kernel);
+        // Kernels before 5.16 limit by it, those after refuse it, and the newest take it and mind it no more.
+        list.push_as(optional, "memory", "memory.kmem.limit_in_bytes", "memory.kernel", kernel);
+        list.push_as(optional, "memory", "memory.kmem.tcp.limit_in_bytes", "memory.kernelTCP", tcp);
+        list.push_as(needed, "memory", "memory.swappiness", "memory.swappiness", memory.swappiness());
         let no_killer = memory.disable_oom_killer().filter(|disable| *disable).map(|_| 1);
-        list.push_of_v1(v2, "memory", "memory.oom_control", "memory.disableOOMKiller", no_killer);
+        list.push_as(needed, "memory", "memory.oom_control", "memory.disableOOMKiller", no_killer);
     }
     if let Some(cpu) = resources.cpu() {
         if v2 {
@@ -86,8 +98,11 @@ pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
         } else {
             cpu_v1(cpu, &mut list)
         }
-        list.push_of_v1(v2, "cpu", "cpu.rt_period_us", "cpu.realtimePeriod", cpu.realtime_period());
-        list.push_of_v1(v2, "cpu", "cpu.rt_runtime_us", "cpu.realtimeRuntime", cpu.realtime_runtime());
+        // None is what a group of v2 has.
+        let period = cpu.realtime_period().filter(|period| !v2 || *period > 0);
+        let runtime = cpu.realtime_runtime().filter(|runtime| !v2 || *runtime > 0);
+        list.push_as(needed, "cpu", "cpu.rt_period_us", "cpu.realtimePeriod", period);
+        list.push_as(needed, "cpu", "cpu.rt_runtime_us", "cpu.realtimeRuntime", runtime);
         cpuset(cpu, &mut list);
     }
     if let Some(pids) = resources.pids() {
@@ -100,22 +115,28 @@ pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
             io_v1(io, &mut list)
         }
         // Of a scheduler that Linux 5.0 has no more.
-        list.push_optional("blkio", "blkio.leaf_weight", "blockIO.leafWeight", io.leaf_weight());
+        let leaf_weight = io.leaf_weight().filter(|weight| *weight > 0);
+        list.push_as(optional, "blkio", "blkio.leaf_weight", "blockIO.leafWeight", leaf_weight);
         for (at, device) in io.weight_device().iter().flatten().enumerate() {
-            let value = device.leaf_weight().map(|weight| format!("{}:{} {weight}", device.major(), device.minor()));
+            let weight = device.leaf_weight().filter(|weight| *weight > 0);
+            let value = weight.map(|weight| format!("{}:{} {weight}", device.major(), device.minor()));
             let field = format!("blockIO.weightDevice[{at}].leafWeight");
-            list.push_optional("blkio", "blkio.leaf_weight_device", &field, value);
+            list.push_as(optional, "blkio", "blkio.leaf_weight_device", &field, value);
         }
     }
     for (at, limit) in resources.hugepage_limits().iter().flatten().enumerate() {
         let file = format!("hugetlb.{}.{}", limit.page_size(), if v2 { "max" } else { "limit_in_bytes" });
-        list.push("hugetlb", &file, &format!("hugepageLimits[{at}]"), Some(limit.limit()));
+        let (field, value) = (format!("hugepageLimits[{at}]"), Some(limit.limit()));
+        // Where the kernel can, a reservation is refused, instead of a fault that ends whoever makes it.
+        let reserved = format!("hugetlb.{}.rsvd.{}", limit.page_size(), if v2 { "max" } else { "limit_in_bytes" });
+        list.push_optional("hugetlb", &reserved, &field, value);
+        list.push("hugetlb", &file, &field, value);
     }
     if let Some(network) = resources.network() {
-        list.push_of_v1(v2, "net_cls", "net_cls.classid", "network.classID", network.class_id());
+        list.push_as(needed, "net_cls", "net_cls.classid", "network.classID", network.class_id());
         for (at, priority) in network.priorities().iter().flatten().enumerate() {
             let value = format!("{} {}", priority.name(), priority.priority());
-            list.push_of_v1(v2, "net_prio", "net_prio.ifpriomap", &format!("network.priorities[{at}]"), Some(value));
+            list.push_as(needed, "net_prio", "net_prio.ifpriomap", &format!("network.priorities[{at}]"), Some(value));
         }
     }
     for (name, limit) in resources.rdma().iter().flatten() {
@@ -124,10 +145,9 @@ pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
             format!("{name} hca_handle={} hca_object={}", number(limit.hca_handles()), number(limit.hca_objects()));
         list.push("rdma", "rdma.max", &format!("rdma[{name}]"), Some(value));
     }
-    if v2 {
-        for (file, value) in resources.unified().iter().flatten() {
-            list.push("unified", file, &format!("unified[{file}]"), Some(value));
-        }
+    for (file, value) in resources.unified().iter().flatten() {
+        let need = if v2 { Need::Must } else { Need::Other };
+        list.push_as(need, "unified", file, &format!("unified[{file}]"), Some(value));
     }
     list.0
 }
@@ -212,7 +232,8 @@ fn throttles(io: &LinuxBlockIo) -> [Throttle<'_>; 4] {
 fn io_v1(io: &LinuxBlockIo, list: &mut List) {
     list.push_optional("blkio", "blkio.bfq.weight", "blockIO.weight", io.weight().filter(|weight| *weight > 0));
     for (at, device) in io.weight_device().iter().flatten().enumerate() {
-        let value = device.weight().map(|weight| format!("{}:{} {weight}", device.major(), device.minor()));
+        let weight = device.weight().filter(|weight| *weight > 0);
+        let value = weight.map(|weight| format!("{}:{} {weight}", device.major(), device.minor()));
         let field = format!("blockIO.weightDevice[{at}].weight");
         list.push_optional("blkio", "blkio.bfq.weight_device", &field, value);
     }
@@ -232,7 +253,7 @@ fn io_v2(io: &LinuxBlockIo, list: &mut List) {
     for (at, device) in io.weight_device().iter().flatten().enumerate() {
         let field = format!("blockIO.weightDevice[{at}].weight");
         let of_device = |value: String| format!("{}:{} {value}", device.major(), device.minor());
-        let own = device.weight();
+        let own = device.weight().filter(|weight| *weight > 0);
         list.push_optional("io", "io.bfq.weight", &field, own.map(|own| of_device(own.to_string())));
         list.push_optional("io", "io.weight", &field, own.map(|own| of_device(weight(own).to_string())));
     }

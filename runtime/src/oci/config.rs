@@ -155,9 +155,9 @@ pub(super) fn parse_known(text: &[u8]) -> Option<(Spec, &'static Filter)> {
     is_it.then_some((spec, filter))
 }
 
-/// A document without what it may have in its process and its type has not, of which warnings are returned; or the field that is
-/// wrong, and why. `process` is that process's path: a spec's begins with `process.`, and one that is alone with nothing.
-fn parse<T: DeserializeOwned>(text: &[u8], process: &str) -> Result<(T, Vec<String>), (String, String)> {
+/// Reads a document, without capabilities that nobody knows and lists of no processors, which its process may have; says what is lost.
+/// Or says which field is wrong, and why. `prefix` is what that process's fields begin with: [`IN_SPEC`], or nothing if it is alone.
+fn parse<T: DeserializeOwned>(text: &[u8], prefix: &str) -> Result<(T, Vec<String>), (String, String)> {
     let wrong =
         |error: serde_path_to_error::Error<serde_json::Error>| (error.path().to_string(), error.inner().to_string());
     if let Ok(parsed) = serde_json::from_slice(text) {
@@ -169,16 +169,14 @@ fn parse<T: DeserializeOwned>(text: &[u8], process: &str) -> Result<(T, Vec<Stri
         Ok(parsed) => return Ok((parsed, Vec::new())),
         Err(error) => error,
     };
-    let inside = field.strip_prefix(process);
+    let inside = field.strip_prefix(prefix);
     if !inside.is_some_and(|field| field.starts_with("capabilities.") || field.starts_with("execCPUAffinity.")) {
         return Err((field, reason));
     }
     let mut value: Value = serde_json::from_slice(text).map_err(|_| (field, reason))?;
-    let left_out = match process.strip_suffix('.') {
-        Some(name) => value.get_mut(name).map(|value| leave_out(value, process)),
-        None => Some(leave_out(&mut value, process)),
-    };
-    serde_path_to_error::deserialize(value).map(|parsed| (parsed, left_out.unwrap_or_default())).map_err(wrong)
+    let process = if prefix == IN_SPEC { value.get_mut("process") } else { Some(&mut value) };
+    let left_out = process.map(|process| leave_out(process, prefix)).unwrap_or_default();
+    serde_path_to_error::deserialize(value).map(|parsed| (parsed, left_out)).map_err(wrong)
 }
 
 /// Takes out of a process what is no error there, and says what is lost.

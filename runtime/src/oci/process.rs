@@ -14,8 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use oci_spec::runtime::{
     Capability, IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimitType,
     Process, Scheduler, Spec,
@@ -26,7 +25,7 @@ use super::trampoline::Trampoline;
 use super::{Failure, console, failure, workload};
 use crate::rootless::is_rootless;
 use crate::seccomp::Filter;
-use crate::sys;
+use crate::sys::{self, Processors};
 
 /// The highest capability of Linux 6.18 (CAP_CHECKPOINT_RESTORE), and room for what comes.
 const LAST_CAPABILITY: u32 = 63;
@@ -160,24 +159,24 @@ pub(super) fn affinity(process: &Process) -> impl Iterator<Item = (&'static str,
 
 /// Has this process run on the processors of that list only, where there is one.
 pub(super) fn run_on(process: &Process, name: &str) -> Result<(), Failure> {
-    let failed = |reason: String| failure(format!("process.{name}: {reason}"));
+    let failed = |reason: String| failure(format!("{name}: {reason}"));
     let Some((_, list)) = affinity(process).find(|(other, _)| *other == name) else { return Ok(()) };
-    let set = sched_setaffinity(Pid::from_raw(0), &processors(list).map_err(failed)?);
+    let set = sys::run_on(&processors(list).map_err(failed)?);
     set.map_err(|error| failed(format!("cannot run on {list}: {error}")))
 }
 
-/// A list like `0-3,7`, or why it is none.
-pub(super) fn processors(list: &str) -> Result<CpuSet, String> {
-    let mut set = CpuSet::new();
+/// The processors of a list like `0-3,7`, or why it is none.
+pub(super) fn processors(list: &str) -> Result<Processors, String> {
+    let mut all = Processors::default();
     for part in list.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let number = |text: &str| text.parse().ok().filter(|number| *number < CpuSet::count());
+        let number = |text: &str| text.parse::<usize>().ok().filter(|number| *number < Processors::MAX);
         let range = number(first).zip(number(last)).filter(|(first, last)| first <= last);
-        let none = || format!("`{part}`: neither a processor, 0 to {}, nor a range of them", CpuSet::count() - 1);
+        let none = || format!("`{part}`: neither a processor, 0 to {}, nor a range of them", Processors::MAX - 1);
         let (first, last) = range.ok_or_else(none)?;
-        (first..=last).try_for_each(|processor| set.set(processor)).map_err(|_| none())?;
+        (first..=last).for_each(|processor| all.insert(processor));
     }
-    Ok(set)
+    Ok(all)
 }
 
 /// The execution domain of the container's processes.
