@@ -24,3 +24,10 @@ pub mod output;
 pub use host::Host;
 pub use lab::{Lab, PATIENCE, wait_for};
 pub use output::Output;
+
+/// Whether this machine's Linux is of that version, or later.
+pub fn has_linux(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}

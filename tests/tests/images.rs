@@ -7,13 +7,11 @@ use std::process::Command;
 
 use moyai_tests::container::Container;
 use moyai_tests::hostile::{self, Entry};
-use moyai_tests::{Host, Lab, PATIENCE, images, wait_for};
+use moyai_tests::{Host, Lab, PATIENCE, has_linux, images, wait_for};
 
 /// The forms that images have on this machine.
 fn forms() -> impl Iterator<Item = &'static str> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's release");
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
-    let can_mount = (numbers.next(), numbers.next()) >= (Some(6), Some(12));
+    let can_mount = has_linux(6, 12);
     ["image", "folders"].into_iter().filter(move |form| *form == "folders" || can_mount)
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use moyai_tests::host::signal;
-use moyai_tests::{Host, Lab, Output, PATIENCE, images, wait_for};
+use moyai_tests::{Host, Lab, Output, PATIENCE, has_linux, images, wait_for};
 
 /// What a container can see of itself, each line as good in any order; numbers that the kernel gives are left out.
 const LOOK: &str = r#"
@@ -183,10 +183,8 @@ fn what_the_machine_mounts_later_is_there() {
 #[test]
 fn mounts_that_come_and_go_leave_the_spares() {
     // Before Linux 6.8 one mount cannot be told from another in the same place.
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
-    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
-    if (numbers.next(), numbers.next()) < (Some(6), Some(8)) {
-        return eprintln!("Linux {release} has no listmount(2)");
+    if !has_linux(6, 8) {
+        return eprintln!("this Linux has no listmount(2)");
     }
     let (lab, folder) = host_with_folder();
     let [host] = lab.hosts();

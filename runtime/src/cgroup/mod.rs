@@ -64,8 +64,11 @@ above does not hand it down"
         /// What was asked for.
         field: String,
     },
+    /// Nothing of an ordinary user's container is limited.
+    #[error("linux.resources: an ordinary user has no cgroups")]
+    Ordinary,
     /// Only the other version of cgroups has it.
-    #[error("linux.resources.{field}: only cgroup {has} has it, and this machine has {own}")]
+    #[error("linux.resources.{field}: only cgroup {has} has it, and this machine's controllers are {own}'s")]
     Other {
         /// What was asked for.
         field: String,
@@ -74,7 +77,7 @@ above does not hand it down"
         /// What there is.
         own: &'static str,
     },
-    /// More is in use than is to be allowed. v1 finds that out by itself, when it cannot give memory back.
+    /// More is in use than is to be allowed. v1 itself refuses what it cannot take back.
     #[error("linux.resources.memory.limit: {limit} bytes, but {used} are in use, and checkBeforeUpdate is set")]
     InUse {
         /// What was asked for.
@@ -203,6 +206,7 @@ impl<'a> Planned<'a> {
             return Ok(left_out_for_user(&self.settings));
         }
         let failed = |reason: String| CgroupError::Create { path: self.path.to_owned(), reason };
+        group.refuse_others(&self.settings)?;
         if let Some(inner) = &self.inner {
             inner.create().map_err(|error| failed(describe(&error)))?;
         } else if !self.was_spare {
@@ -261,7 +265,7 @@ impl Group {
     /// Changes the limits of a group that exists, and says which this machine has not.
     pub fn update(&self, resources: &LinuxResources) -> Result<Vec<String>, CgroupError> {
         if is_rootless() {
-            return Ok(left_out_for_user(&settings::of(Some(resources), false)));
+            return Err(CgroupError::Ordinary);
         }
         let memory = resources.memory().filter(|memory| memory.check_before_update().unwrap_or(false));
         if let Some(limit) = memory.and_then(|memory| memory.limit()).filter(|limit| self.v2 && *limit >= 0) {
@@ -271,6 +275,7 @@ impl Group {
             }
         }
         let settings = settings::of(Some(resources), self.v2);
+        self.refuse_others(&settings)?;
         if let Some(dir) = self.dirs.first().filter(|_| self.v2) {
             // What nothing has needed before. Where it does not work, the limit itself says so.
             let wanted: Vec<&str> = settings.iter().map(|setting| setting.hierarchy()).collect();
@@ -392,6 +397,13 @@ impl Group {
         self.dirs.iter().find(of).map(PathBuf::as_path)
     }
 
+    /// Refuses what only the other version of cgroups has, before anything is changed.
+    fn refuse_others(&self, settings: &[settings::Setting]) -> Result<(), CgroupError> {
+        let Some(other) = settings.iter().find(|setting| setting.need == Need::Other) else { return Ok(()) };
+        let (has, own) = if self.v2 { ("v1", "v2") } else { ("v2", "v1") };
+        Err(CgroupError::Other { field: other.field.clone(), has, own })
+    }
+
     /// Sets them, and says which optional ones this machine has not.
     fn set_all(&self, settings: &[settings::Setting]) -> Result<Vec<String>, CgroupError> {
         let mut done = Vec::new();
@@ -399,7 +411,8 @@ impl Group {
         for setting in settings {
             match self.set(setting)? {
                 None => done.push(&setting.field),
-                Some(reason) => left_out.push((setting, reason)),
+                Some(reason) if setting.limits() => left_out.push((setting, reason)),
+                Some(_) => {}
             }
         }
         // Of files that mean the same one is enough.
@@ -411,10 +424,6 @@ impl Group {
     /// Sets it; if it is optional, and this machine has it not, says why.
     fn set(&self, setting: &settings::Setting) -> Result<Option<String>, CgroupError> {
         let field = setting.field.clone();
-        if setting.need == Need::Other {
-            let (has, own) = if self.v2 { ("v1", "v2") } else { ("v2", "v1") };
-            return Err(CgroupError::Other { field, has, own });
-        }
         let no_controller = |name: &str| match setting.need {
             Need::May => Ok(Some(format!("its cgroup has no `{name}` controller"))),
             _ => Err(CgroupError::NoController { controller: name.to_owned(), field: setting.field.clone() }),

@@ -27,7 +27,7 @@ pub(super) enum Need {
     Must,
     /// It is left out, with a warning.
     May,
-    /// Always an error: the other version of cgroups has it, and this one nothing like it (runtime-spec config-linux.md, "Unified").
+    /// Always an error: only the other version of cgroups has it, and this one no equivalent (runtime-spec config-linux.md, "Unified").
     Other,
 }
 
@@ -83,12 +83,14 @@ pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
             memory_v1(memory, &mut list)
         }
         // -1 is no limit, which v2 has as well.
-        let of_kernel = |limit: Option<i64>| limit.filter(|limit| !v2 || *limit >= 0);
+        let of_kernel = |limit: Option<i64>| limit.filter(|limit| is_asked(limit) && (!v2 || *limit > 0));
         let [kernel, tcp] = [memory.kernel(), memory.kernel_tcp()].map(of_kernel);
         // Kernels before 5.16 limit by it, those after refuse it, and the newest take it and mind it no more.
         list.push_as(optional, "memory", "memory.kmem.limit_in_bytes", "memory.kernel", kernel);
         list.push_as(optional, "memory", "memory.kmem.tcp.limit_in_bytes", "memory.kernelTCP", tcp);
-        list.push_as(needed, "memory", "memory.swappiness", "memory.swappiness", memory.swappiness());
+        // -1 of some clients, in 64 bits.
+        let swappiness = memory.swappiness().filter(|swappiness| *swappiness != u64::MAX);
+        list.push_as(needed, "memory", "memory.swappiness", "memory.swappiness", swappiness);
         let no_killer = memory.disable_oom_killer().filter(|disable| *disable).map(|_| 1);
         list.push_as(needed, "memory", "memory.oom_control", "memory.disableOOMKiller", no_killer);
     }
@@ -98,15 +100,15 @@ pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
         } else {
             cpu_v1(cpu, &mut list)
         }
-        // None is what a group of v2 has.
-        let period = cpu.realtime_period().filter(|period| !v2 || *period > 0);
-        let runtime = cpu.realtime_runtime().filter(|runtime| !v2 || *runtime > 0);
+        // No period can be 0, and no time is what a group has anyway.
+        let period = cpu.realtime_period().filter(|period| *period > 0);
+        let runtime = cpu.realtime_runtime().filter(|runtime| *runtime != 0 && (!v2 || *runtime > 0));
         list.push_as(needed, "cpu", "cpu.rt_period_us", "cpu.realtimePeriod", period);
         list.push_as(needed, "cpu", "cpu.rt_runtime_us", "cpu.realtimeRuntime", runtime);
         cpuset(cpu, &mut list);
     }
     if let Some(pids) = resources.pids() {
-        list.push("pids", "pids.max", "pids.limit", Some(number(pids.limit())));
+        list.push("pids", "pids.max", "pids.limit", Some(pids.limit()).filter(is_asked).map(number));
     }
     if let Some(io) = resources.block_io() {
         if v2 {
@@ -133,10 +135,13 @@ pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
         list.push("hugetlb", &file, &field, value);
     }
     if let Some(network) = resources.network() {
-        list.push_as(needed, "net_cls", "net_cls.classid", "network.classID", network.class_id());
+        // Class and priority 0 are none.
+        let class = network.class_id().filter(|class| !v2 || *class > 0);
+        list.push_as(needed, "net_cls", "net_cls.classid", "network.classID", class);
         for (at, priority) in network.priorities().iter().flatten().enumerate() {
             let value = format!("{} {}", priority.name(), priority.priority());
-            list.push_as(needed, "net_prio", "net_prio.ifpriomap", &format!("network.priorities[{at}]"), Some(value));
+            let value = Some(value).filter(|_| !v2 || priority.priority() > 0);
+            list.push_as(needed, "net_prio", "net_prio.ifpriomap", &format!("network.priorities[{at}]"), value);
         }
     }
     for (name, limit) in resources.rdma().iter().flatten() {
@@ -152,15 +157,20 @@ pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
     list.0
 }
 
+/// 0 is not a limit that anybody wants: with it docker, and others whose types know no absence, say that they ask for none.
+fn is_asked<T: Default + PartialEq>(value: &T) -> bool {
+    *value != T::default()
+}
+
 /// -1 is no limit.
 fn number(value: i64) -> String {
     if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
 fn memory_v1(memory: &LinuxMemory, list: &mut List) {
-    list.push("memory", "memory.limit_in_bytes", "memory.limit", memory.limit());
-    list.push("memory", "memory.soft_limit_in_bytes", "memory.reservation", memory.reservation());
-    list.push_optional("memory", "memory.memsw.limit_in_bytes", "memory.swap", memory.swap());
+    list.push("memory", "memory.limit_in_bytes", "memory.limit", memory.limit().filter(is_asked));
+    list.push("memory", "memory.soft_limit_in_bytes", "memory.reservation", memory.reservation().filter(is_asked));
+    list.push_optional("memory", "memory.memsw.limit_in_bytes", "memory.swap", memory.swap().filter(is_asked));
     list.push(
         "memory",
         "memory.use_hierarchy",
@@ -170,10 +180,10 @@ fn memory_v1(memory: &LinuxMemory, list: &mut List) {
 }
 
 fn memory_v2(memory: &LinuxMemory, list: &mut List) {
-    list.push("memory", "memory.max", "memory.limit", memory.limit().map(number));
-    list.push("memory", "memory.low", "memory.reservation", memory.reservation().map(number));
+    list.push("memory", "memory.max", "memory.limit", memory.limit().filter(is_asked).map(number));
+    list.push("memory", "memory.low", "memory.reservation", memory.reservation().filter(is_asked).map(number));
     // The spec's swap is memory and swap together.
-    let swap = memory.swap().map(|both| match memory.limit() {
+    let swap = memory.swap().filter(is_asked).map(|both| match memory.limit() {
         Some(limit) if both >= limit && limit >= 0 => number(both - limit),
         _ => number(both),
     });
@@ -181,9 +191,9 @@ fn memory_v2(memory: &LinuxMemory, list: &mut List) {
 }
 
 fn cpu_v1(cpu: &LinuxCpu, list: &mut List) {
-    list.push("cpu", "cpu.shares", "cpu.shares", cpu.shares());
-    list.push("cpu", "cpu.cfs_period_us", "cpu.period", cpu.period());
-    list.push("cpu", "cpu.cfs_quota_us", "cpu.quota", cpu.quota());
+    list.push("cpu", "cpu.shares", "cpu.shares", cpu.shares().filter(is_asked));
+    list.push("cpu", "cpu.cfs_period_us", "cpu.period", cpu.period().filter(is_asked));
+    list.push("cpu", "cpu.cfs_quota_us", "cpu.quota", cpu.quota().filter(is_asked));
     list.push_optional("cpu", "cpu.cfs_burst_us", "cpu.burst", cpu.burst());
     list.push_optional("cpu", "cpu.idle", "cpu.idle", cpu.idle());
 }
@@ -191,10 +201,11 @@ fn cpu_v1(cpu: &LinuxCpu, list: &mut List) {
 fn cpu_v2(cpu: &LinuxCpu, list: &mut List) {
     // 2 … 262,144 to 1 … 10,000.
     let weight = |shares: u64| 1 + shares.clamp(2, 262_144).saturating_sub(2) * 9999 / 262_142;
-    list.push("cpu", "cpu.weight", "cpu.shares", cpu.shares().filter(|shares| *shares > 0).map(weight));
-    if cpu.quota().is_some() || cpu.period().is_some() {
-        let quota = cpu.quota().filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
-        list.push("cpu", "cpu.max", "cpu.quota", Some(format!("{quota} {}", cpu.period().unwrap_or(100_000))));
+    list.push("cpu", "cpu.weight", "cpu.shares", cpu.shares().filter(is_asked).map(weight));
+    let (quota, period) = (cpu.quota().filter(is_asked), cpu.period().filter(is_asked));
+    if quota.is_some() || period.is_some() {
+        let quota = quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
+        list.push("cpu", "cpu.max", "cpu.quota", Some(format!("{quota} {}", period.unwrap_or(100_000))));
     }
     list.push_optional("cpu", "cpu.max.burst", "cpu.burst", cpu.burst());
     list.push_optional("cpu", "cpu.idle", "cpu.idle", cpu.idle());

@@ -155,8 +155,9 @@ pub(super) fn parse_known(text: &[u8]) -> Option<(Spec, &'static Filter)> {
     is_it.then_some((spec, filter))
 }
 
-/// Reads a document, without capabilities that nobody knows and lists of no processors, which its process may have; says what is lost.
-/// Or says which field is wrong, and why. `prefix` is what that process's fields begin with: [`IN_SPEC`], or nothing if it is alone.
+/// Reads a document, takes out of its process what is no error there, unknown capabilities and empty lists of processors, and returns
+/// warnings of it; or the field that is wrong, and why. `prefix` is what the process's fields begin with: [`IN_SPEC`], or nothing if it
+/// is alone.
 fn parse<T: DeserializeOwned>(text: &[u8], prefix: &str) -> Result<(T, Vec<String>), (String, String)> {
     let wrong =
         |error: serde_path_to_error::Error<serde_json::Error>| (error.path().to_string(), error.inner().to_string());

@@ -135,7 +135,11 @@ fn take(
         };
         let users = shift::user_namespace(uids, gids).step("make the ids of", &source)?;
         let change = MountChange { shifted_by: Some(users.as_fd()), ..MountChange::default() };
-        sys::change_mount(tree.as_fd(), &change, below).step("shift the ids of", &source)?;
+        let shifted = sys::change_mount(tree.as_fd(), &change, below).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => io::Error::other("its file system cannot be shown with other owners by this kernel"),
+            _ => error,
+        });
+        shifted.step("shift the ids of", &source)?;
     }
     let spread = options.propagation.unwrap_or(outside);
     let (spread, spreads_below) = ((spread - MsFlags::MS_REC).bits(), spread.contains(MsFlags::MS_REC));
