@@ -442,7 +442,9 @@ fn update_changes_the_limits_of_what_runs() {
         assert_eq!(bundle.state()["status"], "running");
     }
     // As docker says that it changes the weight alone.
-    let zeros = json!({"memory": {"limit": 0, "reservation": 0, "swap": 0, "kernel": 0, "kernelTCP": 0},
+    let memory =
+        json!({"limit": 0, "reservation": 0, "swap": 0, "kernel": 0, "kernelTCP": 0, "checkBeforeUpdate": true});
+    let zeros = json!({"memory": memory,
         "cpu": {"shares": 2048, "quota": 0, "period": 0, "realtimeRuntime": 0, "realtimePeriod": 0, "cpus": "", "mems": ""},
         "pids": {"limit": 0}});
     fs::write(&file, zeros.to_string()).expect("write");

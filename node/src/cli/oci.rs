@@ -2,14 +2,13 @@
 //!
 //! It is decided on before anything else of the command line, starts no thread, and knows no mesh.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use clap::{Args as ClapArgs, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use moyai_runtime::container::{Failure, signal_number, timestamp};
 use moyai_runtime::oci::container::{Addition, Containers, Creation, Description, ROOT};
 
@@ -24,14 +23,6 @@ pub const NAME: &str = "oci";
   moyai oci create --bundle ./bundle two; moyai oci start two; moyai oci kill two TERM; moyai oci delete two
   podman --runtime /usr/local/bin/moyai-oci …        # the same as a program of its own")]
 struct Wish {
-    #[command(flatten)]
-    common: Common,
-    #[command(subcommand)]
-    verb: Option<Verb>,
-}
-
-#[derive(Debug, ClapArgs)]
-struct Common {
     /// Where containers are kept
     #[arg(long, value_name = "DIR", default_value = ROOT, global = true)]
     root: PathBuf,
@@ -53,6 +44,8 @@ struct Common {
     /// What version this is
     #[arg(long, short)]
     version: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
 }
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
@@ -230,19 +223,6 @@ impl From<CreationWish> for Creation {
     }
 }
 
-/// Puts together the options of the verb that is named alone: those of all take as long as the rest of a command. What that does not
-/// understand, the whole does or explains.
-fn parse(words: &[OsString]) -> Result<Wish, clap::Error> {
-    let verbs = Verb::augment_subcommands(Command::new(NAME));
-    if let Some(verb) = words.iter().skip(1).find_map(|word| verbs.find_subcommand(word)) {
-        let command = Common::augment_args(Command::new(NAME).disable_version_flag(true)).subcommand(verb.clone());
-        if let Ok(wish) = command.try_get_matches_from(words).and_then(|matches| Wish::from_arg_matches(&matches)) {
-            return Ok(wish);
-        }
-    }
-    Wish::try_parse_from(words)
-}
-
 /// Runs the command line, whose first two words are this program's and [`NAME`]; the small program's begins without the second.
 pub fn main() -> ExitCode {
     // Before anything is read or opened.
@@ -256,8 +236,7 @@ pub fn main() -> ExitCode {
         // Where it cannot be, an ordinary user's containers have nobody who is root.
         let _refused = moyai_runtime::oci::seal();
     }
-    let words: Vec<OsString> = std::env::args_os().skip(usize::from(named)).collect();
-    let Wish { common, verb } = match parse(&words) {
+    let wish = match Wish::try_parse_from(std::env::args_os().skip(usize::from(named))) {
         Ok(wish) => wish,
         Err(error) => {
             // Nobody may be reading.
@@ -265,21 +244,21 @@ pub fn main() -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    if common.version {
+    if wish.version {
         say(&format!("moyai version {}\nspec: {}", env!("CARGO_PKG_VERSION"), moyai_runtime::oci::VERSION));
         return ExitCode::SUCCESS;
     }
-    let Some(verb) = verb else {
+    let Some(verb) = wish.verb else {
         eprintln!("error: no command\nhint: `moyai oci --help` lists them");
         return ExitCode::from(2);
     };
     let runs = matches!(verb, Verb::Run { .. } | Verb::Exec(_));
-    match carry_out(&Containers::new(&common.root), verb) {
+    match carry_out(&Containers::new(&wish.root), verb) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("error: {}", error.reason);
-            if let Some(path) = &common.log {
-                log(path, common.log_format, &error.reason);
+            if let Some(path) = &wish.log {
+                log(path, wish.log_format, &error.reason);
             }
             ExitCode::from(if runs { error.code as u8 } else { 1 })
         }

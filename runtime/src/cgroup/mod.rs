@@ -268,7 +268,7 @@ impl Group {
             return Err(CgroupError::Ordinary);
         }
         let memory = resources.memory().filter(|memory| memory.check_before_update().unwrap_or(false));
-        if let Some(limit) = memory.and_then(|memory| memory.limit()).filter(|limit| self.v2 && *limit >= 0) {
+        if let Some(limit) = memory.and_then(|memory| memory.limit()).filter(|limit| self.v2 && *limit > 0) {
             let used = self.read("memory", "memory.current").and_then(|text| text.trim().parse().ok());
             if let Some(used) = used.filter(|used| *used > limit) {
                 return Err(CgroupError::InUse { limit, used });

@@ -52,10 +52,7 @@ struct List(Vec<Setting>);
 
 impl List {
     fn push(&mut self, controller: &'static str, file: &str, field: &str, value: Option<impl ToString>) {
-        if let Some(value) = value {
-            let (file, field, value) = (file.to_owned(), field.to_owned(), value.to_string());
-            self.0.push(Setting { controller, file, value, field, need: Need::Must });
-        }
+        self.push_as(Need::Must, controller, file, field, value);
     }
 
     fn push_optional(&mut self, controller: &'static str, file: &str, field: &str, value: Option<impl ToString>) {
@@ -63,9 +60,10 @@ impl List {
     }
 
     fn push_as(&mut self, need: Need, controller: &'static str, file: &str, field: &str, value: Option<impl ToString>) {
-        let len = self.0.len();
-        self.push(controller, file, field, value);
-        self.0[len..].iter_mut().for_each(|setting| setting.need = need);
+        if let Some(value) = value {
+            let (file, field, value) = (file.to_owned(), field.to_owned(), value.to_string());
+            self.0.push(Setting { controller, file, value, field, need });
+        }
     }
 }
 
@@ -76,15 +74,15 @@ pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
     // Of v1 alone: there some are needed, and some its newer kernels have no more.
     let needed = if v2 { Need::Other } else { Need::Must };
     let optional = if v2 { Need::Other } else { Need::May };
+    // Below 0 is no limit, which v2 has as well.
+    let is_of_v1 = |value: &i64| is_asked(value) && (!v2 || *value > 0);
     if let Some(memory) = resources.memory() {
         if v2 {
             memory_v2(memory, &mut list)
         } else {
             memory_v1(memory, &mut list)
         }
-        // -1 is no limit, which v2 has as well.
-        let of_kernel = |limit: Option<i64>| limit.filter(|limit| is_asked(limit) && (!v2 || *limit > 0));
-        let [kernel, tcp] = [memory.kernel(), memory.kernel_tcp()].map(of_kernel);
+        let [kernel, tcp] = [memory.kernel(), memory.kernel_tcp()].map(|limit| limit.filter(is_of_v1));
         // Kernels before 5.16 limit by it, those after refuse it, and the newest take it and mind it no more.
         list.push_as(optional, "memory", "memory.kmem.limit_in_bytes", "memory.kernel", kernel);
         list.push_as(optional, "memory", "memory.kmem.tcp.limit_in_bytes", "memory.kernelTCP", tcp);
@@ -100,9 +98,7 @@ pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
         } else {
             cpu_v1(cpu, &mut list)
         }
-        // No period can be 0, and no time is what a group has anyway.
-        let period = cpu.realtime_period().filter(|period| *period > 0);
-        let runtime = cpu.realtime_runtime().filter(|runtime| *runtime != 0 && (!v2 || *runtime > 0));
+        let (period, runtime) = (cpu.realtime_period().filter(is_asked), cpu.realtime_runtime().filter(is_of_v1));
         list.push_as(needed, "cpu", "cpu.rt_period_us", "cpu.realtimePeriod", period);
         list.push_as(needed, "cpu", "cpu.rt_runtime_us", "cpu.realtimeRuntime", runtime);
         cpuset(cpu, &mut list);
@@ -117,30 +113,29 @@ pub(super) fn of(resources: Option<&LinuxResources>, v2: bool) -> Vec<Setting> {
             io_v1(io, &mut list)
         }
         // Of a scheduler that Linux 5.0 has no more.
-        let leaf_weight = io.leaf_weight().filter(|weight| *weight > 0);
+        let leaf_weight = io.leaf_weight().filter(is_asked);
         list.push_as(optional, "blkio", "blkio.leaf_weight", "blockIO.leafWeight", leaf_weight);
         for (at, device) in io.weight_device().iter().flatten().enumerate() {
-            let weight = device.leaf_weight().filter(|weight| *weight > 0);
+            let weight = device.leaf_weight().filter(is_asked);
             let value = weight.map(|weight| format!("{}:{} {weight}", device.major(), device.minor()));
             let field = format!("blockIO.weightDevice[{at}].leafWeight");
             list.push_as(optional, "blkio", "blkio.leaf_weight_device", &field, value);
         }
     }
     for (at, limit) in resources.hugepage_limits().iter().flatten().enumerate() {
-        let file = format!("hugetlb.{}.{}", limit.page_size(), if v2 { "max" } else { "limit_in_bytes" });
+        let (size, end) = (limit.page_size(), if v2 { "max" } else { "limit_in_bytes" });
         let (field, value) = (format!("hugepageLimits[{at}]"), Some(limit.limit()));
         // Where the kernel can, a reservation is refused, instead of a fault that ends whoever makes it.
-        let reserved = format!("hugetlb.{}.rsvd.{}", limit.page_size(), if v2 { "max" } else { "limit_in_bytes" });
-        list.push_optional("hugetlb", &reserved, &field, value);
-        list.push("hugetlb", &file, &field, value);
+        list.push_optional("hugetlb", &format!("hugetlb.{size}.rsvd.{end}"), &field, value);
+        list.push("hugetlb", &format!("hugetlb.{size}.{end}"), &field, value);
     }
     if let Some(network) = resources.network() {
         // Class and priority 0 are none.
-        let class = network.class_id().filter(|class| !v2 || *class > 0);
+        let class = network.class_id().filter(|class| !v2 || is_asked(class));
         list.push_as(needed, "net_cls", "net_cls.classid", "network.classID", class);
         for (at, priority) in network.priorities().iter().flatten().enumerate() {
-            let value = format!("{} {}", priority.name(), priority.priority());
-            let value = Some(value).filter(|_| !v2 || priority.priority() > 0);
+            let level = Some(priority.priority()).filter(|level| !v2 || is_asked(level));
+            let value = level.map(|level| format!("{} {level}", priority.name()));
             list.push_as(needed, "net_prio", "net_prio.ifpriomap", &format!("network.priorities[{at}]"), value);
         }
     }
@@ -241,9 +236,9 @@ fn throttles(io: &LinuxBlockIo) -> [Throttle<'_>; 4] {
 }
 
 fn io_v1(io: &LinuxBlockIo, list: &mut List) {
-    list.push_optional("blkio", "blkio.bfq.weight", "blockIO.weight", io.weight().filter(|weight| *weight > 0));
+    list.push_optional("blkio", "blkio.bfq.weight", "blockIO.weight", io.weight().filter(is_asked));
     for (at, device) in io.weight_device().iter().flatten().enumerate() {
-        let weight = device.weight().filter(|weight| *weight > 0);
+        let weight = device.weight().filter(is_asked);
         let value = weight.map(|weight| format!("{}:{} {weight}", device.major(), device.minor()));
         let field = format!("blockIO.weightDevice[{at}].weight");
         list.push_optional("blkio", "blkio.bfq.weight_device", &field, value);
@@ -259,12 +254,12 @@ fn io_v1(io: &LinuxBlockIo, list: &mut List) {
 fn io_v2(io: &LinuxBlockIo, list: &mut List) {
     // 10 … 1,000 to 1 … 10,000.
     let weight = |weight: u16| 1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990;
-    list.push_optional("io", "io.bfq.weight", "blockIO.weight", io.weight().filter(|it| *it > 0));
-    list.push_optional("io", "io.weight", "blockIO.weight", io.weight().filter(|it| *it > 0).map(weight));
+    list.push_optional("io", "io.bfq.weight", "blockIO.weight", io.weight().filter(is_asked));
+    list.push_optional("io", "io.weight", "blockIO.weight", io.weight().filter(is_asked).map(weight));
     for (at, device) in io.weight_device().iter().flatten().enumerate() {
         let field = format!("blockIO.weightDevice[{at}].weight");
         let of_device = |value: String| format!("{}:{} {value}", device.major(), device.minor());
-        let own = device.weight().filter(|weight| *weight > 0);
+        let own = device.weight().filter(is_asked);
         list.push_optional("io", "io.bfq.weight", &field, own.map(|own| of_device(own.to_string())));
         list.push_optional("io", "io.weight", &field, own.map(|own| of_device(weight(own).to_string())));
     }
