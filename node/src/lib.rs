@@ -34,7 +34,7 @@ pub fn main_tampering(tamper: Option<ChunkTamper>) -> ExitCode {
         return demo::built_in();
     }
     if first.as_deref() == Some(cli::oci::NAME) {
-        return cli::oci::main();
+        moyai_runtime::oci::end(cli::oci::main());
     }
     cli::main(tamper)
 }
@@ -47,7 +47,7 @@ pub fn main_small() -> ExitCode {
         eprintln!("error: this program is of another build than what started it, which it cannot become: {error}");
         return ExitCode::FAILURE;
     }
-    if is_zygote { zygote() } else { cli::oci::main() }
+    if is_zygote { zygote() } else { moyai_runtime::oci::end(cli::oci::main()) }
 }
 
 fn zygote() -> ExitCode {

@@ -1684,6 +1684,33 @@ fn a_call_can_be_logged_and_goes_on() {
 }
 
 #[test]
+fn a_filter_that_was_compiled_before_holds_as_it_did() {
+    let rules = json!([{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]);
+    let bundle = with_filter("mkdir /x; grep Seccomp: /proc/self/status", rules.clone());
+    let kept = || fs::read_dir(bundle.path("run/~filters")).map_or(0, |folder| folder.count());
+    let run = || {
+        let output = bundle.run();
+        assert!(output.stderr.contains("'/x': No space left on device"), "{output}");
+        assert_eq!(output.stdout.trim(), "Seccomp:\t2");
+    };
+    // The folder of containers is there after the first.
+    (0..4).for_each(|_| run());
+    assert_eq!(kept(), 1);
+    let listed: Value = serde_json::from_str(&bundle.oci(&["list", "--format", "json"]).ok().stdout).expect("JSON");
+    assert_eq!(listed, json!([]), "it is no container");
+    refused(&bundle.oci(&["state", "~filters"]));
+    // Another's is another.
+    let bundle = bundle.set("/linux/seccomp/syscalls/0/errnoRet", 5);
+    let output = bundle.run();
+    assert!(output.stderr.contains("'/x': I/O error") || output.stderr.contains("Input/output"), "{output}");
+    // Nor is one kept that the start goes another way under.
+    let rules = json!([{"names": ["fcntl"], "action": "SCMP_ACT_LOG"}]);
+    let bundle = bundle.set("/linux/seccomp/syscalls", rules);
+    (0..2).for_each(|_| drop(bundle.run().ok()));
+    assert_eq!(fs::read_dir(bundle.path("run/~filters")).expect("a folder").count(), 2);
+}
+
+#[test]
 fn a_filter_holds_without_no_new_privileges_and_for_what_is_added() {
     let rules = json!([{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]);
     let bundle = with_filter("mkdir /x; sleep 1000", rules)

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use moyai_protocol::trust::{Chain, Ticket, mesh_name, mesh_of, node_of};
 use moyai_protocol::workload::is_name;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
 
 use super::args::{DownWish, DrainWish, EventsWish, InitWish, InviteWish, JoinWish, NodeWish, RevokeWish, UpWish};
 use super::images::encode;
@@ -36,9 +38,13 @@ const START: Duration = Duration::from_secs(30);
 
 /// Runs the daemon in this process.
 pub fn daemon(context: &Context, ready: bool) -> anyhow::Result<u8> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libp2p_mdns=error,libp2p_kad=error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let wished = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = wished.unwrap_or_else(|| {
+        let levels = [("libp2p_mdns", LevelFilter::ERROR), ("libp2p_kad", LevelFilter::ERROR)];
+        Targets::new().with_default(LevelFilter::INFO).with_targets(levels)
+    });
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(lines).with(filter).init();
     let pipe = if ready {
         Some(moyai_runtime::launch::inherited().context("started with --ready, but not by moyai")?)
     } else {

@@ -5,7 +5,6 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -223,8 +222,9 @@ impl From<CreationWish> for Creation {
     }
 }
 
-/// Runs the command line, whose first two words are this program's and [`NAME`]; the small program's begins without the second.
-pub fn main() -> ExitCode {
+/// Runs the command line, whose first two words are this program's and [`NAME`]; the small program's begins without the second. Its exit
+/// code, when all is said.
+pub fn main() -> u8 {
     // Before anything is read or opened.
     let named = std::env::args().nth(1).as_deref() == Some(NAME);
     // `run` begins once and stays what it is, unless it has to begin again after all.
@@ -241,26 +241,26 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Nobody may be reading.
             let _unread = error.print();
-            return ExitCode::from(error.exit_code() as u8);
+            return error.exit_code() as u8;
         }
     };
     if wish.version {
         say(&format!("moyai version {}\nspec: {}", env!("CARGO_PKG_VERSION"), moyai_runtime::oci::VERSION));
-        return ExitCode::SUCCESS;
+        return 0;
     }
     let Some(verb) = wish.verb else {
         eprintln!("error: no command\nhint: `moyai oci --help` lists them");
-        return ExitCode::from(2);
+        return 2;
     };
     let runs = matches!(verb, Verb::Run { .. } | Verb::Exec(_));
     match carry_out(&Containers::new(&wish.root), verb) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {}", error.reason);
             if let Some(path) = &wish.log {
                 log(path, wish.log_format, &error.reason);
             }
-            ExitCode::from(if runs { error.code as u8 } else { 1 })
+            if runs { error.code as u8 } else { 1 }
         }
     }
 }

@@ -268,7 +268,7 @@ impl Ahead {
 /// Reads a bundle, so that what this takes of the program and of memory is there.
 fn rehearse() {
     let text = crate::container::example_spec().ok().and_then(|spec| serde_json::to_vec(&spec).ok());
-    drop(text.and_then(|text| parse_known(&text)));
+    drop(text.and_then(|text| parse_known(&text, None)));
 }
 
 /// Goes through all steps, waits for the bundle in between, and becomes the program; returns only why not.

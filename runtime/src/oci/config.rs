@@ -8,15 +8,17 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::mount::MsFlags;
 use oci_spec::runtime::{
-    Capability, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxSeccompAction,
-    Mount, Process, Spec,
+    Capability, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, Process, Spec,
 };
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::mounts;
 use super::process::{affinity, processors};
-use crate::seccomp::{Filter, FilterError, filter_of, known_in};
+use super::trampoline::Trampoline;
+use crate::seccomp::{Filter, FilterError, Kept, filter_of, known};
 
 /// Where a spec has its process.
 const IN_SPEC: &str = "process.";
@@ -73,7 +75,7 @@ pub enum ConfigError {
 /// A bundle that can be run.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What it says; without the system call filter where that is a known one.
+    /// What it says; without the system call filter where that was compiled before.
     pub spec: Spec,
     /// Its folder, absolute.
     pub bundle: PathBuf,
@@ -88,28 +90,45 @@ pub struct Config {
 impl Config {
     /// Reads and checks the bundle in `bundle`.
     pub fn load(bundle: &Path) -> Result<Config, ConfigError> {
+        Config::load_with(bundle, None)
+    }
+
+    /// The same, of a runtime that keeps filters.
+    pub(super) fn load_with(bundle: &Path, kept: Option<&Kept>) -> Result<Config, ConfigError> {
         let bundle =
             fs::canonicalize(bundle).map_err(|source| ConfigError::Read { path: bundle.to_owned(), source })?;
         let path = bundle.join("config.json");
         let text = read(&path)?;
-        Config::parse(&text, &path, bundle)
+        Config::parse(&text, &path, bundle, kept)
     }
 
     /// The bundle in `bundle` of a container that runs: its root file system is out of sight, in a mount namespace.
     pub(crate) fn load_started(bundle: &Path) -> Result<Config, ConfigError> {
+        Config::load_started_with(bundle, None)
+    }
+
+    /// The same, of a runtime that keeps filters.
+    pub(super) fn load_started_with(bundle: &Path, kept: Option<&Kept>) -> Result<Config, ConfigError> {
         let path = bundle.join("config.json");
         let text = read(&path)?;
-        let (spec, _) =
-            parse::<Spec>(&text, IN_SPEC).map_err(|(field, reason)| ConfigError::Malformed { path, field, reason })?;
-        let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-        let filter = profile.map(filter_of).transpose()?;
+        let (spec, filter) =
+            match parse_known(&text, kept) {
+                Some((spec, filter)) => (spec, Some(filter)),
+                None => {
+                    let (spec, _) = parse::<Spec>(&text, IN_SPEC)
+                        .map_err(|(field, reason)| ConfigError::Malformed { path, field, reason })?;
+                    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+                    let filter = profile.map(filter_of).transpose()?;
+                    (spec, filter)
+                }
+            };
         Ok(Config { spec, bundle: bundle.to_owned(), root: PathBuf::new(), filter, left_out: Vec::new() })
     }
 
     /// The same of a text that was read from `path`.
-    pub fn parse(text: &[u8], path: &Path, bundle: PathBuf) -> Result<Config, ConfigError> {
-        let parsed = match parse_known(text) {
-            Some((spec, filter)) => Ok((spec, Vec::new(), Some(filter.clone()))),
+    fn parse(text: &[u8], path: &Path, bundle: PathBuf, kept: Option<&Kept>) -> Result<Config, ConfigError> {
+        let parsed = match parse_known(text, kept) {
+            Some((spec, filter)) => Ok((spec, Vec::new(), Some(filter))),
             None => parse(text, IN_SPEC).map(|(spec, left_out)| (spec, left_out, None)),
         };
         let (spec, left_out, known) = parsed.map_err(|(field, reason)| {
@@ -136,23 +155,38 @@ impl Config {
         }
         let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
         let filter = if known.is_some() { known } else { profile.map(filter_of).transpose()? };
+        if let (Some(kept), Some(profile), Some(filter)) = (kept, profile, &filter)
+            && Trampoline::is_let_pass(profile)
+        {
+            // For whoever comes next; this one has it already.
+            let _kept = profile_in(text).and_then(|text| kept.keep(text, filter));
+        }
         Ok(Config { spec, bundle, root, filter, left_out })
     }
 }
 
-/// A spec whose system call filter is a known one, which is read as if it were none; none if that is not so.
-pub(super) fn parse_known(text: &[u8]) -> Option<(Spec, &'static Filter)> {
-    // In no profile: it takes the place of the known one, to see that it is read as that and as nothing else.
-    const PLACE: &str = r#"{"defaultAction":"SCMP_ACT_TRACE","defaultErrnoRet":4294967295}"#;
-    let text = std::str::from_utf8(text).ok()?;
-    let (place, filter) = known_in(text)?;
-    let short = [&text[..place.start], PLACE, &text[place.end..]].concat();
-    let mut spec: Spec = serde_json::from_str(&short).ok()?;
-    let seccomp = spec.linux_mut().as_mut()?.seccomp_mut().take()?;
-    let is_it = seccomp.default_action() == LinuxSeccompAction::ScmpActTrace
-        && seccomp.default_errno_ret() == Some(u32::MAX)
-        && seccomp.syscalls().is_none();
-    is_it.then_some((spec, filter))
+/// A spec whose system call filter need not be compiled, and is not read; none if that is not so.
+pub(super) fn parse_known(text: &[u8], kept: Option<&Kept>) -> Option<(Spec, Filter)> {
+    let profile = profile_in(text)?;
+    let filter = known(profile, kept)?;
+    let start = profile.as_ptr().addr() - text.as_ptr().addr();
+    let short = [&text[..start], b"null", &text[start + profile.len()..]].concat();
+    Some((serde_json::from_slice(&short).ok()?, filter))
+}
+
+/// The text of a bundle's system call filter, within the bundle's.
+fn profile_in(text: &[u8]) -> Option<&str> {
+    #[derive(Deserialize)]
+    struct Outline<'a> {
+        #[serde(borrow)]
+        linux: OfLinux<'a>,
+    }
+    #[derive(Deserialize)]
+    struct OfLinux<'a> {
+        #[serde(borrow)]
+        seccomp: &'a RawValue,
+    }
+    serde_json::from_slice::<Outline<'_>>(text).ok().map(|outline| outline.linux.seccomp.get())
 }
 
 /// Reads a document, takes out of its process what is no error there, unknown capabilities and empty lists of processors, and returns
@@ -553,18 +587,18 @@ mod tests {
             bundle(linux)
         };
         let spec = with(default_profile());
-        let (mut read, filter) = parse_known(text(&spec).as_bytes()).expect("a known one");
-        assert_eq!(Ok(filter.clone()), Filter::compile(&default_profile()));
+        let (mut read, filter) = parse_known(text(&spec).as_bytes(), None).expect("a known one");
+        assert_eq!(Ok(filter), Filter::compile(&default_profile()));
         assert_eq!(read.linux_mut().as_mut().and_then(|linux| linux.seccomp_mut().replace(default_profile())), None);
         assert_eq!(read, spec);
         // One whose questions go somewhere, one that is another, and one that is somewhere else.
-        assert!(parse_known(text(&with(strict_profile("shim"))).as_bytes()).is_none());
+        assert!(parse_known(text(&with(strict_profile("shim"))).as_bytes(), None).is_none());
         let other = text(&spec).replacen("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", 1);
-        assert!(parse_known(other.as_bytes()).is_none());
+        assert!(parse_known(other.as_bytes(), None).is_none());
         let (none, profile) =
             (text(&bundle(Linux::default())), serde_json::to_string(&default_profile()).expect("JSON"));
         let elsewhere = none.replacen('{', &format!(r#"{{"else":{{"seccomp":{profile}}},"#), 1);
         assert!(serde_json::from_str::<Spec>(&elsewhere).is_ok());
-        assert!(parse_known(elsewhere.as_bytes()).is_none());
+        assert!(parse_known(elsewhere.as_bytes(), None).is_none());
     }
 }

@@ -7,6 +7,7 @@
 //!           bundle         the bundle's folder, told of while there is no `state.json`
 //!           mounted        its root's mount, of one that has others' mounts; written before anything is mounted inside
 //!           gate           a socket where its first process waits; deleted by `start`, so that there is one start
+//!      ~filters/           system call filters, compiled (crate::seccomp::kept)
 //! ```
 //!
 //! **States.** creating (a folder without `state.json`) → created (the gate is there) → running → stopped (the process has
@@ -42,6 +43,7 @@ use super::spawn::{Job, Message, Spawned, Stdio, receive, spawn, state as state_
 use super::trampoline::Trampoline;
 use super::{Config, Failure, failure, hooks, kill_and_reap, reap};
 use crate::cgroup::{Group, Planned};
+use crate::seccomp::Kept;
 use crate::sys;
 
 /// Where containers are kept when nothing else is said.
@@ -134,9 +136,13 @@ impl Containers {
         Ok(self.root.join(id))
     }
 
+    fn load(&self, creation: &Creation) -> Result<Config, Failure> {
+        Config::load_with(&creation.bundle, Some(&Kept::below(&self.root))).map_err(|error| failure(error.to_string()))
+    }
+
     /// Makes a container that waits to be started. What could not be done and does not matter is returned.
     pub fn create(&self, id: &str, creation: &Creation) -> Result<Vec<String>, Failure> {
-        let config = load(creation)?;
+        let config = self.load(creation)?;
         self.make(id, config, creation, Way { waits: true, attends: false, trampoline: None })
             .map(|made| made.spawned.warnings)
     }
@@ -194,8 +200,9 @@ impl Containers {
     pub fn list(&self) -> Vec<Description> {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
-            // One may be deleted meanwhile.
-            all.extend(describe(&entry.path(), &entry.file_name().to_string_lossy()));
+            let id = entry.file_name().to_string_lossy().into_owned();
+            // What has no container's name is none. One may be deleted meanwhile.
+            all.extend(self.dir(&id).and_then(|dir| describe(&dir, &id)));
         }
         all.sort_by(|a, b| a.id.cmp(&b.id));
         all
@@ -203,7 +210,7 @@ impl Containers {
 
     /// Makes one, starts it, and when `wait` says so waits for its end and deletes it; its exit code.
     pub fn run(&self, id: &str, creation: &Creation, detach: bool, keep: bool) -> Result<(i32, Vec<String>), Failure> {
-        let config = load(creation)?;
+        let config = self.load(creation)?;
         let trampoline = stay_out_of_reach(&config);
         // Before anything is started, so that no signal is lost: they are read from a descriptor.
         let signals = if detach { None } else { Some(Signals::take().map_err(|error| failure(error.to_string()))?) };
@@ -265,10 +272,6 @@ impl Containers {
 fn read_record(path: &Path) -> Result<Record, Failure> {
     let bytes = fs::read(path).map_err(|error| failure(format!("cannot read {}: {error}", path.display())))?;
     serde_json::from_slice(&bytes).map_err(|error| failure(format!("{} is damaged: {error}", path.display())))
-}
-
-fn load(creation: &Creation) -> Result<Config, Failure> {
-    Config::load(&creation.bundle).map_err(|error| failure(error.to_string()))
 }
 
 /// Keeps this program where no container that is started at once can write to it, by a trampoline or by becoming itself again.
@@ -530,7 +533,9 @@ impl Container {
 
     /// The bundle's config, as it was when the container was created.
     fn config(&self) -> Result<Config, Failure> {
-        let config = Config::load_started(&self.dir).map_err(|error| failure(error.to_string()))?;
+        let kept = self.dir.parent().map(Kept::below);
+        let config = Config::load_started_with(&self.dir, kept.as_ref());
+        let config = config.map_err(|error| failure(error.to_string()))?;
         Ok(Config { bundle: self.record.bundle.clone(), root: self.record.root.clone(), ..config })
     }
 

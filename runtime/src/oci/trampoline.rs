@@ -27,7 +27,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, Spec};
 
 use super::init::is_labelled;
 use super::process::raisable;
@@ -72,7 +72,12 @@ impl Trampoline {
             && keeps_rights
             && !reaper::is_wanted(spec)
             && !spec.process().as_ref().is_some_and(is_labelled)
-            && profile.is_none_or(|profile| CALLS.iter().all(|call| seccomp::lets_pass(profile, call)))
+            && profile.is_none_or(Trampoline::is_let_pass)
+    }
+
+    /// Whether it can do its work under a profile.
+    pub(super) fn is_let_pass(profile: &LinuxSeccomp) -> bool {
+        CALLS.iter().all(|call| seccomp::lets_pass(profile, call))
     }
 
     /// Makes it the way to the program at `path`. When that cannot be executed it writes `unstarted` to the channel, and behind it

@@ -13,11 +13,13 @@ use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::calls::{Abi, abis};
 
 /// One instruction, laid out as the kernel's `struct sock_filter`.
 #[repr(C)]
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instruction {
     /// What to do.
     pub code: u16,

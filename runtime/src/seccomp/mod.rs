@@ -4,21 +4,22 @@
 //! [`profile`] lists what is allowed by default and why the rest is not; [`compile`] makes a program of any profile.
 //! seccompiler has one action for what matches and cannot say "EPERM, but ENOSYS for clone3 and for what is newer than
 //! this list"; libseccomp is a C library that takes 2.5 ms for this profile and could not be linked into a static binary
-//! easily.
+//! easily. What is compiled is [kept](kept) for whoever starts the next container.
 
 mod calls;
 mod compile;
+mod kept;
 mod profile;
 pub(crate) mod questions;
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
 use std::sync::OnceLock;
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction};
 
 pub use compile::{Filter, FilterError, Instruction};
+pub(crate) use kept::Kept;
 pub use profile::{default_profile, strict_profile};
 
 /// Where a strict profile's questions go: to the shim, whatever path that would be.
@@ -43,14 +44,14 @@ pub(crate) fn prepare() {
     COMPILED.get_or_init(|| [default_profile(), strict_profile(ASKS_SHIM)].into_iter().filter_map(known).collect());
 }
 
-/// Where a bundle's text has a profile that is known, up to where that ends, and its filter: to read its hundreds of names takes longer
-/// than the rest of the bundle. None of those that ask, since who answers is found by the profile.
-pub(crate) fn known_in(text: &str) -> Option<(Range<usize>, &'static Filter)> {
-    const KEY: &str = "\"seccomp\":";
-    let known = COMPILED.get()?;
-    let start = text.find(KEY)? + KEY.len();
-    let found = known.iter().find(|known| !known.filter.asks && text[start..].starts_with(&known.text))?;
-    Some((start..start + found.text.len(), &found.filter))
+/// The filter of a profile's text, if it need not be compiled: what this process knows, then what is kept. Not of one that asks,
+/// since who answers is found by the profile.
+pub(crate) fn known(text: &str, kept: Option<&Kept>) -> Option<Filter> {
+    let mut compiled = COMPILED.get().into_iter().flatten();
+    match compiled.find(|known| !known.filter.asks && known.text == text) {
+        Some(known) => Some(known.filter.clone()),
+        None => kept?.find(text),
+    }
 }
 
 /// Whether a profile lets a call pass whatever its arguments are.

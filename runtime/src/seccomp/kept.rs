@@ -1,0 +1,270 @@
+//! Filters that another process has compiled: to read Docker's profile and compile it takes longer than the rest of a bundle.
+//!
+//! ```text
+//! ROOT/~filters/HASH    the build, the profile's text, its filter, a checksum; HASH is of the text
+//! ```
+//!
+//! No container can be called that. A file is written whole, and never changed.
+//!
+//! **Who is believed.** The folder and the file must belong to this process's user, be nobody else's to read or to write, and be no
+//! links. A filter is taken if the same build has compiled it from the very same text, and if its checksum is right: what the power
+//! has gone away under may have lost a part. Else it is compiled again.
+//!
+//! **If two write at once** they write the same. **If one dies** what it has begun is among the [`MAX_FILES`], of which the oldest go.
+//! What cannot be written, or not be read, costs time and nothing else.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fstatat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use serde::{Deserialize, Serialize};
+
+use super::{Filter, Instruction};
+
+/// The folder below those of the containers.
+const FOLDER: &str = "~filters";
+/// Of filters that are kept, and of what was begun.
+const MAX_FILES: usize = 32;
+/// Of a profile that is kept. Docker's has 15 KB.
+const MAX_TEXT: usize = 256 << 10;
+/// Of a file: the text, and at most 4,096 instructions of 9 bytes.
+const MAX_FILE: u64 = MAX_TEXT as u64 + (64 << 10);
+const BUILD: &str = env!("MOYAI_RUNTIME_BUILD");
+
+/// What a file says.
+#[derive(Serialize, Deserialize)]
+struct Entry<'a> {
+    build: &'a str,
+    text: &'a str,
+    /// A [`Short`].
+    filter: &'a [u8],
+    /// Of those bytes.
+    sum: u64,
+}
+
+/// A filter that asks nobody.
+#[derive(Serialize, Deserialize)]
+struct Short {
+    program: Vec<Instruction>,
+    flags: u64,
+}
+
+/// Those of one runtime.
+#[derive(Debug)]
+pub(crate) struct Kept(PathBuf);
+
+impl Kept {
+    /// Those below the folder where it has its containers.
+    pub(crate) fn below(root: &Path) -> Kept {
+        Kept(root.join(FOLDER))
+    }
+
+    /// The filter of a profile's text.
+    pub(super) fn find(&self, text: &str) -> Option<Filter> {
+        if text.len() > MAX_TEXT {
+            return None;
+        }
+        let folder = self.open()?;
+        // What is no file, as a FIFO, is not to be waited for.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file = File::from(openat(&folder, name(text).as_str(), flags, Mode::empty()).ok()?);
+        let about = file.metadata().ok()?;
+        if !about.is_file() || !is_own(&about) || about.len() > MAX_FILE {
+            return None;
+        }
+        let mut bytes = Vec::with_capacity(about.len() as usize);
+        file.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
+        let entry: Entry<'_> = postcard::from_bytes(&bytes).ok()?;
+        if entry.build != BUILD || entry.text != text || entry.sum != hash(entry.filter) {
+            return None;
+        }
+        let Short { program, flags } = postcard::from_bytes(entry.filter).ok()?;
+        Some(Filter { program, flags, asks: false })
+    }
+
+    /// Keeps one for whoever comes next; `None` if it cannot be.
+    pub(crate) fn keep(&self, text: &str, filter: &Filter) -> Option<()> {
+        if text.len() > MAX_TEXT || filter.asks {
+            return None;
+        }
+        let folder = self.open().or_else(|| self.make())?;
+        let short = Short { program: filter.program.clone(), flags: filter.flags };
+        let filter = postcard::to_allocvec(&short).ok()?;
+        let entry = Entry { build: BUILD, text, filter: &filter, sum: hash(&filter) };
+        let bytes = postcard::to_allocvec(&entry).ok()?;
+        remove_oldest(&folder)?;
+        let new = format!(".{}", std::process::id());
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(&folder, new.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR).ok()?;
+        let written = File::from(file).write_all(&bytes).ok();
+        let named = written.and_then(|()| renameat(&folder, new.as_str(), &folder, name(text).as_str()).ok());
+        if named.is_none() {
+            let _gone = unlinkat(&folder, new.as_str(), UnlinkatFlags::NoRemoveDir);
+        }
+        named
+    }
+
+    fn open(&self) -> Option<File> {
+        let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        let folder = File::options().read(true).custom_flags(flags).open(&self.0).ok()?;
+        is_own(&folder.metadata().ok()?).then_some(folder)
+    }
+
+    fn make(&self) -> Option<File> {
+        fs::DirBuilder::new().mode(0o700).create(&self.0).ok()?;
+        self.open()
+    }
+}
+
+/// Whether it is this user's, and nobody else's to look at or to change.
+fn is_own(about: &fs::Metadata) -> bool {
+    about.uid() == geteuid().as_raw() && about.mode() & 0o077 == 0
+}
+
+/// Makes room for one more.
+fn remove_oldest(folder: &File) -> Option<()> {
+    let mut files = Vec::new();
+    for entry in
+        Dir::openat(folder, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?
+    {
+        let name = entry.ok()?.file_name().to_owned();
+        if let Ok(about) = fstatat(folder.as_fd(), name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
+            && ![c".", c".."].contains(&name.as_c_str())
+        {
+            files.push((about.st_mtime, about.st_mtime_nsec, name));
+        }
+    }
+    files.sort();
+    let over = (files.len() + 1).saturating_sub(MAX_FILES);
+    for (.., name) in &files[..over] {
+        // Another may have done so.
+        let _gone = unlinkat(folder, name.as_c_str(), UnlinkatFlags::NoRemoveDir);
+    }
+    Some(())
+}
+
+fn name(text: &str) -> String {
+    format!("{:016x}", hash(text.as_bytes()))
+}
+
+/// Against accidents only: whoever could write such a file need not write a wrong one.
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::seccomp::{default_profile, strict_profile};
+
+    fn compiled() -> (String, Filter) {
+        let profile = default_profile();
+        (serde_json::to_string(&profile).expect("JSON"), Filter::compile(&profile).expect("a filter"))
+    }
+
+    fn keep() -> (tempfile::TempDir, Kept, String, Filter) {
+        let (dir, (text, filter)) = (tempfile::tempdir().expect("a folder"), compiled());
+        let kept = Kept::below(dir.path());
+        assert_eq!(kept.find(&text), None);
+        assert_eq!(kept.keep(&text, &filter), Some(()));
+        assert_eq!(kept.find(&text).as_ref(), Some(&filter));
+        (dir, kept, text, filter)
+    }
+
+    #[test]
+    fn a_filter_is_found_by_the_text_of_its_profile_and_no_other() {
+        let (_dir, kept, text, filter) = keep();
+        let other = text.replacen("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", 1);
+        assert_eq!(kept.find(&other), None);
+        // By a name that two have.
+        fs::copy(kept.0.join(name(&text)), kept.0.join(name(&other))).expect("a copy");
+        assert_eq!(kept.find(&other), None);
+        assert_eq!(kept.keep(&text, &filter), Some(()), "once more");
+        let long = " ".repeat(MAX_TEXT + 1);
+        assert_eq!(kept.keep(&long, &filter), None);
+        let asks = Filter::compile(&strict_profile("shim")).expect("a filter");
+        assert_eq!(kept.keep("{}", &asks), None);
+    }
+
+    #[test]
+    fn what_was_damaged_is_not_believed() {
+        let (_dir, kept, text, filter) = keep();
+        let path = kept.0.join(name(&text));
+        let whole = fs::read(&path).expect("a file");
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            fs::write(&path, bytes).expect("written");
+            assert_eq!(kept.find(&text), None, "byte {at}");
+        }
+        for len in (0..whole.len()).step_by(97) {
+            fs::write(&path, &whole[..len]).expect("written");
+            assert_eq!(kept.find(&text), None, "{len} bytes");
+        }
+        fs::write(&path, vec![0; whole.len()]).expect("written");
+        assert_eq!(kept.find(&text), None);
+        assert_eq!(kept.keep(&text, &filter), Some(()));
+        assert_eq!(kept.find(&text), Some(filter));
+    }
+
+    #[test]
+    fn what_is_others_to_change_is_not_believed() {
+        let (dir, kept, text, filter) = keep();
+        let path = kept.0.join(name(&text));
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
+        for (path, usual) in [(&kept.0, 0o700), (&path, 0o600)] {
+            for others in [0o020, 0o002, 0o004] {
+                mode(path, usual | others);
+                assert_eq!(kept.find(&text), None, "{path:?} {others:o}");
+            }
+            mode(path, usual);
+        }
+        let aside = dir.path().join("aside");
+        for path in [&path, &kept.0] {
+            fs::rename(path, &aside).expect("moved");
+            symlink(&aside, path).expect("a link");
+            assert_eq!(kept.find(&text), None, "a link");
+            fs::remove_file(path).expect("removed");
+            fs::rename(&aside, path).expect("moved back");
+        }
+        assert_eq!(kept.find(&text), Some(filter.clone()));
+        if geteuid().is_root() {
+            for path in [&path, &kept.0] {
+                std::os::unix::fs::chown(path, Some(12345), None).expect("given away");
+                assert_eq!(kept.find(&text), None, "another's");
+                std::os::unix::fs::chown(path, Some(0), None).expect("taken back");
+            }
+            assert_eq!(kept.find(&text), Some(filter));
+        }
+        // Neither a folder nor what would be waited for.
+        fs::remove_file(&path).expect("removed");
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).expect("a FIFO");
+        assert_eq!(kept.find(&text), None);
+    }
+
+    #[test]
+    fn the_oldest_go_when_there_are_too_many() {
+        let (_dir, kept, text, filter) = keep();
+        // What was begun counts too.
+        fs::write(kept.0.join(".1"), "begun").expect("written");
+        let texts: Vec<String> = (0..3 * MAX_FILES).map(|number| format!("{{\"{number}\":0}}")).collect();
+        for text in &texts {
+            assert_eq!(kept.keep(text, &filter), Some(()));
+        }
+        assert_eq!(fs::read_dir(&kept.0).expect("a folder").count(), MAX_FILES);
+        assert_eq!(kept.find(&text), None);
+        assert_eq!(kept.find(texts.last().expect("one")), Some(filter));
+        assert!(!kept.0.join(".1").exists());
+    }
+}
