@@ -601,4 +601,35 @@ mod tests {
         assert!(serde_json::from_str::<Spec>(&elsewhere).is_ok());
         assert!(parse_known(elsewhere.as_bytes(), None).is_none());
     }
+
+    #[test]
+    fn a_known_profile_makes_no_document_good_that_is_not() {
+        prepare();
+        let mut linux = Linux::default();
+        linux.set_seccomp(Some(default_profile()));
+        let spec = text(&bundle(linux));
+        assert!(parse_known(spec.as_bytes(), None).is_some());
+        let other = r#""seccomp":{"defaultAction":"SCMP_ACT_ALLOW"}"#;
+        let profile = serde_json::to_string(&default_profile()).expect("JSON");
+        let twice = |name: &str| format!(r#""{name}":{profile},{other}"#);
+        let once = format!(r#""seccomp":{profile}"#);
+        let end = spec.len() - 1;
+        for wrong in [
+            spec.replacen(&once, &twice("seccomp"), 1),
+            spec.replacen(&once, &twice("secc\\u006fmp"), 1),
+            spec.replacen(&once, &format!("{other},{once}"), 1),
+            format!(r#"{},"linux":{{{other}}}}}"#, &spec[..end]),
+            format!("{spec}{{}}"),
+            spec[..end].to_owned(),
+            format!("[{spec}]"),
+            format!(r#"{{"ociVersion":"1.0.0","linux":[{profile}]}}"#),
+        ] {
+            assert_ne!(wrong, spec);
+            assert!(serde_json::from_str::<Spec>(&wrong).is_err(), "{wrong}");
+            assert!(parse_known(wrong.as_bytes(), None).is_none(), "{wrong}");
+        }
+        // Another way to write the name is the same name.
+        let written = spec.replacen(r#""seccomp":"#, r#""secc\u006fmp" : "#, 1);
+        assert!(parse_known(written.as_bytes(), None).is_some());
+    }
 }
