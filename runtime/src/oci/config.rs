@@ -8,7 +8,8 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::mount::MsFlags;
 use oci_spec::runtime::{
-    Capability, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Mount, Process, Spec,
+    Capability, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxSeccompAction,
+    Mount, Process, Spec,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -158,20 +159,28 @@ impl Config {
         if let (Some(kept), Some(profile), Some(filter)) = (kept, profile, &filter)
             && Trampoline::is_let_pass(profile)
         {
-            // For whoever comes next; this one has it already.
-            let _kept = profile_in(text).and_then(|text| kept.keep(text, filter));
+            // For whoever comes next; this one has it already. By the text that it was read from, and by no other.
+            let text = profile_in(text).filter(|text| serde_json::from_str(text).is_ok_and(|read| profile == &read));
+            let _kept = text.and_then(|text| kept.keep(text, filter));
         }
         Ok(Config { spec, bundle, root, filter, left_out })
     }
 }
 
-/// A spec whose system call filter need not be compiled, and is not read; none if that is not so.
+/// A spec whose system call filter need not be compiled, which is read as if it had none; none if that is not so.
 pub(super) fn parse_known(text: &[u8], kept: Option<&Kept>) -> Option<(Spec, Filter)> {
+    // In no profile: it takes the place of the known one, to see that it is read as that and as nothing else.
+    const PLACE: &[u8] = br#"{"defaultAction":"SCMP_ACT_TRACE","defaultErrnoRet":4294967295}"#;
     let profile = profile_in(text)?;
     let filter = known(profile, kept)?;
     let start = profile.as_ptr().addr() - text.as_ptr().addr();
-    let short = [&text[..start], b"null", &text[start + profile.len()..]].concat();
-    Some((serde_json::from_slice(&short).ok()?, filter))
+    let short = [&text[..start], PLACE, &text[start + profile.len()..]].concat();
+    let mut spec: Spec = serde_json::from_slice(&short).ok()?;
+    let seccomp = spec.linux_mut().as_mut()?.seccomp_mut().take()?;
+    let is_it = seccomp.default_action() == LinuxSeccompAction::ScmpActTrace
+        && seccomp.default_errno_ret() == Some(u32::MAX)
+        && seccomp.syscalls().is_none();
+    is_it.then_some((spec, filter))
 }
 
 /// The text of a bundle's system call filter, within the bundle's.
@@ -622,12 +631,15 @@ mod tests {
             format!("{spec}{{}}"),
             spec[..end].to_owned(),
             format!("[{spec}]"),
-            format!(r#"{{"ociVersion":"1.0.0","linux":[{profile}]}}"#),
         ] {
             assert_ne!(wrong, spec);
             assert!(serde_json::from_str::<Spec>(&wrong).is_err(), "{wrong}");
             assert!(parse_known(wrong.as_bytes(), None).is_none(), "{wrong}");
         }
+        // A list that some field comes first in is read as fields, too.
+        let listed = format!(r#"{{"ociVersion":"1.0.0","linux":[{profile}]}}"#);
+        assert_eq!(profile_in(listed.as_bytes()), Some(&*profile));
+        assert!(parse_known(listed.as_bytes(), None).is_none());
         // Another way to write the name is the same name.
         let written = spec.replacen(r#""seccomp":"#, r#""secc\u006fmp" : "#, 1);
         assert!(parse_known(written.as_bytes(), None).is_some());
