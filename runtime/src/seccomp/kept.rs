@@ -34,7 +34,7 @@ const FOLDER: &str = "~filters";
 const MAX_FILES: usize = 32;
 /// Of a profile that is kept. Docker's has 15 KB.
 const MAX_TEXT: usize = 256 << 10;
-/// Of a file: the text, and at most 4,096 instructions of 9 bytes.
+/// Of a file: the text, and at most 4,096 instructions of 10 bytes.
 const MAX_FILE: u64 = MAX_TEXT as u64 + (64 << 10);
 const BUILD: &str = env!("MOYAI_RUNTIME_BUILD");
 
