@@ -4,7 +4,7 @@
 //! [`profile`] lists what is allowed by default and why the rest is not; [`compile`] makes a program of any profile.
 //! seccompiler has one action for what matches and cannot say "EPERM, but ENOSYS for clone3 and for what is newer than
 //! this list"; libseccomp is a C library that takes 2.5 ms for this profile and could not be linked into a static binary
-//! easily. What is compiled is [kept](kept) for whoever starts the next container.
+//! easily. What is compiled is [kept] for whoever starts the next container.
 
 mod calls;
 mod compile;
