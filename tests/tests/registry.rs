@@ -317,6 +317,16 @@ fn push_takes_blobs_whole_or_in_chunks_and_resumes() {
         ask(one, "PUT", "/v2/up/manifests/v1", &["-H", "content-type: application/json", "--data-binary", "{"]);
     broken.refuses(400, "MANIFEST_INVALID");
     put_manifest(one, "up", &sha256(b"another"), MANIFEST, &missing).refuses(400, "DIGEST_INVALID");
+    // Documents in one another, by a key that serde_json can be built to give a meaning, deeper than any stack.
+    let nested = lab.folder().join("nested");
+    let deeper = |text: String, _| {
+        let quoted = text.replace('\\', "\\u005c").replace('"', "\\u0022");
+        let (begin, end) = ("[".repeat(120), "]".repeat(120));
+        format!("{begin}{{\"$serde_json::private::RawValue\":\"{quoted}\"}}{end}")
+    };
+    fs::write(&nested, (0..64).fold("null".to_owned(), deeper)).expect("write");
+    let data = format!("@{}", nested.display());
+    ask(one, "PUT", "/v2/up/manifests/v1", &["-H", "expect:", "--data-binary", &data]).refuses(400, "MANIFEST_INVALID");
     let large = lab.folder().join("large");
     fs::write(&large, format!("\"{}\"", "x".repeat(5 << 20))).expect("write");
     let data = format!("@{}", large.display());

@@ -1,12 +1,12 @@
 //! What is asked of work that runs and of nodes: to be updated, moved, given other custodians, cast out; and what if.
 
-use axum::Json;
 use axum::extract::{Path as UrlPath, Query, State as AxumState};
 use moyai_protocol::catalog::Rollout;
 use moyai_protocol::contract::{Command, Refused};
 use moyai_protocol::workload::Spec;
 use serde::Deserialize;
 
+use super::json::Json;
 use super::server::{Answer, State, failed, find_whole, refused};
 use super::types::{Ordered, RevokeRequest, RolloutRow, Submitted, UpdateRequest};
 use super::view;

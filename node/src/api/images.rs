@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, State as AxumState};
 use axum::response::{IntoResponse, Response};
@@ -19,6 +18,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::json::Json;
 use super::server::{Answer, Failed, State, failed, refused};
 use super::types::{PlaceRow, UsageRow, Verified};
 use super::view;

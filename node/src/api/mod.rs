@@ -12,6 +12,7 @@ mod changes;
 pub mod client;
 mod exec;
 pub(crate) mod images;
+mod json;
 mod pull;
 pub mod server;
 pub mod types;

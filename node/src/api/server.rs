@@ -9,12 +9,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path as UrlPath, Query, State as AxumState};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
 use futures::StreamExt;
 use moyai_protocol::catalog::{Hlc, ImageHeld, OriginalHeld};
 use moyai_protocol::contract::{Command, Refused, Reply};
@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::changes;
+use super::json::Json;
 use super::types::{Failure, Invitation, InviteRequest, LoadStep, LogRow, RunRequest, Submitted};
 use super::view::{self, Found};
 use crate::daemon::driver::{Handle, Stopping};

@@ -38,13 +38,20 @@ const START: Duration = Duration::from_secs(30);
 
 /// Runs the daemon in this process.
 pub fn daemon(context: &Context, ready: bool) -> anyhow::Result<u8> {
-    let wished = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
-    let filter = wished.unwrap_or_else(|| {
+    let wished = levels(&std::env::var("RUST_LOG").unwrap_or_default());
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let usual = || {
         let levels = [("libp2p_mdns", LevelFilter::ERROR), ("libp2p_kad", LevelFilter::ERROR)];
         Targets::new().with_default(LevelFilter::INFO).with_targets(levels)
-    });
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    };
+    let (filter, wrong) = match wished {
+        Ok(wished) => (wished.unwrap_or_else(usual), None),
+        Err(wrong) => (usual(), Some(wrong)),
+    };
     tracing_subscriber::registry().with(lines).with(filter).init();
+    if let Some(wrong) = wrong {
+        tracing::warn!("RUST_LOG: {wrong}; the usual is logged");
+    }
     let pipe = if ready {
         Some(moyai_runtime::launch::inherited().context("started with --ready, but not by moyai")?)
     } else {
@@ -52,6 +59,18 @@ pub fn daemon(context: &Context, ready: bool) -> anyhow::Result<u8> {
     };
     crate::daemon::run(&context.options, pipe)?;
     Ok(0)
+}
+
+/// What is to be logged: targets and levels, with commas between; `None` where nothing is said, an error for what is neither.
+fn levels(text: &str) -> Result<Option<Targets>, String> {
+    let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    if let Some(span) = parts.iter().find(|part| part.contains(['[', '{'])) {
+        return Err(format!("`{span}` names a span, and only targets and levels are known"));
+    }
+    parts.join(",").parse().map(Some).map_err(|error| format!("`{text}`: {error}"))
 }
 
 /// Starts a mesh.
@@ -525,4 +544,36 @@ pub async fn events(context: &Context, wish: &EventsWish) -> anyhow::Result<u8> 
         }
     }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn what_is_logged_is_what_is_asked_for() {
+        let would = |text: &str, target: &str, level: Level| {
+            levels(text).expect("levels").expect("some").would_enable(target, &level)
+        };
+        for text in ["info", "info,", " info ", ",info,,", "INFO", "moyai=info", "moyai=info , libp2p_kad=off"] {
+            assert!(would(text, "moyai::net", Level::INFO), "{text}");
+            assert!(!would(text, "moyai::net", Level::DEBUG), "{text}");
+        }
+        assert!(would("warn,moyai::net=debug", "moyai::net::dials", Level::DEBUG));
+        assert!(!would("warn,moyai::net=debug", "moyai::daemon", Level::INFO));
+        for nothing in ["", " ", ",", " , "] {
+            assert_eq!(levels(nothing), Ok(None));
+        }
+        for (wrong, named) in [
+            ("moyai[span]=info", "`moyai[span]=info` names a span"),
+            ("[{peer=5}]", "names a span"),
+            ("moyai=loud", "`moyai=loud`: "),
+            ("info,a=b=c", "`info,a=b=c`: "),
+        ] {
+            let error = levels(wrong).expect_err(wrong);
+            assert!(error.starts_with(named) || error.contains(named), "{error}");
+        }
+    }
 }

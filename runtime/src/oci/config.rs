@@ -2,6 +2,7 @@
 //!
 //! What a field refers to outside (files, groups, namespaces) is looked at when it is used, not here.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -12,9 +13,8 @@ use oci_spec::runtime::{
     Mount, Process, Spec,
 };
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use super::mounts;
 use super::process::{affinity, processors};
@@ -76,7 +76,8 @@ pub enum ConfigError {
 /// A bundle that can be run.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What it says; without the system call filter where that was compiled before.
+    /// What it says; without the system call filter where that was compiled before, which then lets all pass that a start's
+    /// [`Trampoline`] calls: no other is kept.
     pub spec: Spec,
     /// Its folder, absolute.
     pub bundle: PathBuf,
@@ -114,7 +115,7 @@ impl Config {
         let text = read(&path)?;
         let (spec, filter) =
             match parse_known(&text, kept) {
-                Some((spec, filter)) => (spec, Some(filter)),
+                Some((spec, _, filter)) => (spec, Some(filter)),
                 None => {
                     let (spec, _) = parse::<Spec>(&text, IN_SPEC)
                         .map_err(|(field, reason)| ConfigError::Malformed { path, field, reason })?;
@@ -129,7 +130,7 @@ impl Config {
     /// The same of a text that was read from `path`.
     fn parse(text: &[u8], path: &Path, bundle: PathBuf, kept: Option<&Kept>) -> Result<Config, ConfigError> {
         let parsed = match parse_known(text, kept) {
-            Some((spec, filter)) => Ok((spec, Vec::new(), Some(filter))),
+            Some((spec, left_out, filter)) => Ok((spec, left_out, Some(filter))),
             None => parse(text, IN_SPEC).map(|(spec, left_out)| (spec, left_out, None)),
         };
         let (spec, left_out, known) = parsed.map_err(|(field, reason)| {
@@ -160,42 +161,45 @@ impl Config {
             && Trampoline::is_let_pass(profile)
         {
             // For whoever comes next; this one has it already. By the text that it was read from, and by no other.
-            let text = profile_in(text).filter(|text| serde_json::from_str(text).is_ok_and(|read| profile == &read));
-            let _kept = text.and_then(|text| kept.keep(text, filter));
+            let is_its = |text: &str| serde_json::from_str(text).is_ok_and(|read| profile == &read);
+            let _kept = profile_in(text).and_then(|text| kept.keep(text, filter, || is_its(text)));
         }
         Ok(Config { spec, bundle, root, filter, left_out })
     }
 }
 
-/// A spec whose system call filter need not be compiled, which is read as if it had none; none if that is not so.
-pub(super) fn parse_known(text: &[u8], kept: Option<&Kept>) -> Option<(Spec, Filter)> {
+/// A spec whose system call filter need not be compiled, which is read as if it had none, and what was left out of it; nothing if
+/// that is not so, or if something is wrong with it.
+pub(super) fn parse_known(text: &[u8], kept: Option<&Kept>) -> Option<(Spec, Vec<String>, Filter)> {
     // In no profile: it takes the place of the known one, to see that it is read as that and as nothing else.
     const PLACE: &[u8] = br#"{"defaultAction":"SCMP_ACT_TRACE","defaultErrnoRet":4294967295}"#;
     let profile = profile_in(text)?;
     let filter = known(profile, kept)?;
     let start = profile.as_ptr().addr() - text.as_ptr().addr();
     let short = [&text[..start], PLACE, &text[start + profile.len()..]].concat();
-    let mut spec: Spec = serde_json::from_slice(&short).ok()?;
+    let (mut spec, left_out) = parse::<Spec>(&short, IN_SPEC).ok()?;
     let seccomp = spec.linux_mut().as_mut()?.seccomp_mut().take()?;
     let is_it = seccomp.default_action() == LinuxSeccompAction::ScmpActTrace
         && seccomp.default_errno_ret() == Some(u32::MAX)
         && seccomp.syscalls().is_none();
-    is_it.then_some((spec, filter))
+    is_it.then_some((spec, left_out, filter))
 }
 
-/// The text of a bundle's system call filter, within the bundle's.
+/// The text of a bundle's system call filter, within the bundle's; nothing if a key beside it is written with escapes.
 fn profile_in(text: &[u8]) -> Option<&str> {
     #[derive(Deserialize)]
     struct Outline<'a> {
         #[serde(borrow)]
-        linux: OfLinux<'a>,
+        linux: BTreeMap<&'a str, IgnoredAny>,
     }
-    #[derive(Deserialize)]
-    struct OfLinux<'a> {
-        #[serde(borrow)]
-        seccomp: &'a RawValue,
-    }
-    serde_json::from_slice::<Outline<'_>>(text).ok().map(|outline| outline.linux.seccomp.get())
+    let outline = serde_json::from_slice::<Outline<'_>>(text).ok()?;
+    let (key, _) = outline.linux.get_key_value("seccomp")?;
+    // A key is a part of the text: behind it come a quote, a colon, and what it names.
+    let behind = &text[key.as_ptr().addr() + key.len() - text.as_ptr().addr()..];
+    let behind = behind.strip_prefix(b"\"")?.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+    let mut documents = serde_json::Deserializer::from_slice(behind).into_iter::<IgnoredAny>();
+    documents.next()?.ok()?;
+    std::str::from_utf8(&behind[..documents.byte_offset()]).ok()
 }
 
 /// Reads a document, takes out of its process what is no error there, unknown capabilities and empty lists of processors, and returns
@@ -596,8 +600,8 @@ mod tests {
             bundle(linux)
         };
         let spec = with(default_profile());
-        let (mut read, filter) = parse_known(text(&spec).as_bytes(), None).expect("a known one");
-        assert_eq!(Ok(filter), Filter::compile(&default_profile()));
+        let (mut read, left_out, filter) = parse_known(text(&spec).as_bytes(), None).expect("a known one");
+        assert_eq!((Ok(filter), left_out), (Filter::compile(&default_profile()), vec![]));
         assert_eq!(read.linux_mut().as_mut().and_then(|linux| linux.seccomp_mut().replace(default_profile())), None);
         assert_eq!(read, spec);
         // One whose questions go somewhere, one that is another, and one that is somewhere else.
@@ -636,12 +640,65 @@ mod tests {
             assert!(serde_json::from_str::<Spec>(&wrong).is_err(), "{wrong}");
             assert!(parse_known(wrong.as_bytes(), None).is_none(), "{wrong}");
         }
-        // A list that some field comes first in is read as fields, too.
+        // A list may be read as fields, too; and another way to write the name is the same name: they are compiled.
         let listed = format!(r#"{{"ociVersion":"1.0.0","linux":[{profile}]}}"#);
-        assert_eq!(profile_in(listed.as_bytes()), Some(&*profile));
         assert!(parse_known(listed.as_bytes(), None).is_none());
-        // Another way to write the name is the same name.
         let written = spec.replacen(r#""seccomp":"#, r#""secc\u006fmp" : "#, 1);
-        assert!(parse_known(written.as_bytes(), None).is_some());
+        assert!(serde_json::from_str::<Spec>(&written).is_ok());
+        assert!(parse_known(written.as_bytes(), None).is_none());
+    }
+
+    #[test]
+    fn a_profile_is_found_where_it_is() {
+        let find = |text: &str| profile_in(text.as_bytes()).map(str::to_owned);
+        let found = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            find(r#"{"a":{"seccomp":1},"linux":{"b":["seccomp",{}],"seccomp":{"c":"}\"é"} ,"d":0}}"#),
+            found(r#"{"c":"}\"é"}"#)
+        );
+        assert_eq!(find("{\"linux\":\n{\"seccomp\"\t:\r\n [1, 2]}}\n"), found("[1, 2]"));
+        assert_eq!(find(r#"{"linux":{"seccomp":null}}"#), found("null"));
+        for none in [r#"{"linux":{}}"#, r#"{"linux":null}"#, r#"{"seccomp":{}}"#, "[]", "", r#"{"linux":{"seccomp":{"#]
+        {
+            assert_eq!(find(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn what_another_process_has_compiled_is_taken_with_what_is_left_out() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (bundle_dir, kept) = (dir.path().join("bundle"), Kept::below(dir.path()));
+        fs::create_dir_all(bundle_dir.join("rootfs")).expect("folders");
+        let mut linux = Linux::default();
+        // Of no process's that has prepared: a profile of its own.
+        let mut profile = default_profile();
+        profile.set_default_errno_ret(Some(77));
+        linux.set_seccomp(Some(profile.clone()));
+        linux.set_namespaces(
+            crate::container::example_spec()
+                .expect("an example")
+                .linux()
+                .as_ref()
+                .and_then(|all| all.namespaces().clone()),
+        );
+        let spec = text(&bundle(linux));
+        let filter = Filter::compile(&profile).ok();
+        for (spec, left_out) in
+            [(spec.clone(), 0), (spec.replacen(r#""permitted":["#, r#""permitted":["CAP_NONE","#, 1), 1)]
+        {
+            fs::write(bundle_dir.join("config.json"), spec).expect("written");
+            let load = || Config::load_with(&bundle_dir, Some(&kept)).expect("a bundle");
+            let (first, second) = (load(), load());
+            let has_profile =
+                |config: &Config| config.spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
+            assert!(!has_profile(&second));
+            for config in [&first, &second] {
+                assert_eq!(config.left_out.len(), left_out, "{:?}", config.left_out);
+                assert_eq!(config.filter, filter);
+            }
+            let started = Config::load_started_with(&bundle_dir, Some(&kept)).expect("a bundle");
+            assert!(!has_profile(&started));
+            assert_eq!(started.filter, filter);
+        }
     }
 }

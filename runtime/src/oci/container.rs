@@ -427,6 +427,12 @@ fn make_in(dir: &Path, id: &str, config: Config, creation: &Creation, way: &Way)
     }
 }
 
+/// The config of a container that was created, whose folder that is.
+fn load_started(dir: &Path) -> Result<Config, Failure> {
+    let kept = dir.parent().map(Kept::below);
+    Config::load_started_with(dir, kept.as_ref()).map_err(|error| failure(error.to_string()))
+}
+
 /// Takes away what is mounted of one that has others' mounts.
 fn unmount(dir: &Path) -> Result<(), Failure> {
     let path = dir.join("mounted");
@@ -436,7 +442,7 @@ fn unmount(dir: &Path) -> Result<(), Failure> {
         read => read.map_err(|error| failed(error.to_string()))?,
     };
     let mounted: Mounted = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
-    let config = Config::load_started(dir).map_err(|error| failure(error.to_string()))?;
+    let config = load_started(dir)?;
     mounted.unmount(&config.spec)?;
     fs::remove_file(&path).map_err(|error| failed(error.to_string()))
 }
@@ -533,9 +539,7 @@ impl Container {
 
     /// The bundle's config, as it was when the container was created.
     fn config(&self) -> Result<Config, Failure> {
-        let kept = self.dir.parent().map(Kept::below);
-        let config = Config::load_started_with(&self.dir, kept.as_ref());
-        let config = config.map_err(|error| failure(error.to_string()))?;
+        let config = load_started(&self.dir)?;
         Ok(Config { bundle: self.record.bundle.clone(), root: self.record.root.clone(), ..config })
     }
 

@@ -83,7 +83,8 @@ pub(crate) use spawn::{Job, Stdio, spawn};
 pub use crate::container::Failure;
 use crate::sys;
 
-/// Ends this process at once. What was said is flushed; the rest of what a program does at its end goes with the process anyway.
+/// Ends this process at once. What was said is flushed; what is registered with atexit(3) and destructors are not run, since what they
+/// would put in order goes with the process anyway.
 pub fn end(code: u8) -> ! {
     // Nobody may be reading.
     drop(std::io::stdout().flush());

@@ -6,29 +6,34 @@
 //!
 //! No container can be called that. A file is written whole, and never changed.
 //!
-//! **Who is believed.** The folder and the file must belong to this process's user, be nobody else's to read or to write, and be no
-//! links. A filter is taken if the same build has compiled it from the very same text, and if its checksum is right: what the power
-//! has gone away under may have lost a part. Else it is compiled again.
+//! **Who is believed.** `ROOT` must be this user's or root's and nobody else's to write; the folder and the file this user's, nobody
+//! else's to read or to write, and no links. A filter is taken if the same build has compiled it from the very same text, and if its
+//! checksum is right: what the power has gone away under may have lost a part. Else it is compiled again.
 //!
-//! **If two write at once** they write the same. **If one dies** what it has begun is among the [`MAX_FILES`], of which the oldest go.
-//! What cannot be written, or not be read, costs time and nothing else.
+//! **What is kept** is a filter that asks nobody and lets all pass that a start itself calls (`oci/trampoline.rs`), since its profile is
+//! not looked at again. The first start of all below `ROOT` keeps none: `ROOT` is made later than that.
+//!
+//! **If two write at once** they write the same. **If one dies** what it has begun is among the [`MAX_FILES`], of which those written
+//! first go, so all of them have 10 MiB at most; nobody removes the folder. What cannot be written, or not be read, costs time and
+//! nothing else.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{Mode, fstatat};
+use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use super::{Filter, Instruction};
 
-/// The folder below those of the containers.
+/// The folder beside those of the containers.
 const FOLDER: &str = "~filters";
 /// Of filters that are kept, and of what was begun.
 const MAX_FILES: usize = 32;
@@ -56,14 +61,14 @@ struct Short {
     flags: u64,
 }
 
-/// Those of one runtime.
+/// Those of one runtime, which has its containers below that folder.
 #[derive(Debug)]
 pub(crate) struct Kept(PathBuf);
 
 impl Kept {
-    /// Those below the folder where it has its containers.
+    /// Those below `root`.
     pub(crate) fn below(root: &Path) -> Kept {
-        Kept(root.join(FOLDER))
+        Kept(root.to_owned())
     }
 
     /// The filter of a profile's text.
@@ -71,7 +76,7 @@ impl Kept {
         if text.len() > MAX_TEXT {
             return None;
         }
-        let folder = self.open()?;
+        let folder = self.open(false)?;
         // What is no file, as a FIFO, is not to be waited for.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file = File::from(openat(&folder, name(text).as_str(), flags, Mode::empty()).ok()?);
@@ -89,18 +94,27 @@ impl Kept {
         Some(Filter { program, flags, asks: false })
     }
 
-    /// Keeps one for whoever comes next; `None` if it cannot be.
-    pub(crate) fn keep(&self, text: &str, filter: &Filter) -> Option<()> {
+    /// Keeps one for whoever comes next, if it is of that text; `None` if it cannot be. Of the same text there may be one already
+    /// that has not helped.
+    pub(crate) fn keep(&self, text: &str, filter: &Filter, is_of: impl FnOnce() -> bool) -> Option<()> {
         if text.len() > MAX_TEXT || filter.asks {
             return None;
         }
-        let folder = self.open().or_else(|| self.make())?;
+        let folder = self.open(true)?;
+        if self.find(text).is_some() {
+            return Some(());
+        }
+        if !is_of() {
+            return None;
+        }
         let short = Short { program: filter.program.clone(), flags: filter.flags };
         let filter = postcard::to_allocvec(&short).ok()?;
         let entry = Entry { build: BUILD, text, filter: &filter, sum: hash(&filter) };
         let bytes = postcard::to_allocvec(&entry).ok()?;
         remove_oldest(&folder)?;
-        let new = format!(".{}", std::process::id());
+        // Another of that number may have died.
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let new = format!(".{}-{now:x}", std::process::id());
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = openat(&folder, new.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR).ok()?;
         let written = File::from(file).write_all(&bytes).ok();
@@ -111,32 +125,40 @@ impl Kept {
         named
     }
 
-    fn open(&self) -> Option<File> {
-        let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
-        let folder = File::options().read(true).custom_flags(flags).open(&self.0).ok()?;
-        is_own(&folder.metadata().ok()?).then_some(folder)
-    }
-
-    fn make(&self) -> Option<File> {
-        fs::DirBuilder::new().mode(0o700).create(&self.0).ok()?;
-        self.open()
+    /// The folder, which is made if that is wished.
+    fn open(&self, make: bool) -> Option<File> {
+        let root = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(&self.0).ok()?;
+        let about = root.metadata().ok()?;
+        if ![0, geteuid().as_raw()].contains(&about.uid()) || about.mode() & 0o022 != 0 {
+            return None;
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let open = || openat(&root, FOLDER, flags, Mode::empty()).ok().map(File::from);
+        let folder = match open() {
+            None if make => mkdirat(&root, FOLDER, Mode::S_IRWXU).ok().and_then(|()| open()),
+            folder => folder,
+        };
+        folder.filter(|folder| folder.metadata().is_ok_and(|about| is_own(&about)))
     }
 }
 
 /// Whether it is this user's, and nobody else's to look at or to change.
-fn is_own(about: &fs::Metadata) -> bool {
+fn is_own(about: &std::fs::Metadata) -> bool {
     about.uid() == geteuid().as_raw() && about.mode() & 0o077 == 0
 }
 
-/// Makes room for one more.
+/// Makes room for one more, if need be by removing what was written first. What is called otherwise is not this program's.
 fn remove_oldest(folder: &File) -> Option<()> {
     let mut files = Vec::new();
     for entry in
         Dir::openat(folder, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).ok()?
     {
         let name = entry.ok()?.file_name().to_owned();
-        if let Ok(about) = fstatat(folder.as_fd(), name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
-            && ![c".", c".."].contains(&name.as_c_str())
+        let bytes = name.to_bytes();
+        let is_ours = bytes.starts_with(b".") || bytes.len() == 16 && bytes.iter().all(u8::is_ascii_hexdigit);
+        if is_ours
+            && let Ok(about) = fstatat(folder.as_fd(), name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
+            && SFlag::S_IFMT & SFlag::from_bits_truncate(about.st_mode) == SFlag::S_IFREG
         {
             files.push((about.st_mtime, about.st_mtime_nsec, name));
         }
@@ -163,7 +185,9 @@ fn hash(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::time::Duration;
 
     use super::*;
     use crate::seccomp::{default_profile, strict_profile};
@@ -177,9 +201,19 @@ mod tests {
         let (dir, (text, filter)) = (tempfile::tempdir().expect("a folder"), compiled());
         let kept = Kept::below(dir.path());
         assert_eq!(kept.find(&text), None);
-        assert_eq!(kept.keep(&text, &filter), Some(()));
+        assert_eq!(kept.keep(&text, &filter, || false), None);
+        assert_eq!(kept.find(&text), None);
+        assert_eq!(kept.keep(&text, &filter, || true), Some(()));
         assert_eq!(kept.find(&text).as_ref(), Some(&filter));
         (dir, kept, text, filter)
+    }
+
+    fn folder(kept: &Kept) -> PathBuf {
+        kept.0.join(FOLDER)
+    }
+
+    fn path(kept: &Kept, text: &str) -> PathBuf {
+        folder(kept).join(name(text))
     }
 
     #[test]
@@ -188,19 +222,23 @@ mod tests {
         let other = text.replacen("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", 1);
         assert_eq!(kept.find(&other), None);
         // By a name that two have.
-        fs::copy(kept.0.join(name(&text)), kept.0.join(name(&other))).expect("a copy");
+        fs::copy(path(&kept, &text), path(&kept, &other)).expect("a copy");
         assert_eq!(kept.find(&other), None);
-        assert_eq!(kept.keep(&text, &filter), Some(()), "once more");
+        let inode = || fs::metadata(path(&kept, &text)).expect("a file").ino();
+        let first = inode();
+        assert_eq!(kept.keep(&text, &filter, || panic!("it is there")), Some(()));
+        assert_eq!(inode(), first);
         let long = " ".repeat(MAX_TEXT + 1);
-        assert_eq!(kept.keep(&long, &filter), None);
+        assert_eq!(kept.keep(&long, &filter, || true), None);
         let asks = Filter::compile(&strict_profile("shim")).expect("a filter");
-        assert_eq!(kept.keep("{}", &asks), None);
+        assert_eq!(kept.keep("{}", &asks, || true), None);
+        assert_eq!(fs::read_dir(folder(&kept)).expect("a folder").count(), 2);
     }
 
     #[test]
     fn what_was_damaged_is_not_believed() {
         let (_dir, kept, text, filter) = keep();
-        let path = kept.0.join(name(&text));
+        let path = path(&kept, &text);
         let whole = fs::read(&path).expect("a file");
         for at in 0..whole.len() {
             let mut bytes = whole.clone();
@@ -214,24 +252,29 @@ mod tests {
         }
         fs::write(&path, vec![0; whole.len()]).expect("written");
         assert_eq!(kept.find(&text), None);
-        assert_eq!(kept.keep(&text, &filter), Some(()));
+        assert_eq!(kept.keep(&text, &filter, || true), Some(()));
         assert_eq!(kept.find(&text), Some(filter));
     }
 
     #[test]
     fn what_is_others_to_change_is_not_believed() {
         let (dir, kept, text, filter) = keep();
-        let path = kept.0.join(name(&text));
+        let (folder, path) = (folder(&kept), path(&kept, &text));
         let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
-        for (path, usual) in [(&kept.0, 0o700), (&path, 0o600)] {
-            for others in [0o020, 0o002, 0o004] {
+        for (path, usual, bad) in [
+            (&kept.0, 0o755, &[0o020, 0o002][..]),
+            (&folder, 0o700, &[0o020, 0o002, 0o004]),
+            (&path, 0o600, &[0o020, 0o002, 0o004]),
+        ] {
+            for others in bad {
                 mode(path, usual | others);
                 assert_eq!(kept.find(&text), None, "{path:?} {others:o}");
             }
             mode(path, usual);
+            assert_eq!(kept.find(&text).as_ref(), Some(&filter));
         }
         let aside = dir.path().join("aside");
-        for path in [&path, &kept.0] {
+        for path in [&path, &folder] {
             fs::rename(path, &aside).expect("moved");
             symlink(&aside, path).expect("a link");
             assert_eq!(kept.find(&text), None, "a link");
@@ -240,7 +283,7 @@ mod tests {
         }
         assert_eq!(kept.find(&text), Some(filter.clone()));
         if geteuid().is_root() {
-            for path in [&path, &kept.0] {
+            for path in [&path, &folder, &kept.0] {
                 std::os::unix::fs::chown(path, Some(12345), None).expect("given away");
                 assert_eq!(kept.find(&text), None, "another's");
                 std::os::unix::fs::chown(path, Some(0), None).expect("taken back");
@@ -256,15 +299,22 @@ mod tests {
     #[test]
     fn the_oldest_go_when_there_are_too_many() {
         let (_dir, kept, text, filter) = keep();
-        // What was begun counts too.
-        fs::write(kept.0.join(".1"), "begun").expect("written");
-        let texts: Vec<String> = (0..3 * MAX_FILES).map(|number| format!("{{\"{number}\":0}}")).collect();
-        for text in &texts {
-            assert_eq!(kept.keep(text, &filter), Some(()));
+        let folder = folder(&kept);
+        // What was begun counts too, and what somebody has put there does not.
+        for name in [".1", "notes"] {
+            fs::write(folder.join(name), "text").expect("written");
         }
-        assert_eq!(fs::read_dir(&kept.0).expect("a folder").count(), MAX_FILES);
+        let texts: Vec<String> = (0..3 * MAX_FILES).map(|number| format!("{{\"{number}\":0}}")).collect();
+        for (number, text) in texts.iter().enumerate() {
+            assert_eq!(kept.keep(text, &filter, || true), Some(()));
+            // Ticks of a file system's clock are longer than that.
+            let written = SystemTime::now() + Duration::from_secs(number as u64);
+            File::open(path(&kept, text)).and_then(|file| file.set_modified(written)).expect("a time");
+        }
+        assert_eq!(fs::read_dir(&folder).expect("a folder").count(), MAX_FILES + 1);
         assert_eq!(kept.find(&text), None);
-        assert_eq!(kept.find(texts.last().expect("one")), Some(filter));
-        assert!(!kept.0.join(".1").exists());
+        let found = texts.iter().filter(|text| kept.find(text).is_some());
+        assert!(found.eq(&texts[2 * MAX_FILES..]));
+        assert!(!folder.join(".1").exists() && folder.join("notes").exists());
     }
 }

@@ -37,11 +37,11 @@ static COMPILED: OnceLock<Vec<Known>> = OnceLock::new();
 
 /// Compiles the profiles that nearly all containers have, for a process whose forks start them.
 pub(crate) fn prepare() {
-    let known = |profile: LinuxSeccomp| {
+    let compiled = |profile: LinuxSeccomp| {
         let (text, filter) = (serde_json::to_string(&profile).ok()?, Filter::compile(&profile).ok()?);
         Some(Known { profile, text, filter })
     };
-    COMPILED.get_or_init(|| [default_profile(), strict_profile(ASKS_SHIM)].into_iter().filter_map(known).collect());
+    COMPILED.get_or_init(|| [default_profile(), strict_profile(ASKS_SHIM)].into_iter().filter_map(compiled).collect());
 }
 
 /// The filter of a profile's text, if it need not be compiled: what this process knows, then what is kept. Not of one that asks,
