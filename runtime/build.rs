@@ -6,11 +6,21 @@ use std::path::{Path, PathBuf};
 fn main() {
     let mut files = Vec::new();
     walk(Path::new("src"), &mut files);
+    walk(Path::new("regex/src"), &mut files);
     files.sort();
     // What both programs have besides, where this is built as a part of them.
-    let others = ["../node/src/cli/oci.rs", "../node/src/lib.rs", "../Cargo.lock"].map(PathBuf::from);
+    let others = [
+        "Cargo.toml",
+        "regex/Cargo.toml",
+        "../Cargo.toml",
+        "../Cargo.lock",
+        "../node/src/cli/oci.rs",
+        "../node/src/lib.rs",
+    ];
+    let others = others.map(PathBuf::from);
     let others: Vec<PathBuf> = others.into_iter().filter(|file| file.exists()).collect();
     println!("cargo::rerun-if-changed=src");
+    println!("cargo::rerun-if-changed=regex/src");
     others.iter().for_each(|file| println!("cargo::rerun-if-changed={}", file.display()));
     let mut hasher = DefaultHasher::new();
     // Filters that one program has compiled another takes.

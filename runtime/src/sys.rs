@@ -148,7 +148,7 @@ pub(crate) fn give_memory_back() {
     }
 }
 
-/// Ends this process at once, without what its program does at its end: it has nothing to flush.
+/// Ends this process at once, without what its program does at its end: whoever has something to flush does so first.
 pub(crate) fn end(code: i32) -> ! {
     // SAFETY: takes an integer.
     unsafe { libc::_exit(code) }

@@ -277,8 +277,7 @@ impl Bundle {
     /// Nothing of it is left: no state, no cgroup.
     #[track_caller]
     pub fn is_gone(&self) {
-        let mut kept: Vec<_> = fs::read_dir(self.path("run")).into_iter().flatten().flatten().collect();
-        kept.retain(|entry| entry.file_name() != "~filters");
+        let kept = containers(&self.path("run"));
         assert!(kept.is_empty(), "left behind: {kept:?}");
         assert!(self.groups().is_empty(), "left behind: {:?}", self.groups());
     }
@@ -289,8 +288,8 @@ impl Drop for Bundle {
         if std::thread::panicking() {
             eprintln!("--- said by {}: {}", self.id, self.said());
         }
-        for entry in fs::read_dir(self.path("run")).into_iter().flatten().flatten() {
-            let _gone = self.oci(&["delete", "--force", &entry.file_name().to_string_lossy()]);
+        for id in containers(&self.path("run")) {
+            let _gone = self.oci(&["delete", "--force", &id]);
         }
     }
 }
@@ -430,6 +429,12 @@ fn config(script: &str) -> Value {
     })
 }
 
+/// The containers below a `--root`.
+fn containers(root: &Path) -> Vec<String> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|id| id != "~filters").collect()
+}
+
 /// Removes what tests left that were killed.
 fn remove_left_over() {
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
@@ -440,9 +445,9 @@ fn remove_left_over() {
             continue;
         }
         let root = entry.path().join("run");
-        for container in fs::read_dir(&root).into_iter().flatten().flatten() {
+        for id in containers(&root) {
             let mut command = Command::new(binary());
-            command.args(["oci", "--root"]).arg(&root).args(["delete", "--force"]).arg(container.file_name());
+            command.args(["oci", "--root"]).arg(&root).args(["delete", "--force", &id]);
             let _gone = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
         }
         let _gone = fs::remove_dir_all(entry.path());

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use moyai_tests::bundle::{Background, Bundle, groups, take_descriptor};
 use moyai_tests::container::namespace;
@@ -1723,13 +1724,25 @@ fn a_filter_that_was_compiled_before_holds_as_it_did() {
         .set("/linux/seccomp/syscalls", rules)
         .set("/process/args", json!(["sh", "-c", script]))
         .set("/process/capabilities/bounding", json!(["CAP_MKNOD", "CAP_OF_ANOTHER_TIME"]));
+    // That one is taken is noted by the hour.
+    let taken = |verb: &dyn Fn() -> Output| {
+        let long_ago = SystemTime::now() - Duration::from_secs(2 * 3600);
+        let files = fs::read_dir(bundle.path("run/~filters")).expect("a folder").flatten();
+        let files: Vec<_> = files.map(|file| fs::File::open(file.path()).expect("a file")).collect();
+        files.iter().for_each(|file| file.set_modified(long_ago).expect("a time"));
+        let output = verb();
+        let is_noted =
+            |file: &&fs::File| file.metadata().and_then(|about| about.modified()).expect("a time") > long_ago;
+        assert_eq!(files.iter().filter(is_noted).count(), 1, "{output}");
+        output
+    };
     let mut last = kept(&bundle);
     for again in [false, true] {
-        let warned = bundle.create(&[]).ok();
+        let warned = taken(&|| bundle.create(&[])).ok();
         assert!(warned.stderr.contains("\"CAP_OF_ANOTHER_TIME\" left out"), "{warned}");
         bundle.start().ok();
         bundle.wait_to_say("Seccomp:\t2");
-        let added = bundle.exec(&["mkdir", "/y"]).exits(1);
+        let added = taken(&|| bundle.exec(&["mkdir", "/y"])).exits(1);
         assert!(added.stderr.contains("'/y': No space left on device"), "{added}");
         assert!(!bundle.inside("x").exists() && !bundle.inside("y").exists());
         bundle.oci(&["delete", "--force", bundle.id()]).ok();

@@ -24,7 +24,7 @@ use super::types::{PlaceRow, UsageRow, Verified};
 use super::view;
 use crate::daemon::images::{Repair, Swept};
 use crate::pieces::Outgoing;
-use crate::registry::for_this_machine;
+use crate::registry::{MAX_MANIFEST, for_this_machine};
 
 /// Pieces of an archive on their way.
 const QUEUE: usize = 16;
@@ -137,6 +137,10 @@ fn docker_manifest(store: &Store, original: &Original, reference: &Reference) ->
 fn image_manifest(store: &Store, original: &Original) -> io::Result<Option<Vec<u8>>> {
     let mut blob = original.manifest();
     loop {
+        // What others call a manifest may be of any size.
+        if blob.size > MAX_MANIFEST as u64 {
+            return Ok(None);
+        }
         let mut bytes = Vec::new();
         store.read_blob(blob).map_err(io::Error::other)?.read_to_end(&mut bytes)?;
         if !media::is_index(&blob.media_type) {

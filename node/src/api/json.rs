@@ -12,22 +12,22 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::server::failed;
+use super::server::{Failed, failed};
 
 /// A body of JSON.
 pub(super) struct Json<T>(pub(super) T);
 
 /// A request's is of axum's limit at most, 2 MB.
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
-    type Rejection = Response;
+    type Rejection = Failed;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
-        let bytes = Bytes::from_request(request, state).await.map_err(IntoResponse::into_response)?;
-        let wrong = |error| {
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failed> {
+        let wrong = |error: String| {
             let hint = "are the daemon and this command of the same release?";
-            failed(format!("the request cannot be read: {error}"), hint).into_response()
+            failed(format!("the request cannot be read: {error}"), hint)
         };
-        serde_json::from_slice(&bytes).map(Json).map_err(wrong)
+        let bytes = Bytes::from_request(request, state).await.map_err(|error| wrong(error.body_text()))?;
+        serde_json::from_slice(&bytes).map(Json).map_err(|error| wrong(error.to_string()))
     }
 }
 

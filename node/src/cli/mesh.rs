@@ -38,7 +38,7 @@ const START: Duration = Duration::from_secs(30);
 
 /// Runs the daemon in this process.
 pub fn daemon(context: &Context, ready: bool) -> anyhow::Result<u8> {
-    let wished = levels(&std::env::var("RUST_LOG").unwrap_or_default());
+    let wished = levels(&std::env::var_os("RUST_LOG").unwrap_or_default().to_string_lossy());
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     let usual = || {
         let levels = [("libp2p_mdns", LevelFilter::ERROR), ("libp2p_kad", LevelFilter::ERROR)];
@@ -61,7 +61,8 @@ pub fn daemon(context: &Context, ready: bool) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// What is to be logged: targets and levels, with commas between; `None` where nothing is said, an error for what is neither.
+/// What is to be logged: a level for all, and `TARGET=LEVEL`, with commas between; `None` where nothing is said, an error for what
+/// is neither.
 fn levels(text: &str) -> Result<Option<Targets>, String> {
     let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     if parts.is_empty() {
@@ -69,6 +70,12 @@ fn levels(text: &str) -> Result<Option<Targets>, String> {
     }
     if let Some(span) = parts.iter().find(|part| part.contains(['[', '{'])) {
         return Err(format!("`{span}` names a span, and only targets and levels are known"));
+    }
+    // A target alone would be all of it and nothing else, and may well be a level that is misspelt.
+    if let Some(word) = parts.iter().find(|part| !part.contains('=') && part.parse::<LevelFilter>().is_err()) {
+        return Err(format!(
+            "`{word}` is no level (error, warn, info, debug, trace, off); a target has one: `{word}=info`"
+        ));
     }
     parts.join(",").parse().map(Some).map_err(|error| format!("`{text}`: {error}"))
 }
@@ -570,6 +577,8 @@ mod tests {
             ("moyai[span]=info", "`moyai[span]=info` names a span"),
             ("[{peer=5}]", "names a span"),
             ("moyai=loud", "`moyai=loud`: "),
+            ("warn, verbose", "`verbose` is no level"),
+            ("moyai", "`moyai=info`"),
             ("info,a=b=c", "`info,a=b=c`: "),
         ] {
             let error = levels(wrong).expect_err(wrong);

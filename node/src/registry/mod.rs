@@ -58,7 +58,7 @@ use uploads::{Upload, UploadError, Uploads};
 /// Where it listens when nothing else is said.
 pub const USUAL: &str = "127.0.0.1:5000";
 /// The most bytes of a manifest, as the specification asks for.
-const MAX_MANIFEST: usize = 4 << 20;
+pub(crate) const MAX_MANIFEST: usize = 4 << 20;
 /// How a manifest that was pushed by digest is tagged.
 const BY_DIGEST: &str = "sha256.";
 /// Names of one answer.
@@ -553,6 +553,9 @@ impl Registry {
             )
         })?;
         let parsed: Value = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
+        if !parsed.is_object() {
+            return Err(invalid("a manifest is a JSON object".to_owned()));
+        }
         let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let media_type = media_type.or_else(|| parsed["mediaType"].as_str()).unwrap_or(media::MANIFEST).to_owned();
         if !media::is_index(&media_type) && !media::is_manifest(&media_type) {

@@ -32,7 +32,7 @@ const QUEUE: usize = 24;
 /// The most bytes of a manifest, an index or a config.
 const MAX_DOCUMENT: usize = 4 << 20;
 /// The most bytes of documents, names and attributes in one import: they are held in memory until its end.
-const MAX_METADATA: u64 = 512 << 20;
+pub(super) const MAX_METADATA: u64 = 512 << 20;
 /// The most bytes between two files of a tar archive: long names and extended attributes, which its reader collects.
 const MAX_HEADERS: u64 = 2 << 20;
 /// Bytes a member takes in memory besides its names, about.

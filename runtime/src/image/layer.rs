@@ -12,19 +12,11 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use super::archive::{Budget, ImportError, each_file};
-use super::{Content, Entry, Kind, Recipe, Tree};
+use super::{Content, ENTRY, Entry, Kind, MAX_ENTRIES, MAX_XATTRS, Recipe, Tree, weight};
 use crate::store::{Sink, StoreError, Writer};
 
-/// The most entries a layer may have.
-const MAX_ENTRIES: usize = 2_000_000;
-/// Bytes an entry takes in memory besides its path and attributes, about.
-const ENTRY: usize = 160;
-/// And an attribute besides its bytes.
-const ATTRIBUTE: usize = 64;
 /// PATH_MAX.
 const MAX_PATH: usize = 4096;
-/// The most bytes of extended attributes one entry may have (the kernel's XATTR_SIZE_MAX).
-const MAX_XATTRS: usize = 64 * 1024;
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const WHITEOUT: &[u8] = b".wh.";
 
@@ -128,8 +120,7 @@ pub(super) fn read(
                 Kind::Symlink(target) | Kind::Hardlink(target) => target.len(),
                 _ => 0,
             };
-            let attributes: usize = entry.xattrs.iter().map(|(key, value)| key.len() + value.len() + ATTRIBUTE).sum();
-            budget.spend(link + attributes + PART, name)?;
+            budget.spend(link + weight(&entry.xattrs) + PART, name)?;
             insert(&mut entries, entry);
         }
         Ok(())
@@ -174,7 +165,7 @@ fn entry(
             }
         }
     }
-    if xattrs.iter().map(|(key, value)| key.len() + value.len() + ATTRIBUTE).sum::<usize>() > MAX_XATTRS {
+    if weight(&xattrs) > MAX_XATTRS {
         return Err(ImportError::TooMany { name: name.to_owned(), limit: MAX_XATTRS });
     }
     let kind = match kind {

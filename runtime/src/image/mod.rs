@@ -20,8 +20,10 @@ mod tests;
 mod unpack;
 
 use std::collections::BTreeSet;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use archive::{ImportError, Imported, Limits, OpenBlob, Progress, Pushed, import, import_pushed};
 pub(crate) use archive::{Metered, read_full};
@@ -132,7 +134,52 @@ pub struct Entry {
     /// Last change, in seconds since 1970.
     pub mtime: i64,
     /// Extended attributes.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    #[serde(deserialize_with = "few")]
+    pub xattrs: Attributes,
+}
+
+/// Names and values.
+type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// The most entries a layer may have.
+const MAX_ENTRIES: usize = 2_000_000;
+/// Bytes an entry takes in memory besides its path and attributes, about.
+const ENTRY: usize = 160;
+/// And an attribute besides its bytes.
+const ATTRIBUTE: usize = 64;
+/// The most bytes that the extended attributes of one entry may take (the kernel's XATTR_SIZE_MAX).
+const MAX_XATTRS: usize = 64 * 1024;
+/// And all entries of a layer, besides their contents: as much as an import of it may hold.
+const MAX_TREE: usize = archive::MAX_METADATA as usize;
+
+/// What attributes take in memory.
+fn weight(xattrs: &[(Vec<u8>, Vec<u8>)]) -> usize {
+    xattrs.iter().map(|(key, value)| key.len() + value.len() + ATTRIBUTE).sum()
+}
+
+/// Attributes of an entry that may be made up: two bytes are one that takes fifty in memory.
+fn few<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Attributes, D::Error> {
+    struct Few;
+    impl<'de> Visitor<'de> for Few {
+        type Value = Attributes;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("extended attributes")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Attributes, A::Error> {
+            let (mut all, mut taken) = (Vec::new(), 0);
+            while let Some(one) = seq.next_element()? {
+                taken += weight(std::slice::from_ref(&one));
+                if taken > MAX_XATTRS {
+                    return Err(A::Error::custom("more extended attributes than a file can have"));
+                }
+                all.push(one);
+            }
+            Ok(all)
+        }
+    }
+    deserializer.deserialize_seq(Few)
 }
 
 /// What an entry is.
@@ -193,11 +240,21 @@ impl Tree {
 
     /// From bytes whose hash was checked. They come from a peer that may have made them up, so paths are checked again.
     pub fn decode(bytes: &[u8]) -> Result<Tree, String> {
-        let tree: Tree = postcard::from_bytes(bytes).map_err(|error| format!("a malformed layer tree: {error}"))?;
-        for pair in tree.entries.windows(2) {
-            if pair[0].path >= pair[1].path {
+        // One by one: entries that say next to nothing take twenty times their bytes in memory.
+        let malformed = |error: postcard::Error| format!("a malformed layer tree: {error}");
+        let (count, mut rest) = postcard::take_from_bytes::<usize>(bytes).map_err(malformed)?;
+        let (mut tree, mut taken) = (Tree::default(), 0);
+        for _ in 0..count {
+            let (entry, after) = postcard::take_from_bytes::<Entry>(rest).map_err(malformed)?;
+            if tree.entries.last().is_some_and(|last| last.path >= entry.path) {
                 return Err("a layer tree out of order".to_owned());
             }
+            taken += ENTRY + entry.path.len() + weight(&entry.xattrs);
+            if taken > MAX_TREE || tree.entries.len() == MAX_ENTRIES {
+                return Err("a layer tree that is larger than any honest one".to_owned());
+            }
+            tree.entries.push(entry);
+            rest = after;
         }
         let folders: BTreeSet<&[u8]> = tree
             .entries

@@ -49,3 +49,24 @@ fn a_tree_from_a_peer_cannot_lead_out() {
     assert!(decode(vec![obeyed]).is_err());
     assert!(Tree::decode(b"\xff\xff\xff\xff\xff\xff").is_err());
 }
+
+#[test]
+fn a_tree_from_a_peer_takes_no_more_memory_than_an_honest_one() {
+    let with = |count: usize| Entry { xattrs: vec![(vec![], vec![]); count], ..entry("a", Kind::Fifo) };
+    let decode = |entries: Vec<Entry>| Tree::decode(&Tree { entries }.encode());
+    assert!(decode(vec![with(MAX_XATTRS / ATTRIBUTE)]).is_ok());
+    let refused = decode(vec![with(MAX_XATTRS / ATTRIBUTE + 1)]).expect_err("too many");
+    assert!(refused.starts_with("a malformed layer tree"), "{refused}");
+    // One entry of a hundred million attributes, or what is left of them: it is not read to its end.
+    let one = Tree { entries: vec![with(0)] }.encode();
+    let many = [&one[..one.len() - 1], &[0xff, 0xff, 0xff, 0x2f], &[0; 4 * MAX_XATTRS][..]].concat();
+    assert!(Tree::decode(&many).is_err());
+    let paths: Vec<Vec<u8>> = (0..=MAX_ENTRIES).map(|number| format!("{number:07}").into_bytes()).collect();
+    let of = |count: usize| {
+        let entries = paths[..count].iter().map(|path| Entry { path: path.clone(), ..entry("", Kind::Fifo) });
+        Tree { entries: entries.collect() }.encode()
+    };
+    assert_eq!(Tree::decode(&of(MAX_ENTRIES)).map(|tree| tree.entries.len()), Ok(MAX_ENTRIES));
+    let refused = Tree::decode(&of(MAX_ENTRIES + 1)).expect_err("too many");
+    assert!(refused.contains("larger than any honest one"), "{refused}");
+}

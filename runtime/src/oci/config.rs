@@ -19,6 +19,7 @@ use serde_json::Value;
 use super::mounts;
 use super::process::{affinity, processors};
 use super::trampoline::Trampoline;
+use super::unambiguous::Unambiguous;
 use crate::seccomp::{Filter, FilterError, Kept, filter_of, known};
 
 /// Where a spec has its process.
@@ -171,7 +172,7 @@ impl Config {
 /// A spec whose system call filter need not be compiled, which is read as if it had none, and what was left out of it; nothing if
 /// that is not so, or if something is wrong with it.
 pub(super) fn parse_known(text: &[u8], kept: Option<&Kept>) -> Option<(Spec, Vec<String>, Filter)> {
-    // In no profile: it takes the place of the known one, to see that it is read as that and as nothing else.
+    // In no profile that is compiled: it takes the place of the known one, to see that it is read as that and as nothing else.
     const PLACE: &[u8] = br#"{"defaultAction":"SCMP_ACT_TRACE","defaultErrnoRet":4294967295}"#;
     let profile = profile_in(text)?;
     let filter = known(profile, kept)?;
@@ -211,17 +212,19 @@ fn parse<T: DeserializeOwned>(text: &[u8], prefix: &str) -> Result<(T, Vec<Strin
     if let Ok(parsed) = serde_json::from_slice(text) {
         return Ok((parsed, Vec::new()));
     }
-    // Once more, minding the path, which costs as much again. Here what follows the document is not minded.
-    let again = serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(text)).map_err(wrong);
-    let (field, reason) = match again {
-        Ok(parsed) => return Ok((parsed, Vec::new())),
+    // Once more, minding the path, which costs as much again.
+    let mut again = serde_json::Deserializer::from_slice(text);
+    let (field, reason) = match serde_path_to_error::deserialize::<_, T>(&mut again).map_err(wrong) {
+        Ok(_) => (".".to_owned(), again.end().err().map_or_else(String::new, |error| error.to_string())),
         Err(error) => error,
     };
     let inside = field.strip_prefix(prefix);
     if !inside.is_some_and(|field| field.starts_with("capabilities.") || field.starts_with("execCPUAffinity.")) {
         return Err((field, reason));
     }
-    let mut value: Value = serde_json::from_slice(text).map_err(|_| (field, reason))?;
+    let mut again = serde_json::Deserializer::from_slice(text);
+    let Unambiguous(mut value) = serde_path_to_error::deserialize(&mut again).map_err(wrong)?;
+    again.end().map_err(|error| (".".to_owned(), error.to_string()))?;
     let process = if prefix == IN_SPEC { value.get_mut("process") } else { Some(&mut value) };
     let left_out = process.map(|process| leave_out(process, prefix)).unwrap_or_default();
     serde_path_to_error::deserialize(value).map(|parsed| (parsed, left_out)).map_err(wrong)
@@ -626,19 +629,27 @@ mod tests {
         let profile = serde_json::to_string(&default_profile()).expect("JSON");
         let twice = |name: &str| format!(r#""{name}":{profile},{other}"#);
         let once = format!(r#""seccomp":{profile}"#);
+        let place = r#""seccomp":{"defaultAction":"SCMP_ACT_TRACE","defaultErrnoRet":4294967295}"#;
         let end = spec.len() - 1;
         for wrong in [
             spec.replacen(&once, &twice("seccomp"), 1),
             spec.replacen(&once, &twice("secc\\u006fmp"), 1),
             spec.replacen(&once, &format!("{other},{once}"), 1),
+            spec.replacen(&once, &format!("{once},{place}"), 1),
+            spec.replacen(&once, &format!("{place},{once}"), 1),
             format!(r#"{},"linux":{{{other}}}}}"#, &spec[..end]),
             format!("{spec}{{}}"),
             spec[..end].to_owned(),
             format!("[{spec}]"),
         ] {
             assert_ne!(wrong, spec);
-            assert!(serde_json::from_str::<Spec>(&wrong).is_err(), "{wrong}");
-            assert!(parse_known(wrong.as_bytes(), None).is_none(), "{wrong}");
+            // With something else that is read in another way, too.
+            let odd = wrong.replacen(r#""permitted":["#, r#""permitted":["CAP_NONE","#, 1);
+            assert_ne!(odd, wrong);
+            for wrong in [wrong, odd] {
+                assert!(parse::<Spec>(wrong.as_bytes(), IN_SPEC).is_err(), "{wrong}");
+                assert!(parse_known(wrong.as_bytes(), None).is_none(), "{wrong}");
+            }
         }
         // A list may be read as fields, too; and another way to write the name is the same name: they are compiled.
         let listed = format!(r#"{{"ociVersion":"1.0.0","linux":[{profile}]}}"#);

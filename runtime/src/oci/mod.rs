@@ -60,6 +60,7 @@ mod seal;
 mod shift;
 mod spawn;
 mod trampoline;
+mod unambiguous;
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};

@@ -13,9 +13,9 @@
 //! **What is kept** is a filter that asks nobody and lets all pass that a start itself calls (`oci/trampoline.rs`), since its profile is
 //! not looked at again. The first start of all below `ROOT` keeps none: `ROOT` is made later than that.
 //!
-//! **If two write at once** they write the same. **If one dies** what it has begun is among the [`MAX_FILES`], of which those written
-//! first go, so all of them have 10 MiB at most; nobody removes the folder. What cannot be written, or not be read, costs time and
-//! nothing else.
+//! **If two write at once** they write the same. **If one dies** what it has begun is among the [`MAX_FILES`], of which those go that
+//! were taken least lately, by the hour: 10 MiB at most, but for what is written at the same moment. Nobody removes the folder. What
+//! cannot be written, or not be read, costs time and nothing else.
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher};
@@ -23,7 +23,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
@@ -41,6 +41,8 @@ const MAX_FILES: usize = 32;
 const MAX_TEXT: usize = 256 << 10;
 /// Of a file: the text, and at most 4,096 instructions of 10 bytes.
 const MAX_FILE: u64 = MAX_TEXT as u64 + (64 << 10);
+/// How exactly it is written down when one was taken.
+const OFTEN: Duration = Duration::from_secs(3600);
 const BUILD: &str = env!("MOYAI_RUNTIME_BUILD");
 
 /// What a file says.
@@ -85,12 +87,16 @@ impl Kept {
             return None;
         }
         let mut bytes = Vec::with_capacity(about.len() as usize);
-        file.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
+        (&file).take(MAX_FILE).read_to_end(&mut bytes).ok()?;
         let entry: Entry<'_> = postcard::from_bytes(&bytes).ok()?;
         if entry.build != BUILD || entry.text != text || entry.sum != hash(entry.filter) {
             return None;
         }
         let Short { program, flags } = postcard::from_bytes(entry.filter).ok()?;
+        let now = SystemTime::now();
+        if about.modified().is_ok_and(|taken| now.duration_since(taken).is_ok_and(|age| age > OFTEN)) {
+            let _noted = file.set_modified(now);
+        }
         Some(Filter { program, flags, asks: false })
     }
 
@@ -135,7 +141,11 @@ impl Kept {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let open = || openat(&root, FOLDER, flags, Mode::empty()).ok().map(File::from);
         let folder = match open() {
-            None if make => mkdirat(&root, FOLDER, Mode::S_IRWXU).ok().and_then(|()| open()),
+            None if make => {
+                // Another may have made it.
+                let _made = mkdirat(&root, FOLDER, Mode::S_IRWXU);
+                open()
+            }
             folder => folder,
         };
         folder.filter(|folder| folder.metadata().is_ok_and(|about| is_own(&about)))
@@ -147,7 +157,7 @@ fn is_own(about: &std::fs::Metadata) -> bool {
     about.uid() == geteuid().as_raw() && about.mode() & 0o077 == 0
 }
 
-/// Makes room for one more, if need be by removing what was written first. What is called otherwise is not this program's.
+/// Makes room for one more, if need be by removing what was taken or written first. What is called otherwise is not this program's.
 fn remove_oldest(folder: &File) -> Option<()> {
     let mut files = Vec::new();
     for entry in
@@ -187,7 +197,6 @@ fn hash(bytes: &[u8]) -> u64 {
 mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::time::Duration;
 
     use super::*;
     use crate::seccomp::{default_profile, strict_profile};
@@ -316,5 +325,12 @@ mod tests {
         let found = texts.iter().filter(|text| kept.find(text).is_some());
         assert!(found.eq(&texts[2 * MAX_FILES..]));
         assert!(!folder.join(".1").exists() && folder.join("notes").exists());
+        // What is taken stays.
+        let first = &texts[2 * MAX_FILES];
+        let long_ago = SystemTime::now() - 2 * OFTEN;
+        let file = File::open(path(&kept, first)).expect("a file");
+        file.set_modified(long_ago).expect("a time");
+        assert!(kept.find(first).is_some());
+        assert!(file.metadata().and_then(|about| about.modified()).expect("a time") > long_ago + OFTEN);
     }
 }

@@ -48,6 +48,7 @@ pub use rootfs::{Form, ImageFile, NoForm};
 pub(crate) use write::Sink;
 pub use write::Writer;
 
+use crate::image::erofs::MAX_ENTRIES;
 use crate::image::{Chunk, Content, ContentId, ImageConfig, MAX_ROOT, Root, Tree, UnpackError};
 use crate::sys;
 use index::{Index, Location};
@@ -429,9 +430,18 @@ impl Store {
         Tree::decode(&self.content(tree)?).map_err(StoreError::Damaged)
     }
 
-    /// An image's layers, the lowest first.
+    /// An image's layers, the lowest first. They have no more entries than one file system can be made of.
     fn trees(&self, root: &Root) -> Result<Vec<Tree>, StoreError> {
-        root.layers.iter().map(|layer| self.tree(&layer.tree)).collect()
+        let (mut trees, mut entries) = (Vec::new(), 0);
+        for layer in &root.layers {
+            let tree = self.tree(&layer.tree)?;
+            entries += tree.entries.len();
+            if entries > MAX_ENTRIES {
+                return Err(StoreError::Damaged(format!("an image of more than {MAX_ENTRIES} entries")));
+            }
+            trees.push(tree);
+        }
+        Ok(trees)
     }
 
     fn object(&self, id: &ContentId) -> PathBuf {
